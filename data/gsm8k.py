@@ -1,0 +1,119 @@
+"""GSM8K as prompts for reinforcement learning: raw rows get our template, prepared rows are taken as they are.
+
+    python -m data.gsm8k --input openai/gsm8k --output_dir data/gsm8k_8shot --num_shots 8 --seed 42
+
+writes the prepared files. A prepared row has its prompt and final answer ready, and so has any other dataset with a
+prompt column: one path serves both.
+"""
+
+import argparse
+import json
+import re
+import warnings
+from pathlib import Path
+
+from data.prompts import COMPLETION, build_prompt, check_num_shots
+from data.rows import SPLITS, Row, find_splits, read
+from grpo.types import Example
+
+CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
+ANSWER_MARK = "####"
+PREPARED_COLUMNS = ("prompt", "question", "answer", "final_answer")
+
+
+def load(
+    path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt"
+) -> list[Example]:
+    """The examples of one split, from raw GSM8K rows or from rows that have their prompts.
+
+    Args:
+        path_or_name: a Hub name such as openai/gsm8k, a .jsonl or .json file, or a folder with one file per split.
+        split: train, validation (of raw GSM8K: a tenth of train) or test.
+        num_shots: solved examples in front of the question, 0 to 8; ready prompts have theirs already.
+        seed: of the shuffle that divides train from validation.
+        prompt_column: where ready prompts are.
+
+    Raises:
+        ValueError: num_shots outside 0 to 8, or a dataset that is missing, broken, empty or of another shape.
+    """
+    check_num_shots(num_shots)
+    rows = read(path_or_name, split, prompt_column=prompt_column, seed=seed)
+    if prompt_column not in rows[0]:
+        return [raw_example(row, num_shots=num_shots) for row in rows]
+    if num_shots and rows[0][prompt_column] != build_prompt(rows[0].get("question") or "", num_shots):
+        warnings.warn(f"num_shots={num_shots} has no effect: {path_or_name} has ready prompts", stacklevel=2)
+    return [prepared_example(row, prompt_column=prompt_column) for row in rows]
+
+
+def raw_example(row: Row, *, num_shots: int) -> Example:
+    """A GSM8K row as an example: calculator marks removed, the answer ending in the answer line that we train for."""
+    question = row["question"].strip()
+    reasoning, mark, _ = CALCULATOR_MARK.sub("", row["answer"]).rpartition(ANSWER_MARK)
+    if not mark:
+        raise ValueError(f"answer={row['answer']!r:.60}: must end in '#### N' as in GSM8K, or give prompt_column")
+    final_answer = find_final_answer(row)
+    prompt = build_prompt(question, num_shots)
+    return Example(
+        question=question,
+        answer=COMPLETION.format(reasoning=reasoning.strip(), final_answer=final_answer).strip(),
+        final_answer=final_answer,
+        prompt=prompt,
+        columns=row | {"prompt": prompt, "final_answer": final_answer},
+    )
+
+
+def prepared_example(row: Row, *, prompt_column: str) -> Example:
+    """A row with a ready prompt as an example; only a row with an answer of some kind gets a final_answer column."""
+    final_answer = find_final_answer(row)
+    derived = {"final_answer": final_answer} if "answer" in row else {}
+    return Example(
+        question=str(row.get("question") or ""),
+        answer=str(row.get("answer") or ""),
+        final_answer=final_answer,
+        prompt=row[prompt_column],
+        columns={"prompt": row[prompt_column]} | derived | row,
+    )
+
+
+def find_final_answer(row: Row) -> str:
+    """The column final_answer as text, else what follows "####" in the answer, else the whole answer."""
+    if row.get("final_answer") is not None:
+        return str(row["final_answer"])
+    return str(row.get("answer") or "").rpartition(ANSWER_MARK)[2].strip().removeprefix("The final answer is").strip()
+
+
+def main() -> None:
+    """Write the prepared files of a raw GSM8K: train.json, validation.json and, where there is one, test.json."""
+    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--input", default="openai/gsm8k", help="Hub name, raw .jsonl file, or folder of such files")
+    parser.add_argument("--output_dir", required=True, help="new folder for the files")
+    parser.add_argument("--num_shots", type=int, default=8, help="solved examples in front of each question, 0 to 8")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the split between train and validation")
+    arguments = parser.parse_args()
+    try:
+        prepare(arguments.input, Path(arguments.output_dir), num_shots=arguments.num_shots, seed=arguments.seed)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def prepare(path_or_name: str, output_dir: Path, *, num_shots: int, seed: int) -> None:
+    """Load every split, then write each to its own file in `output_dir`, which must hold none of them yet.
+
+    Raises:
+        ValueError: a file is there already, or the data cannot be loaded.
+    """
+    for file in (output_dir / f"{split}.json" for split in SPLITS):
+        if file.exists():
+            raise ValueError(f"output_dir={str(output_dir)!r}: holds {file.name} already; must be a new folder")
+    splits = [split for split in SPLITS if split != "test" or split in find_splits(path_or_name, "train")]
+    examples = {split: load(path_or_name, split, num_shots=num_shots, seed=seed) for split in splits}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for split, rows in examples.items():
+        table = [{name: getattr(row, name) for name in PREPARED_COLUMNS} for row in rows]
+        text = json.dumps(table, ensure_ascii=False, indent=1)
+        (output_dir / f"{split}.json").write_text(text + "\n", encoding="utf-8")
+        print(f"{output_dir / split}.json: {len(rows)} rows, num_shots {num_shots}, seed {seed}")
+
+
+if __name__ == "__main__":
+    main()

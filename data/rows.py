@@ -1,0 +1,151 @@
+"""Rows of a dataset, read from a file, a folder or the Hugging Face Hub, each a mapping from column to value.
+
+The validation split of GSM8K is held out here, in the one place that sees all rows, so that training and validation are
+disjoint whoever asks for which.
+"""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".json", ".jsonl")
+GSM8K_COLUMNS = ("question", "answer")
+HUB_CONFIG = {"openai/gsm8k": "main"}
+VALIDATION_SHARE = 0.1
+
+
+def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> list[Row]:
+    """The rows of one split, each with a text in `prompt_column`, or else in `question` and `answer` as in GSM8K.
+
+    Rows with ready prompts are already split: they come as they are, in their order. The train split of GSM8K rows is
+    shuffled, and where there is no validation split a tenth of it is held out as one.
+
+    Args:
+        path_or_name: a .jsonl or .json file, a folder that holds train.jsonl, test.jsonl (or .json), or a Hub name.
+            A file is the split it is named after, any other name counts as train; all but train serve as test too.
+        split: train, validation, test, or another split that a Hub dataset has.
+        prompt_column: the column with the prompts.
+        seed: of the shuffle.
+
+    Raises:
+        ValueError: no such dataset or split, a line that is not JSON, no rows, or a row without the needed columns.
+    """
+    splits = find_splits(path_or_name, split)
+    hold_out = "validation" not in splits and split in ("train", "validation")
+    source = "train" if hold_out else split
+    if source not in splits:
+        raise ValueError(f"dataset={path_or_name!r}: no split {source!r}; nearest valid value: {' or '.join(splits)}")
+    rows = splits[source]()
+    if not rows:
+        raise ValueError(f"dataset={path_or_name!r}: split {source!r} is empty; it needs at least one row")
+    has_prompts = prompt_column in rows[0]
+    _check_columns(path_or_name, rows, [prompt_column] if has_prompts else GSM8K_COLUMNS, prompt_column)
+    if has_prompts and source != split:
+        raise ValueError(
+            f"dataset={path_or_name!r}: has no split 'validation', and rows with ready prompts are not split again; "
+            "nearest valid value: a folder with train.json and validation.json, or a second file for evaluation"
+        )
+    if has_prompts or source != "train":
+        return rows
+    random.Random(seed).shuffle(rows)
+    num_held_out = int(VALIDATION_SHARE * len(rows)) if hold_out else 0
+    rows = rows[:num_held_out] if split == "validation" else rows[num_held_out:]
+    if not rows:
+        raise ValueError(f"dataset={path_or_name!r}: a tenth of its rows becomes validation; it needs at least 10 rows")
+    return rows
+
+
+def find_splits(path_or_name: str, split: str) -> dict[str, Callable[[], list[Row]]]:
+    """The splits of a source by name, each with the function that reads it.
+
+    Args:
+        path_or_name: a file, a folder or a Hub name.
+        split: what the caller is after. Any file but train.json(l) can serve as test: the user names it for evaluation.
+    """
+    path = Path(path_or_name).expanduser()
+    if path.is_file():
+        if split == "test" and path.stem != "train":
+            return {"test": partial(read_file, path)}
+        return {path.stem if path.stem in SPLITS else "train": partial(read_file, path)}
+    if path.is_dir():
+        files = [path / (name + suffix) for name in SPLITS for suffix in SUFFIXES]
+        splits = {file.stem: partial(read_file, file) for file in files if file.is_file()}
+        if not splits:
+            raise ValueError(f"dataset={path_or_name!r}: a folder must hold one of {', '.join(f.name for f in files)}")
+        return splits
+    if path.suffix in SUFFIXES or path_or_name.startswith((".", "/", "~")):
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        nearest = [str(path.with_name(name)) for name in get_close_matches(path.name, siblings, n=1)]
+        raise ValueError(
+            f"dataset={path_or_name!r}: no such file or folder; nearest valid value: {(nearest or ['openai/gsm8k'])[0]}"
+        )
+    return _hub_splits(path_or_name)
+
+
+def read_file(path: Path) -> list[Row]:
+    """The rows of a file of JSON objects, one a line or all in one list; a key that a row lacks becomes None.
+
+    Raises:
+        ValueError: something else is in the file; the message starts with file:line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from None
+    if text.lstrip().startswith("["):
+        rows = [(1, row) for row in _parse(text, path, line=1)]
+    else:
+        # Not splitlines(): it would also split inside a text, at a Unicode line separator.
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        rows = [(number, _parse(line, path, line=number)) for number, line in lines]
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: a row must be a JSON object, this one is {json.dumps(row):.40}")
+    every_key = dict.fromkeys(key for _, row in rows for key in row)
+    return [every_key | row for _, row in rows]
+
+
+def _parse(text: str, path: Path, *, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{line + error.lineno - 1}"
+        raise ValueError(f"{place}: must be JSON; {error.msg} at column {error.colno}") from None
+    except ValueError as error:  # an integer of more than 4,300 digits
+        raise ValueError(f"{path}:{line}: {error}") from None
+
+
+def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
+    import datasets  # here because it takes a second, and local files do without it
+
+    try:
+        loaded = datasets.load_dataset(name, HUB_CONFIG.get(name))
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either: {reason}"
+        ) from error
+    return {split: rows.to_list for split, rows in loaded.items()}
+
+
+def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], prompt_column: str) -> None:
+    """Every row must hold text in these columns; a dataset that lacks one is told about prompt_column."""
+    if not set(columns) <= set(rows[0]):
+        nearest = get_close_matches(prompt_column, rows[0], n=1, cutoff=0.0)
+        raise ValueError(
+            f"dataset={path_or_name!r}: needs the column prompt_column={prompt_column!r}, or question and answer; "
+            f"it has {', '.join(rows[0])}; nearest valid value: prompt_column={(nearest or ['prompt'])[0]}"
+        )
+    for number, row in enumerate(rows, start=1):
+        for column in columns:
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise ValueError(
+                    f"dataset={path_or_name!r}: row {number}, column {column!r} must be text, is {row[column]!r:.40}"
+                )

@@ -1,0 +1,178 @@
+"""Score a model, or an adapter on it, on held-out problems: one table, and a report where --output is given.
+
+    python eval.py --model Qwen/Qwen2.5-0.5B --adapter outputs/run/adapter --data openai/gsm8k --num_shots 0 2 4 8
+
+Prompt, stop strings and parser are those of the training. An accuracy means little without the number of examples in
+the prompt, and less without its interval, so the table has a row per number and a 95 % interval in each.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from data import load_examples
+from data.prompts import STOP_STRINGS
+from grpo import evaluation
+from grpo.evaluation import Answer
+from grpo.model import load_decoder
+from grpo.options import check, command_line, convert, option, options, refuse
+from grpo.report import NOTE, draw_shares, image, page, percent, table
+
+HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of eval.py."""
+
+    model: str = option("data/tiny_qwen2", "Model folder or Hub name.")
+    adapter: str | None = option(None, "Folder of a PEFT adapter to put on the model.")
+    compare_base: bool = option(False, "Also score the model without the adapter, and test the difference.")
+    data: str = option("wordproblems", "wordproblems, a dataset file or folder, or a Hub name.")
+    split: str = option("test", "Split of the dataset.")
+    num_shots: list[int] = option([0], "Worked examples in the prompt, one evaluation for each.", within="[0, 8]")
+    limit: int | None = option(None, "Score only so many problems.", unit="problems", within="[1, inf)")
+    max_completion_length: int = option(256, "Longer completions are cut.", unit="tokens", within="[1, inf)")
+    temperature: float = option(0.0, "Of sampling; 0 decodes greedily.", within="[0, inf)")
+    top_p: float = option(1.0, "Sample from the fewest tokens that have this probability.", within="(0, 1]")
+    num_samples: int = option(1, "Completions per problem.", within="[1, inf)")
+    batch_size: int = option(256, "Completions decoded at once: bounds memory.", within="[1, inf)")
+    load_in_4bit: bool = option(False, "Quantise the model to NF4, as in training.")
+    torch_dtype: str = option(
+        "auto", "Type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16"))
+    model_revision: str = option("main", "Revision on the Hub.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model.")
+    seed: int = option(42, "Of the sampling and of the order of the data.", within="[0, inf)")
+    output: str | None = option(None, "Folder for eval.json, eval.html, accuracy.png and the answers; none: no files.")
+
+
+def parse(argv: Sequence[str]) -> Settings:
+    """The settings of a command line.
+
+    Raises:
+        ValueError: an unknown option, a value outside its range, or options that do not go together.
+    """
+    known = options(Settings)
+    given = command_line(Settings, usage="python eval.py [--option value ...]").parse_args(list(argv))
+    settings = Settings(**{name: convert(known[name], value) for name, value in given.items()})
+    for name, one in known.items():
+        check(one, getattr(settings, name))
+    if settings.num_samples > 1 and settings.temperature == 0:
+        refuse("num_samples", settings.num_samples, "greedy samples are all the same: needs temperature > 0", 1)
+    if settings.compare_base and settings.adapter is None:
+        refuse("compare_base", True, "needs an adapter to compare the model with", False)
+    if settings.output is not None and (Path(settings.output) / "eval.json").exists():
+        refuse("output", settings.output, "holds another evaluation, which is not written over", f"{settings.output}-2")
+    return settings
+
+
+def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
+    """The answers of the adapter, or of the model without it, or of both, at each number of shots.
+
+    Raises:
+        ValueError: the model, the adapter or the dataset is missing, or they do not fit together.
+    """
+    examples = {
+        shots: load_examples(settings.data, settings.split, num_shots=shots, seed=settings.seed)[:settings.limit]
+        for shots in settings.num_shots
+    }
+    if not all(example.final_answer for group in examples.values() for example in group):
+        refuse("data", settings.data, "needs a final answer to every problem", "a dataset with a column final_answer")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = automatic if settings.torch_dtype == "auto" else getattr(torch, settings.torch_dtype)
+    answers = {}
+    for adapter in [settings.adapter, None] if settings.compare_base else [settings.adapter]:
+        decoder, tokenizer, stop_token_ids = load_decoder(
+            settings.model, adapter=adapter, load_in_4bit=settings.load_in_4bit, dtype=dtype, device=device,
+            revision=settings.model_revision, trust_remote_code=settings.trust_remote_code)
+        for num_shots in settings.num_shots:
+            label = "model" if adapter is None else "adapter"
+            answers[label, num_shots] = evaluation.evaluate(
+                decoder, tokenizer, examples[num_shots], num_samples=settings.num_samples,
+                temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
+                max_completion_length=settings.max_completion_length, stop_token_ids=stop_token_ids,
+                stop_strings=STOP_STRINGS, batch_size=settings.batch_size, progress=f"{label}, {num_shots} shots")
+    return answers
+
+
+def summarize(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, Any]]:
+    """One record per model and number of shots; the adapter's holds the p value against the model without it."""
+    records = []
+    for (label, num_shots), group in answers.items():
+        records.append({"model": label, "num_shots": num_shots, **evaluation.summarize(group)})
+        if label == "adapter" and ("model", num_shots) in answers:
+            records[-1]["p_value"] = evaluation.compare(answers["model", num_shots], group)["p_value"]
+    return records
+
+
+def table_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The records as text under HEADER."""
+    return [
+        (record["model"], str(record["num_shots"]), f"{record['num_problems']} x {record['num_samples']}",
+         *(percent(record, name) for name in evaluation.SCORES),
+         f"{record['p_value']:.2g}" if "p_value" in record else "")
+        for record in records
+    ]
+
+
+def chart(records: list[dict[str, Any]]) -> Figure:
+    """Strict and lenient accuracy over the number of shots, with their intervals."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    labels = list(dict.fromkeys(record["model"] for record in records))
+    for color, label in zip(("C0", "C7"), labels):
+        group = sorted((record for record in records if record["model"] == label), key=lambda one: one["num_shots"])
+        for name, line in (("strict", "-"), ("lenient", ":")):
+            shots = [record["num_shots"] for record in group]
+            draw_shares(axes, shots, group, name, color=color, linestyle=line, label=f"{label}, {name}")
+    axes.set(xlabel="worked examples in the prompt", ylabel="accuracy, 95 % interval", ylim=(0, 1),
+             xticks=sorted({record["num_shots"] for record in records}))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], records: list[dict[str, Any]]) -> None:
+    """Write `eval.json`, `eval.html`, `accuracy.png` and the answers to the output folder."""
+    folder = Path(settings.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for (label, num_shots), group in answers.items():
+        evaluation.save(group, folder / f"answers_{label}_{num_shots}_shots.jsonl")
+    figure = chart(records)
+    figure.savefig(folder / "accuracy.png", dpi=110)
+    settings_table = table(("option", "value"), list(asdict(settings).items()))
+    body = [table(HEADER, table_rows(records)), f"<p>{NOTE}</p>", image(figure), "<h2>Settings</h2>", settings_table]
+    (folder / "eval.html").write_text(page(f"Accuracy of {settings.model}", body), encoding="utf-8")
+    content = json.dumps({"settings": asdict(settings), "results": records}, indent=1)
+    (folder / "eval.json").write_text(content + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: prints the table, returns the exit code."""
+    try:
+        settings = parse(argv)
+        answers = score(settings)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    records = summarize(answers)
+    lines = [HEADER, *table_rows(records)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if settings.output is not None:
+        write(settings, answers, records)
+        print(f"wrote {Path(settings.output) / 'eval.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Rewards become advantages: how much better a completion is than the other completions of its prompt.
+
+Where this departs from the paper (DeepSeekMath, arXiv 2402.03300, section 4.1.2), or chooses where it is silent:
+
+- The paper writes "std" without saying which. This is the sample std (ddof 1), as in TRL; with the population std the
+  winner of (1, 0, 0, 0) would get 1.732 instead of 1.500.
+- A group of equal rewards has advantage exactly 0, decided by comparing its largest with its smallest reward. Deciding
+  by the std would not do: the float32 mean of seven equal 0.95 is not 0.95, and dividing that rounding by a std which
+  is rounding too makes noise look like a signal.
+"""
+
+import torch
+
+from grpo.options import nearest, refuse
+
+SCALES = ("group", "batch", "none")
+
+
+def group_advantages(
+    reward_BG: torch.Tensor, *, scale: str = "group", eps: float = 1e-4, batch_std: float | None = None
+) -> torch.Tensor:
+    """Centre each reward on its group's mean and divide by a standard deviation.
+
+        group   A_bg = (r_bg - mean_g r_bg) / (std_g r_bg + eps)      GRPO, arXiv 2402.03300
+        batch   A_bg = (r_bg - mean_g r_bg) / (std_bg r_bg + eps)     the std of all rewards, arXiv 2508.08221
+        none    A_bg =  r_bg - mean_g r_bg                            Dr. GRPO, arXiv 2503.20783
+
+    One right answer among four, rewards (1, 0, 0, 0): the mean is 0.25 and the sample std
+    sqrt((0.75^2 + 3 * 0.25^2) / 3) = 0.5, so the winner gets 0.75 / 0.5 = 1.500 and each loser -0.500; eps = 1e-4 in
+    the divisor makes that 0.75 / 0.5001 = 1.4997 and -0.4999.
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[ 1.4997, -0.4999, -0.4999, -0.4999]])
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale="none")
+    tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
+
+    Args:
+        reward_BG: [B, G] rewards of any real dtype, computed on in float32; G >= 2, every group complete.
+        scale: "group", "batch" or "none".
+        eps: added to the std, in units of reward.
+        batch_std: for "batch", the sample std (ddof 1) of the rewards of all ranks; None takes it from reward_BG.
+
+    Returns:
+        [B, G] float32 advantages, exactly 0 throughout a group whose rewards are equal.
+
+    Raises:
+        ValueError: the scale is unknown.
+    """
+    if scale not in SCALES:
+        refuse("scale", scale, f"must be one of {', '.join(SCALES)}", nearest(scale, SCALES))
+    reward_BG = reward_BG.float()
+    advantage_BG = reward_BG - reward_BG.mean(dim=1, keepdim=True)
+    if scale == "group":
+        advantage_BG = advantage_BG / (reward_BG.std(dim=1, keepdim=True) + eps)
+    elif scale == "batch":
+        advantage_BG = advantage_BG / ((reward_BG.std() if batch_std is None else batch_std) + eps)
+    all_equal_B1 = reward_BG.amax(dim=1, keepdim=True) == reward_BG.amin(dim=1, keepdim=True)
+    return torch.where(all_equal_B1, 0.0, advantage_BG)

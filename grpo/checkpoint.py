@@ -1,0 +1,172 @@
+"""Write, find and read checkpoints; export an adapter. Safetensors and JSON only: nothing is ever unpickled.
+
+A checkpoint holds what cannot be recomputed: per trained tensor its float32 master and AdamW's two moments, and the
+number of steps done. Everything else is a function of the recipe and the step number (data order, sampling noise,
+learning rate), which is why a run can go on at another number of ranks.
+"""
+
+import importlib.metadata
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+from peft import PeftConfig
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from grpo.distributed import Engine, rank
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
+
+
+def export(engine: Engine, folder: Path, peft_config: PeftConfig | None) -> None:
+    """Write the trained weights, read them back, compare, and only then say so.
+
+    With an adapter the folder has peft's layout (adapter_config.json, adapter_model.safetensors) and loads in plain
+    peft; without one it is a transformers model folder.
+
+    Raises:
+        RuntimeError: what was read back is not what was trained.
+
+    Collective: every rank; rank 0 writes.
+    """
+    with engine.gathered(engine.trainable.values()):
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in engine.trainable.items()}
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()} if rank() == 0 else {}
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        if peft_config is None:
+            model = engine.policy.model
+            file = folder / "model.safetensors"
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+        else:
+            file = folder / "adapter_model.safetensors"
+            tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+            peft_config.save_pretrained(folder)
+        save_file(tensors, file, metadata={"format": "pt"})
+        read = load_file(file)
+        empty = [name for name, tensor in read.items() if tensor.numel() == 0]
+        if read.keys() != tensors.keys() or empty or any(not torch.equal(read[name], tensors[name]) for name in tensors):
+            raise RuntimeError(f"export to {folder} does not read back as written (empty: {empty[:3]})")
+    dist.barrier()
+
+
+def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig | None) -> Path:
+    """Write `checkpoints/step-N` beside its final place, then rename it: a folder of that name is complete.
+
+    Args:
+        engine: what is trained.
+        output_dir: the run's folder.
+        step: number of steps done.
+        peft_config: for the adapter that goes with the checkpoint.
+
+    Collective: every rank; rank 0 writes.
+    """
+    final = output_dir / "checkpoints" / f"step-{step}"
+    partial = final.with_name(f".step-{step}.partial")
+    if rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    state = {}
+    for name, parameter in engine.trainable.items():
+        for kind, tensor in _read(engine, parameter).items():
+            if rank() == 0:
+                state[f"{name}:{kind}"] = tensor.detach().float().cpu().clone()
+    export(engine, partial / "adapter", peft_config)
+    if rank() == 0:
+        save_file(state, partial / "state.safetensors")
+        versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+        record = {"step": step, "optimizer_steps": step - engine.skipped_steps, "versions": versions}
+        (partial / "state.json").write_text(json.dumps(record, indent=2))
+        _sync_to_disk(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    dist.barrier()
+    return final
+
+
+def latest(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    folders = (output_dir / "checkpoints").glob("step-*")
+    return max(folders, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
+
+
+def restore(engine: Engine, folder: Path) -> int:
+    """Put a checkpoint back: float32 masters, the engine's own copies of them, and AdamW's moments.
+
+    Returns:
+        Number of steps done.
+
+    Raises:
+        ValueError: the checkpoint is of other trained tensors than this run's.
+
+    Collective: every rank; every rank reads.
+    """
+    state = load_file(folder / "state.safetensors")
+    record = json.loads((folder / "state.json").read_text())
+    _check_names(engine, state, folder)
+    _create_optimizer_state(engine, float(record["optimizer_steps"]))
+    for name, parameter in engine.trainable.items():
+        _write(engine, parameter, {kind: state[f"{name}:{kind}"] for kind in ("master", *MOMENTS)})
+    engine.skipped_steps = record["step"] - record["optimizer_steps"]
+    return record["step"]
+
+
+def _check_names(engine: Engine, state: dict[str, torch.Tensor], folder: Path) -> None:
+    shape = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.trainable.items()}
+    saved = {name.removesuffix(":master"): tuple(t.shape) for name, t in state.items() if name.endswith(":master")}
+    if saved != shape:
+        differing = sorted(name for name in saved.keys() | shape.keys() if saved.get(name) != shape.get(name))
+        raise ValueError(f"resume: {folder} holds other trained tensors than this recipe, first {differing[0]}")
+
+
+def _read(engine: Engine, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    if engine.stage == 0:
+        moments = engine.deepspeed.optimizer.state[parameter]
+        return {"master": parameter, **{key: moments[key] for key in MOMENTS}}
+    moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+    return {"master": safe_get_full_fp32_param(parameter), **moments}
+
+
+@torch.no_grad()
+def _write(engine: Engine, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
+    state = {kind: tensor.to(parameter.device) for kind, tensor in state.items()}
+    if engine.stage == 0:
+        for key in MOMENTS:
+            engine.deepspeed.optimizer.state[parameter][key].copy_(state[key])
+    else:
+        safe_set_full_fp32_param(parameter, state["master"])
+        for key in MOMENTS:
+            safe_set_full_optimizer_state(parameter, state[key], key)
+    # The engine computes with a second copy of the weight, which the master's setter leaves stale.
+    with engine.gathered([parameter], write=True):
+        parameter.copy_(state["master"])
+
+
+def _create_optimizer_state(engine: Engine, steps: float) -> None:
+    """AdamW creates its moments at its first step; a resumed run needs a place for them before."""
+    wrapper: Any = engine.deepspeed.optimizer
+    adamw = wrapper if engine.stage == 0 else wrapper.optimizer
+    flat = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+    tensors = next((getattr(wrapper, name) for name in flat if hasattr(wrapper, name)), engine.trainable.values())
+    for tensor in tensors:
+        zeros = {key: torch.zeros_like(tensor) for key in MOMENTS}
+        adamw.state[tensor] = {"step": torch.tensor(steps), **zeros}
+    if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
+        wrapper._lazy_init_hp_params_optimizer_state()
+
+
+def _sync_to_disk(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

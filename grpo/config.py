@@ -1,0 +1,220 @@
+"""The configuration of a run: one flat, frozen dataclass, ordered by how often a reader changes a field.
+
+The dataclass is the documentation (`--help` is generated from it) and the only place where a default is written.
+Everything that can be refused without a model is refused here. Imports no torch, so that happens at once.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo import recipe
+from grpo.options import check, command_line, default_of, option, options, refuse
+from grpo.preflight import check_surroundings, world_size
+
+TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
+LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of a run, the ones changed most often first."""
+
+    # Model
+    model_name_or_path: str = option("data/tiny_qwen2", "Hub name or folder of the base model.")
+    tokenizer_name_or_path: str | None = option(None, "Hub name or folder of the tokenizer; none: the model's own.")
+    model_revision: str = option("main", "Branch, tag or commit of a model from the Hub.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with a model from the Hub.")
+    torch_dtype: str = option(
+        "auto", "Type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16"))
+    tf32: bool = option(False, "Let a GPU round the factors of float32 matrix products to 10 bits of mantissa.")
+    use_peft: bool = option(True, "Train LoRA branches on a frozen base; false trains every weight.")
+    load_in_4bit: bool = option(True, "Quantise the frozen base to NF4 with double quantisation.")
+    lora_r: int = option(16, "Rank of a LoRA branch.", within="[1, inf)")
+    lora_alpha: int = option(16, "A LoRA branch is scaled by lora_alpha / lora_r.", within="[1, inf)")
+    lora_dropout: float = option(0.0, "Share of a LoRA branch's inputs that training drops.", within="[0, 1)")
+    lora_target_modules: list[str] = option(recipe.PROJECTIONS, "Linear modules that get a LoRA branch.")
+    lora_modules_to_save: list[str] = option([], "Modules trained whole beside LoRA, such as lm_head embed_tokens.")
+    adapter_name_or_path: str | None = option(
+        None, "PEFT adapter to start from; a frozen copy of it is the reference policy.")
+
+    # Data
+    train_dataset_id_or_path: str = option(
+        "wordproblems", "wordproblems (generated), a Hub name such as openai/gsm8k, or a local file or folder.")
+    test_dataset_id_or_path: str | None = option(
+        None, "Held-out problems for the evaluation; none: the training dataset's own held-out split.")
+    dataset_splits: str = option("train", "Split of the training dataset that is trained on.")
+    prompt_column: str = option("prompt", "Column that holds the prompt, in a dataset that has prepared prompts.")
+    num_shots: int = option(
+        0, "Worked examples in front of each problem.", unit="examples", within="[0, 8]", why="eight are written")
+    max_prompt_length: int | None = option(
+        None, "Problems with a longer prompt are left out; none: the model's context decides.", unit="tokens",
+        within="[1, inf)")
+
+    # Rewards
+    reward_funcs: list[str] = option(
+        ["format", "correctness"], "Reward functions: format, correctness, or your own as path/to/file.py:function.")
+    reward_weights: list[float] | None = option(None, "Factor of each reward function; none: 1 each.")
+
+    # Rollout
+    prompts_per_step: int = option(
+        16, "Prompts of one optimizer step over all ranks (B times the ranks).", unit="prompts", within="[1, inf)")
+    num_generations: int = option(
+        8, "Completions sampled per prompt (G).", unit="completions", within="[2, inf)",
+        why="a completion is judged against the others of its group")
+    max_completion_length: int = option(
+        256, "Longest completion; a longer one is cut.", unit="tokens", within="[1, inf)")
+    temperature: float = option(
+        1.0, "Logits are divided by it, in sampling and in scoring.", within="(0, inf)",
+        why="greedy text has no exploration and no log-probability")
+    top_p: float = option(
+        1.0, "Only 1 in training.", within="[1, 1]", why="truncated sampling biases the ratio; eval.py allows it")
+    top_k: int = option(
+        0, "Only 0 (off) in training.", within="[0, 0]", why="truncated sampling biases the ratio; eval.py allows it")
+
+    # Length of the run
+    max_steps: int = option(-1, "Steps of the run; -1: num_train_epochs decides.", unit="steps", within="[-1, inf)")
+    num_train_epochs: float = option(1.0, "Passes over the training problems.", unit="epochs", within="(0, inf)")
+    num_iterations: int = option(1, "Optimizer updates per rollout.", unit="updates", within="[1, inf)")
+
+    # Loss
+    loss_type: str = option(
+        "dapo", "What a token's loss is divided by: dapo all tokens of the step, grpo sequences then their tokens, "
+        "dr_grpo sequences times max_completion_length.", choices=("dapo", "grpo", "dr_grpo"))
+    scale_rewards: str = option(
+        "group", "Standard deviation that advantages are divided by; none is Dr. GRPO.",
+        choices=("group", "batch", "none"))
+    beta: float = option(0.04, "Coefficient of the KL to the reference policy.", within="[0, inf)")
+    kl_estimator: str = option(
+        "k3_unbiased", "KL estimator; k3 is the paper's, k3_unbiased has its value and the true KL's gradient, exact "
+        "sums over the vocabulary.", choices=("k1", "k2", "k3", "k3_unbiased", "exact"))
+    epsilon: float = option(0.2, "The ratio is clipped at 1 - epsilon.", within="(0, 1)")
+    epsilon_high: float | None = option(None, "The ratio is clipped at 1 + this; none: epsilon.", within="(0, inf)")
+    mask_truncated_completions: bool = option(False, "Leave completions that were cut out of the loss.")
+
+    # Optimizer
+    learning_rate: float = option(1e-5, "Peak step size of AdamW.", within="(0, inf)")
+    lr_scheduler_type: str = option(
+        "cosine", "Course of the learning rate after the warm-up.", choices=("cosine", "linear", "constant"))
+    warmup_ratio: float = option(0.0, "Share of the updates in which the rate rises from 0.", within="[0, 1)")
+    weight_decay: float = option(0.0, "AdamW's decay.", unit="per unit of learning rate", within="[0, inf)")
+    adam_beta1: float = option(0.9, "AdamW's memory of the gradient.", within="[0, 1)")
+    adam_beta2: float = option(0.999, "AdamW's memory of the squared gradient.", within="[0, 1)")
+    adam_epsilon: float = option(1e-8, "AdamW's guard against division by 0.", within="(0, inf)")
+    max_grad_norm: float = option(1.0, "Longer gradients are scaled down to it; 0: never.", within="[0, inf)")
+
+    # Memory and speed
+    micro_batch_tokens: int = option(
+        8192, "Longest packed row of one forward and backward: bounds memory.", unit="tokens", within="[2, inf)")
+    gradient_checkpointing: bool = option(True, "Recompute activations in the backward pass: less memory, more time.")
+    gradient_checkpointing_kwargs: dict | None = option(None, "Arguments of torch.utils.checkpoint.")
+    logprob_impl: str = option(
+        "auto", "Implementation of log-probabilities; auto: triton on a GPU, the reference elsewhere.",
+        choices=("auto", "reference", "triton"))
+    zero_stage: int = option(
+        3, "What ZeRO shards over the ranks: 1 optimizer state, 2 and gradients, 3 and weights.", within="[0, 3]")
+    deepspeed: dict | None = option(None, "DeepSpeed settings laid over the generated ones, as YAML or JSON.")
+    ddp_timeout: int = option(1800, "A collective that waits longer ends the run.", unit="seconds", within="[1, inf)")
+
+    # Output
+    output_dir: str = option("outputs/toy", "Folder of everything the run writes; never one that holds another run.")
+    resume: bool = option(False, "Continue the run in output_dir from its last checkpoint.")
+    seed: int = option(42, "Key of every random draw: data order, LoRA start, sampling.", within="[0, inf)")
+    save_strategy: str = option(
+        "steps", "When checkpoints are written: every save_steps, after each epoch, or never.",
+        choices=("steps", "epoch", "no"))
+    save_steps: int = option(50, "Steps between checkpoints.", unit="steps", within="[1, inf)")
+    logging_steps: int = option(1, "Steps between lines of metrics.jsonl.", unit="steps", within="[1, inf)")
+    report_to: list[str] = option(
+        [], "Further receivers of the metrics, each an installed package.", choices=("tensorboard", "mlflow", "wandb"))
+    eval_examples: int = option(
+        200, "Held-out problems solved before and after training; 0: no evaluation.", unit="problems",
+        within="[0, inf)")
+
+    # One line for each setting without effect and for each derived value, for rank 0 to print.
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.loss_type == "bnpo":
+            refuse("loss_type", "bnpo", "is not offered: its mean is over a micro-batch, so it depends on how the "
+                   "batch is split", "dapo")
+        for name, one in options(Config).items():
+            check(one, getattr(self, name))
+        if self.epsilon_high is None:
+            object.__setattr__(self, "epsilon_high", self.epsilon)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.epsilon_high < self.epsilon:
+            refuse("epsilon_high", self.epsilon_high, f"must be at least epsilon={self.epsilon}", self.epsilon)
+        if self.max_steps == 0:
+            refuse("max_steps", 0, "must be -1 or at least 1", 1)
+        adapter_only = {"load_in_4bit": "false", "adapter_name_or_path": "none", "lora_modules_to_save": "none"}
+        for name, off in adapter_only.items():
+            if getattr(self, name) and not self.use_peft:
+                refuse(name, getattr(self, name), "needs use_peft=True", f"{off}, or use_peft=True")
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
+            number = len(self.reward_funcs)
+            refuse("reward_weights", self.reward_weights, f"must have one number for each of the {number} reward_funcs",
+                   f"{number} numbers, or none")
+        longest = (self.max_prompt_length or 1) + self.max_completion_length
+        if self.micro_batch_tokens < longest:
+            refuse("micro_batch_tokens", self.micro_batch_tokens, "must hold the longest prompt with one completion",
+                   longest)
+        stage = (self.deepspeed or {}).get("zero_optimization", {}).get("stage", self.zero_stage)
+        if stage != self.zero_stage:
+            refuse("zero_stage", self.zero_stage, f"contradicts stage {stage} of the option deepspeed", stage)
+
+    def save(self, path: str | Path) -> None:
+        """Write the options in force as YAML, a recipe of its own."""
+        values = {name: getattr(self, name) for name in options(Config)}
+        Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def load(argv: list[str]) -> Config:
+    """The configuration of `train.py [--config recipe.yaml] [--option value ...]`.
+
+    Without `--config` the recipe is recipes/toy.yaml. An override wins over the recipe, which wins over the defaults of
+    the dataclass. `--help` prints every option and exits.
+
+    Raises:
+        ValueError: one line that names the field, the value, the rule and the nearest valid value.
+    """
+    parser = command_line(Config, recipe.ForeignNames, usage="torchrun train.py [--config FILE] [--option value ...]")
+    parser.add_argument("--config", metavar="FILE", default=TOY_RECIPE, help="YAML recipe [default recipes/toy.yaml]")
+    given = parser.parse_args(argv)
+    from_recipe, notes = recipe.translate(recipe.read(given.pop("config")), Config)
+    overrides, more_notes = recipe.translate(given, Config)
+    values = recipe.merge(from_recipe, overrides)
+    in_force = {name: values.get(name, getattr(Config, name)) for name in ("num_generations", "max_completion_length")}
+    for name, value in in_force.items():
+        check(options(Config)[name], value)
+    batch_notes = recipe.derive(values, **in_force, world_size=world_size())
+    notes = [*notes, *more_notes, *batch_notes, *_without_effect(values)]
+    config = Config(**values, notes=tuple(notes))
+    check_surroundings(config)
+    return config
+
+
+def _without_effect(values: dict[str, Any]) -> list[str]:
+    """One line for each option that was set, and that another option leaves without effect."""
+    def value_of(name: str) -> Any:
+        return values.get(name, default_of(options(Config)[name]))
+
+    reasons = {
+        "beta=0 leaves the KL out of the loss": (value_of("beta") == 0, ["kl_estimator"]),
+        "use_peft=False trains every weight": (not value_of("use_peft"), LORA_SHAPE),
+        "adapter_name_or_path brings its own": (value_of("adapter_name_or_path") is not None, LORA_SHAPE),
+        "max_steps ends the run": (value_of("max_steps") > 0, ["num_train_epochs"]),
+        "save_strategy is not steps": (value_of("save_strategy") != "steps", ["save_steps"]),
+        "gradient_checkpointing is off": (
+            not value_of("gradient_checkpointing"), ["gradient_checkpointing_kwargs"]),
+    }
+    return [
+        f"{name}={values[name]!r} has no effect: {reason}"
+        for reason, (applies, names) in reasons.items() if applies
+        for name in names if name in values and values[name] != default_of(options(Config)[name])
+    ]

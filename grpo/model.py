@@ -1,0 +1,203 @@
+"""From a model folder or name to the parts a run needs: the trainable model, its tokenizer, and the rollout copy.
+
+The base is quantised to NF4 with double quantisation (QLoRA, Dettmers et al. 2023) and carries LoRA side branches. Under
+ZeRO-3 the packed 4-bit bytes are sharded like any other parameter, which works only if their storage type is the
+engine's own type; see `quantization`.
+"""
+
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+
+from grpo.config import Config
+from grpo.decoder import Decoder
+from grpo.policy import REFERENCE, TRAINED
+
+NF4_BLOCK = 64  # weights that share one scale
+
+
+def dtype_of(config: Config, device: torch.device) -> torch.dtype:
+    """The type of weights and activations: `torch_dtype`, where auto is bfloat16 on a GPU and float32 on a CPU."""
+    if config.torch_dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, config.torch_dtype)
+
+
+def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantisation, the packed bytes stored as `dtype`.
+
+    DeepSpeed casts the module to the engine's type and gathers by type: any other storage type is either refused or
+    silently converted by value, which destroys the packed weights.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+    )
+
+
+def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, **hub) -> PreTrainedModel:
+    """The frozen base model in train mode.
+
+    Args:
+        name: folder or Hub name.
+        load_in_4bit: quantise its linear layers.
+        dtype: type of weights and activations.
+        device: where it is loaded.
+        hub: `revision`, `trust_remote_code`.
+
+    Raises:
+        ValueError: the name is no model, or NF4 cannot quantise its dimensions.
+    """
+    try:
+        model_config = AutoConfig.from_pretrained(name, **hub)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model_name_or_path={name!r} is no model: {reason}; give a folder with config.json") from error
+    if load_in_4bit:
+        _check_dimensions(model_config)
+    model = AutoModelForCausalLM.from_pretrained(
+        name,
+        config=model_config,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        quantization_config=quantization(dtype) if load_in_4bit else None,
+        device_map={"": device} if load_in_4bit else None,
+        **hub,
+    )
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On CPUs with AVX512-BF16 an eval-mode forward repacks the weight in place, and ZeRO-3 gathers the old one.
+            module.support_avx512bf16_for_cpu = False
+    return model.to(device).requires_grad_(False).train()
+
+
+def _check_dimensions(model_config) -> None:
+    for field in ("hidden_size", "intermediate_size"):
+        value = getattr(model_config, field)
+        if value % NF4_BLOCK:
+            nearest = max(round(value / NF4_BLOCK), 1) * NF4_BLOCK
+            raise ValueError(
+                f"load_in_4bit=True with {field}={value}: NF4 needs a multiple of {NF4_BLOCK}, the nearest is {nearest}; "
+                "or set load_in_4bit=False"
+            )
+
+
+def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> PeftConfig:
+    """Inject LoRA into the base, in place: fresh from the config, or read from `adapter_name_or_path`.
+
+    An adapter that is read is injected twice, once to be trained and once frozen as the reference.
+
+    Returns:
+        peft's description of the adapter, what an export writes beside the weights.
+    """
+    if config.adapter_name_or_path is None:
+        tied = bool(model.config.tie_word_embeddings and config.lora_modules_to_save)
+        lora = LoraConfig(
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(config.lora_target_modules),
+            modules_to_save=list(config.lora_modules_to_save) or None,
+            ensure_weight_tying=tied,  # else a tied model comes out with two diverging copies
+            task_type="CAUSAL_LM",
+        )
+        peft_model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    else:
+        peft_model = read_adapter(model, config.adapter_name_or_path, is_trainable=True)
+        peft_model.load_adapter(config.adapter_name_or_path, REFERENCE, is_trainable=False, autocast_adapter_dtype=False)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return peft_model.peft_config[TRAINED]
+
+
+def read_adapter(model: PreTrainedModel, path: str, *, is_trainable: bool) -> PeftModel:
+    """A peft adapter from safetensors, injected into the base.
+
+    Raises:
+        ValueError: the folder is no adapter, or one for another model.
+    """
+    if not (Path(path) / "adapter_model.safetensors").is_file():
+        raise ValueError(f"adapter_name_or_path={path!r} is no adapter folder: it has no adapter_model.safetensors")
+    try:
+        return PeftModel.from_pretrained(model, path, TRAINED, is_trainable=is_trainable, autocast_adapter_dtype=False)
+    except (RuntimeError, ValueError) as error:
+        base = PeftConfig.from_pretrained(path).base_model_name_or_path
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"adapter_name_or_path={path!r} was made for {base}, not for this model: {reason}") from error
+
+
+def load_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or name."""
+    return AutoTokenizer.from_pretrained(name, **hub)
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends a text: the tokenizer's, and all of the generation config's."""
+    ids = model.generation_config.eos_token_id
+    listed = ids if isinstance(ids, list) else [ids]
+    return {token for token in (tokenizer.eos_token_id, *listed) if token is not None}
+
+
+def public_name(name: str) -> str:
+    """A parameter's name without peft's wrappers: what the decoder, an export and a checkpoint call it."""
+    for wrapper in (".base_layer", f".modules_to_save.{TRAINED}", f".{TRAINED}"):
+        name = name.replace(wrapper, "")
+    return name
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters being trained, by public name; a tied weight once."""
+    return {public_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def build_decoder(model: PreTrainedModel) -> Decoder:
+    """The rollout copy: the base dequantised once, LoRA kept as side branches, so that it computes what the engine does.
+
+    Call it before the engine shards the model: here every rank still holds all weights.
+    """
+    weight: dict[str, torch.Tensor] = {}
+    lora: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
+    for name, module in model.named_modules():
+        if "lora_" in name or ".original_module" in name or f".modules_to_save.{REFERENCE}" in name:
+            continue
+        if isinstance(module, LoraLayer):
+            lora[name] = (module.lora_A[TRAINED].weight, module.lora_B[TRAINED].weight, module.scaling[TRAINED])
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, bnb.nn.Params4bit):
+                value = bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state).to(module.compute_dtype)
+            else:
+                value = parameter.data
+            weight[public_name(f"{name}.{leaf}")] = value
+    if model.config.tie_word_embeddings:
+        weight.pop("lm_head.weight", None)
+    return Decoder(model.config, weight, lora)
+
+
+def load_decoder(
+    model_name_or_path: str,
+    *,
+    adapter: str | None,
+    load_in_4bit: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+) -> tuple[Decoder, PreTrainedTokenizerBase, set[int]]:
+    """A decoder for evaluation, with its tokenizer and stop tokens; the training model is dropped again."""
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    model = load_base(model_name_or_path, load_in_4bit=load_in_4bit, dtype=dtype, device=device, **hub)
+    if adapter is not None:
+        read_adapter(model, adapter, is_trainable=False)
+    tokenizer = load_tokenizer(model_name_or_path, **hub)
+    return build_decoder(model), tokenizer, stop_token_ids(model, tokenizer)

@@ -1,0 +1,81 @@
+"""The preflight: what a run needs of its surroundings (ranks, files, packages), refused before any model loads."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo.options import nearest, refuse
+
+if TYPE_CHECKING:
+    from grpo.config import Config
+
+DATA_SUFFIXES = (".json", ".jsonl")
+
+
+def world_size() -> int:
+    """Number of ranks, as torchrun says it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def check_surroundings(config: "Config") -> None:
+    """Refuse what cannot run here.
+
+    Every rank looks at output_dir, so no rank may write there before all have come through.
+
+    Raises:
+        ValueError: prompts that do not divide over the ranks, a missing file, folder or package, or an output_dir
+            whose content does not fit `resume`.
+    """
+    _check_ranks(config.prompts_per_step)
+    _check_folder("model_name_or_path", config.model_name_or_path, holding="config.json")
+    _check_folder("tokenizer_name_or_path", config.tokenizer_name_or_path, holding="tokenizer_config.json")
+    _check_folder("adapter_name_or_path", config.adapter_name_or_path, holding="adapter_config.json")
+    for name in ("train_dataset_id_or_path", "test_dataset_id_or_path"):
+        dataset = getattr(config, name)
+        is_local = dataset and (_looks_local(dataset) or dataset.endswith(DATA_SUFFIXES))
+        if is_local and not Path(dataset).expanduser().exists():
+            _refuse_missing(name, dataset, "must be an existing file or folder")
+    for entry in config.reward_funcs:
+        path = entry.rpartition(":")[0]
+        if path.endswith(".py") and not Path(path).is_file():
+            _refuse_missing("reward_funcs", entry, "must name an existing file before the colon")
+    for package in config.report_to:
+        if importlib.util.find_spec(package) is None:
+            refuse("report_to", package, f"needs the package {package}, which is not installed here", "none")
+    _check_output_dir(Path(config.output_dir), resume=config.resume)
+
+
+def _check_ranks(prompts_per_step: int) -> None:
+    ranks = world_size()
+    if prompts_per_step % ranks:
+        refuse("prompts_per_step", prompts_per_step, f"must be a multiple of the {ranks} ranks",
+               max(1, round(prompts_per_step / ranks)) * ranks)
+
+
+def _looks_local(name: str) -> bool:
+    """Whether a name is meant as a path: a Hub name has at most one slash and does not start with it."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _check_folder(name: str, value: str | None, *, holding: str) -> None:
+    if value is None or not (_looks_local(value) or Path(value).exists()) or (Path(value) / holding).is_file():
+        return
+    siblings = [str(path.parent) for path in Path(value).parent.glob(f"*/{holding}")]
+    valid = nearest(value, siblings) if siblings else "a folder that save_pretrained wrote, or a Hub name"
+    refuse(name, value, f"must be a folder that holds {holding}", valid)
+
+
+def _refuse_missing(name: str, value: str, rule: str) -> None:
+    siblings = [str(path) for path in Path(value.rpartition(":")[0] or value).parent.glob("[!.]*")]
+    refuse(name, value, rule, nearest(value, siblings) if siblings else "a path that exists")
+
+
+def _check_output_dir(path: Path, *, resume: bool) -> None:
+    held = next((one for one in ("config.yaml", "metrics.jsonl") if (path / one).exists()), None)
+    if path.exists() and not path.is_dir() or held and not resume:
+        number = next(number for number in range(2, 10**6) if not Path(f"{path}-{number}").exists())
+        what = f"holds another run ({held}), which is not written over without --resume" if held else "is a file"
+        refuse("output_dir", str(path), what, f"{path}-{number}")
+    if resume and not any(path.glob("checkpoints/step-*")):
+        refuse("resume", resume, f"needs a checkpoint, and output_dir={str(path)!r} holds none", False)

@@ -1,0 +1,163 @@
+"""A recipe: a YAML file plus command-line overrides, read into this project's option names.
+
+Recipes written for TRL and transformers load unchanged. Each of their keys that we spell differently is translated here
+or, where this project does only one thing, named in one line as without effect.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo.options import check, convert, nearest, option, options, refuse
+
+
+@dataclass
+class ForeignNames:
+    """Names of TRL and transformers, translated into the options above or accepted for what they already are."""
+
+    dtype: str | None = option(None, "Another name of torch_dtype.")
+    bf16: bool | None = option(None, "true means torch_dtype bfloat16.")
+    max_seq_length: int | None = option(
+        None, "Longest prompt and completion together: max_prompt_length is what max_completion_length leaves of it.",
+        unit="tokens", within="[2, inf)")
+    per_device_train_batch_size: int | None = option(
+        None, "With gradient_accumulation_steps, the TRL way to say prompts_per_step: completions per rank and step.",
+        unit="completions", within="[1, inf)")
+    gradient_accumulation_steps: int | None = option(
+        None, "See per_device_train_batch_size.", unit="micro-batches, 1 where not given", within="[1, inf)")
+    packing: bool | None = option(None, "Rows are always packed.")
+    attn_implementation: str | None = option(None, "Attention is always sdpa.")
+    logging_strategy: str | None = option(None, "Logging always counts steps.", choices=("steps", "epoch", "no"))
+    push_to_hub: bool | None = option(None, "Nothing is ever pushed to the Hub.")
+
+
+# Foreign name -> the one thing this project does, and why a recipe that asks for another is not followed.
+WITHOUT_EFFECT = {
+    "packing": (True, "rows are always packed, and packing changes no gradient"),
+    "attn_implementation": ("sdpa", "a packed row needs a tree mask, which sdpa takes"),
+    "logging_strategy": ("steps", "metrics are written every logging_steps steps"),
+    "push_to_hub": (False, "the trained adapter stays in output_dir"),
+}
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# Values of TRL and peft that have another spelling here.
+SPELLINGS = {
+    "scale_rewards": {"true": "group", "false": "none"},
+    "lora_target_modules": {"all-linear": PROJECTIONS},
+}
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ValueError: there is no such file, or it holds no YAML mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        recipes = [str(one) for one in [*path.parent.glob("*.yaml"), *Path("recipes").glob("*.yaml")]]
+        refuse("config", str(path), "must be a recipe file", nearest(str(path), recipes or ["recipes/toy.yaml"]))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        refuse("config", str(path), f"must be YAML, but {' '.join(str(error).split())}", "a file like recipes/toy.yaml")
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        refuse("config", str(path), f"must hold a mapping, not a {found}", "a file like recipes/toy.yaml")
+    return content
+
+
+def merge(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the overrides in place; one way to say the batch size replaces the other."""
+    if "prompts_per_step" in overrides:
+        recipe = {name: value for name, value in recipe.items() if name not in BATCH}
+    elif any(name in overrides for name in BATCH):
+        recipe = {name: value for name, value in recipe.items() if name != "prompts_per_step"}
+    return recipe | overrides
+
+
+def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[str]]:
+    """One source of values (a recipe, a command line) in the names and types of `cls` and of the batch sizes.
+
+    Args:
+        values: option -> value as read.
+        cls: the dataclass whose options are known.
+
+    Returns:
+        The values that count, and one line for each that does not.
+
+    Raises:
+        ValueError: an unknown name, a value of another type, or two names that contradict each other.
+    """
+    own, foreign = options(cls), options(ForeignNames)
+    result, notes = {}, []
+    for name, value in values.items():
+        if name not in own | foreign:
+            known = nearest(str(name), own | foreign)
+            raise ValueError(f"unknown option {name}={value!r}; nearest known one: {known}")
+        one = (own | foreign)[name]
+        value = convert(one, SPELLINGS.get(name, {}).get(str(value).lower(), value))
+        if name in foreign:
+            check(one, value)
+        if name not in WITHOUT_EFFECT:
+            result[name] = value
+        elif value is not None and value != WITHOUT_EFFECT[name][0]:
+            notes.append(f"{name}={value!r} has no effect: {WITHOUT_EFFECT[name][1]}")
+    _translate_dtype(result)
+    return result, notes
+
+
+def derive(values: dict[str, Any], *, num_generations: int, max_completion_length: int, world_size: int) -> list[str]:
+    """Replace TRL's batch sizes by `prompts_per_step` and `max_seq_length` by `max_prompt_length`, in place.
+
+        prompts_per_step = per_device_train_batch_size * world_size * gradient_accumulation_steps / num_generations
+
+    Args:
+        values: option -> value of the merged sources.
+        num_generations: completions per prompt in force.
+        max_completion_length: tokens of the longest completion in force.
+        world_size: number of ranks.
+
+    Returns:
+        One line that says what the batch sizes came to, when they were given.
+
+    Raises:
+        ValueError: a rank's share is not a whole number of groups, or two options contradict each other.
+    """
+    longest = values.pop("max_seq_length", None)
+    if longest is not None:
+        if longest <= max_completion_length:
+            refuse("max_seq_length", longest, f"must be more than max_completion_length={max_completion_length}",
+                   max_completion_length + 1)
+        _set(values, "max_prompt_length", longest - max_completion_length, f"max_seq_length={longest}")
+    per_device, accumulation = (values.pop(name, None) for name in BATCH)
+    if per_device is None and accumulation is None:
+        return []
+    if per_device is None:
+        refuse(BATCH[1], accumulation, f"needs {BATCH[0]} beside it", f"{BATCH[0]}={num_generations}")
+    accumulation = accumulation or 1
+    if per_device * accumulation % num_generations:
+        smallest = num_generations // math.gcd(num_generations, per_device)
+        refuse(BATCH[1], accumulation, f"times {BATCH[0]}={per_device} must be a multiple of "
+               f"num_generations={num_generations}, so that a rank holds whole groups",
+               max(1, round(accumulation / smallest)) * smallest)
+    source = f"{BATCH[0]}={per_device} * {world_size} ranks * {BATCH[1]}={accumulation} / {num_generations} generations"
+    _set(values, "prompts_per_step", per_device * world_size * accumulation // num_generations, source)
+    return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a micro-batch"]
+
+
+def _translate_dtype(values: dict[str, Any]) -> None:
+    dtype = values.pop("dtype", None)
+    if dtype is not None:
+        _set(values, "torch_dtype", dtype, f"dtype={dtype}")
+    if values.pop("bf16", None):
+        _set(values, "torch_dtype", "bfloat16", "bf16=True")
+
+
+def _set(values: dict[str, Any], name: str, value: Any, source: str) -> None:
+    if values.get(name) not in (None, "auto", value):
+        refuse(name, values[name], f"contradicts {source}, which makes it {value}", value)
+    values[name] = value

@@ -1,0 +1,157 @@
+"""The parts of a run, built once and in the order that a sharded 4-bit model allows.
+
+That order: quantise and inject LoRA while every rank still holds whole weights, copy them for the rollout, then shard.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import PeftConfig
+from transformers import PreTrainedTokenizerBase
+
+import kernels
+from data import load_examples
+from grpo import distributed
+from grpo.config import Config
+from grpo.decoder import Decoder
+from grpo.distributed import Engine, world_size
+from grpo.model import add_adapter, build_decoder, dtype_of, load_base, load_tokenizer, stop_token_ids
+from grpo.policy import Policy
+from grpo.schedule import total_steps
+from grpo.types import Example
+from rewards import RewardFunction, check_columns
+from rewards import load as load_rewards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run."""
+
+    config: Config
+    output_dir: Path
+    device: torch.device
+    engine: Engine
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: set[int]
+    train_examples: list[Example]
+    test_examples: list[Example]
+    reward_functions: list[RewardFunction]
+    peft_config: PeftConfig | None
+    num_steps: int
+    announcement: list[str]
+
+
+def build(config: Config) -> Run:
+    """Build every part; nothing is written to disk.
+
+    Raises:
+        ValueError: the data, the rewards, the model or the adapter do not fit the configuration.
+
+    Collective: every rank, once.
+    """
+    device = distributed.start(config.ddp_timeout)
+    _quiet()
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+    reward_functions = load_rewards(config.reward_funcs, config.reward_weights)
+    train_examples, test_examples = _load_data(config)
+    check_columns(reward_functions, list(train_examples[0].columns))
+
+    hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
+    dtype = dtype_of(config, device)
+    torch.manual_seed(config.seed)  # the start of the LoRA weights
+    tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, **hub)
+    model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
+    train_examples, left_out = _fit_context(train_examples, tokenizer, model.config.max_position_embeddings, config)
+    test_examples, _ = _fit_context(test_examples, tokenizer, model.config.max_position_embeddings, config)
+    peft_config = add_adapter(model, config, dtype) if config.use_peft else None
+    if peft_config is None:
+        model.requires_grad_(True)
+    decoder = build_decoder(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False, **(config.gradient_checkpointing_kwargs or {})})
+    frozen_copy = peft_config is None and config.beta > 0
+    policy = Policy(model, temperature=config.temperature, frozen_copy=frozen_copy, impl=config.logprob_impl)
+    engine = Engine(policy, config, dtype)
+    return Run(
+        config=config,
+        output_dir=Path(config.output_dir),
+        device=device,
+        engine=engine,
+        decoder=decoder,
+        tokenizer=tokenizer,
+        stop_token_ids=stop_token_ids(model, tokenizer),
+        train_examples=train_examples,
+        test_examples=test_examples[: config.eval_examples],
+        reward_functions=reward_functions,
+        peft_config=peft_config,
+        num_steps=total_steps(
+            len(train_examples),
+            prompts_per_step=config.prompts_per_step,
+            num_train_epochs=config.num_train_epochs,
+            max_steps=config.max_steps,
+        ),
+        announcement=_announce(config, device, dtype, engine, decoder, left_out),
+    )
+
+
+def _quiet() -> None:
+    """Silence what the libraries say about themselves; our own start-up block says what matters."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="(torch|deepspeed|peft|transformers|bitsandbytes)")
+
+
+def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
+    """The training problems, and the held-out ones when an evaluation wants them."""
+    options = {"num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
+    train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
+    if config.eval_examples == 0:
+        return train, []
+    return train, load_examples(config.test_dataset_id_or_path or config.train_dataset_id_or_path, "test", **options)
+
+
+def _fit_context(
+    examples: list[Example], tokenizer: PreTrainedTokenizerBase, context: int, config: Config
+) -> tuple[list[Example], int]:
+    """Examples whose prompt leaves room for a completion, and how many `max_prompt_length` left out.
+
+    Raises:
+        ValueError: no prompt is short enough, or one is too long for the model and no limit says to leave it out.
+    """
+    room = context - config.max_completion_length
+    limit = min(config.max_prompt_length or room, room)
+    length = [len(tokenizer.encode(example.prompt)) for example in examples]
+    kept = [example for example, tokens in zip(examples, length) if tokens <= limit]
+    if examples and (not kept or len(kept) < len(examples) and config.max_prompt_length is None):
+        raise ValueError(
+            f"max_completion_length={config.max_completion_length} with a prompt of {max(length)} tokens: together they "
+            f"must fit the limit of {limit + config.max_completion_length} tokens (the model's context is {context}); "
+            f"nearest valid: max_completion_length={max(context - max(length), 1)}, fewer num_shots, or "
+            f"max_prompt_length={max(room, 1)} to leave such problems out"
+        )
+    return kept, len(examples) - len(kept)
+
+
+def _announce(
+    config: Config, device: torch.device, dtype: torch.dtype, engine: Engine, decoder: Decoder, left_out: int
+) -> list[str]:
+    """The start-up block: what runs here, why, and what it costs in memory."""
+    implementation, reason = kernels.choose(config.logprob_impl, device)
+    held, copied = engine.held_bytes(), sum(t.numel() * t.element_size() for t in decoder.tensors().values())
+    quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
+    lines = [
+        f"ranks      {world_size()} x {device.type} over {dist.get_backend()}, ZeRO stage {config.zero_stage}",
+        f"model      {config.model_name_or_path}, {str(dtype).removeprefix('torch.')}, {quantised}",
+        f"trained    {engine.num_trained():,} parameters",
+        f"log-probs  {implementation}: {reason}",
+        "attention  sdpa with a tree mask over packed rows",
+        f"memory     {held / 2**20:,.1f} MiB of weights and {copied / 2**20:,.1f} MiB of rollout copy on rank 0",
+        "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
+    ]
+    if left_out:
+        lines.append(f"data       {left_out} problems left out: their prompt is longer than max_prompt_length")
+    return lines + [f"note       {note}" for note in config.notes]

@@ -1,0 +1,86 @@
+"""From logits to tokens, with noise that belongs to a token and not to a machine.
+
+Every uniform number is a hash of (seed, step, prompt, sample, position), so the same text is drawn at any world size,
+in any batch order and on any device, up to floating-point ties in the logits. `top_p` and `top_k` serve evaluation
+only: training samples from the whole distribution, because the policy ratio is taken under it.
+"""
+
+import torch
+
+
+def uniform(
+    *, seed: int, step: int, prompt_N: torch.Tensor, sample_N: torch.Tensor, position_N: torch.Tensor
+) -> torch.Tensor:
+    """One uniform number per key: `u = (h >> 11) · 2⁻⁵³`, `h` the five key parts chained through SplitMix64.
+
+    Finalizer and increment: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 13.
+
+    Args:
+        seed: the run's seed.
+        step: the training step, so that no two steps share noise.
+        prompt_N: int64 index of the prompt in the step's global batch.
+        sample_N: int64 index of the completion within its group.
+        position_N: int64 index of the token within its completion. The three tensors broadcast against each other.
+
+    Returns:
+        Float64 in [0, 1), of the broadcast shape, on the tensors' device.
+    """
+    hash_N = torch.zeros_like(position_N)
+    for part in (seed, step, prompt_N, sample_N, position_N):
+        hash_N = _splitmix64(hash_N ^ part)
+    return _shift_right(hash_N, 11).double() * 2.0**-53
+
+
+def sample(
+    logits_NV: torch.Tensor, uniform_N: torch.Tensor, *, temperature: float, top_p: float = 1.0, top_k: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one token per row by inverse CDF: `token = min{v : Σ_{w≤v} p_w > u}`, `p = softmax(logits / temperature)`.
+
+    Args:
+        logits_NV: [N, V] logits in any float dtype.
+        uniform_N: [N] float64 in [0, 1).
+        temperature: divides the logits; 0 takes the most likely token (log-probabilities are then those at 1).
+        top_p: keep the fewest tokens whose probabilities sum to at least this; 1 keeps all.
+        top_k: keep this many most likely tokens; 0 keeps all.
+
+    Returns:
+        token_N, [N] int64, and its logprob_N, [N] float32, nats, under the distribution it was drawn from.
+    """
+    logits_NV = logits_NV.float()
+    if temperature == 0:
+        token_N = logits_NV.argmax(-1)
+    else:
+        logits_NV = _truncate(logits_NV / temperature, top_p=top_p, top_k=top_k)
+        # Probabilities in whole units of 2⁻⁴⁸ add up in float64 without rounding, so the CDF does not depend on the
+        # order in which a device sums, and a token of no probability adds exactly nothing and is never found.
+        cdf_NV = logits_NV.softmax(-1).double().mul_(2.0**48).floor_().cumsum(-1)
+        # u ≤ 1 − 2⁻⁵³, and rounding keeps u·total below total, so a token is always found.
+        token_N = torch.searchsorted(cdf_NV, uniform_N[:, None] * cdf_NV[:, -1:], right=True)[:, 0]
+    logprob_N = logits_NV.gather(-1, token_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+    return token_N, logprob_N
+
+
+def _truncate(logits_NV: torch.Tensor, *, top_p: float, top_k: int) -> torch.Tensor:
+    """The logits with -inf outside the top_k most likely tokens, then outside the nucleus of those."""
+    if top_k > 0:
+        threshold_N1 = logits_NV.topk(min(top_k, logits_NV.shape[-1])).values[:, -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < threshold_N1, -torch.inf)
+    if top_p < 1:
+        sorted_NV, order_NV = logits_NV.sort(descending=True)
+        prob_NV = sorted_NV.softmax(-1)
+        outside_NV = prob_NV.cumsum(-1) - prob_NV >= top_p
+        logits_NV = sorted_NV.masked_fill(outside_NV, -torch.inf).gather(-1, order_NV.argsort(-1))
+    return logits_NV
+
+
+def _splitmix64(key_N: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output for a state, in int64: products wrap, the constants are the unsigned ones minus 2⁶⁴."""
+    key_N = key_N + (0x9E3779B97F4A7C15 - 2**64)
+    key_N = (key_N ^ _shift_right(key_N, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    key_N = (key_N ^ _shift_right(key_N, 27)) * (0x94D049BB133111EB - 2**64)
+    return key_N ^ _shift_right(key_N, 31)
+
+
+def _shift_right(key_N: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift: torch's `>>` on int64 copies the sign bit, the mask clears the copies."""
+    return (key_N >> bits) & ((1 << (64 - bits)) - 1)

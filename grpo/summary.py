@@ -1,0 +1,90 @@
+"""What a step's rewards, completions and seconds come to over all ranks: the values behind the table of metrics."""
+
+import math
+import resource
+import time
+
+import torch
+
+from grpo.distributed import global_max, global_sum
+from grpo.types import Rollout
+
+
+class Clock:
+    """Seconds of the phases of a step, by name."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """End the phase that ran since the last call."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name], self.last = now - self.last, now
+
+
+def global_std(value_N: torch.Tensor) -> float:
+    """Sample standard deviation over the rows of all ranks, sqrt(sum (x - mean)^2 / (N - 1)). Collective."""
+    value_N = value_N.double()
+    sums = global_sum({"num": float(len(value_N)), "total": float(value_N.sum())})
+    mean = sums["total"] / sums["num"]
+    squares = global_sum({"squares": float(((value_N - mean) ** 2).sum())})["squares"]
+    return math.sqrt(squares / max(sums["num"] - 1, 1))
+
+
+def reward_metrics(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> dict[str, float]:
+    """Means over all ranks of the rewards and of what the groups say about them.
+
+    Args:
+        reward_BG: [B, G] this rank's total rewards.
+        parts: [N] values by reward function, before their weights; NaN where a function did not apply.
+
+    Returns:
+        reward, its two standard deviations, rewards/<name>, accuracy and the shares of groups without variance.
+
+    Collective: every rank, once per step.
+    """
+    num_groups, num_rows = float(len(reward_BG)), float(reward_BG.numel())
+    part = {name: torch.tensor(values, dtype=torch.float64) for name, values in parts.items()}
+    right_N = part.get("correctness", reward_BG.flatten()) > 0
+    flat_B = reward_BG.amax(dim=1) == reward_BG.amin(dim=1)
+    all_right_B = right_N.view(reward_BG.shape).all(dim=1)
+    sums = {"groups": num_groups, "rows": num_rows, "reward": float(reward_BG.sum()), "right": float(right_N.sum())}
+    sums["std"] = float(reward_BG.std(dim=1).sum())
+    sums["flat"], sums["flat_right"] = float(flat_B.sum()), float((flat_B & all_right_B).sum())
+    for name, value_N in part.items():
+        sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
+    sums = global_sum(sums)
+    return {
+        "reward": sums["reward"] / sums["rows"],
+        "reward_std_batch": global_std(reward_BG.flatten()),
+        "reward_std_within_group": sums["std"] / sums["groups"],
+        "accuracy": sums["right"] / sums["rows"],
+        "zero_variance_share": sums["flat"] / sums["groups"],
+        "zero_variance_all_right": sums["flat_right"] / sums["groups"],
+        "zero_variance_all_wrong": (sums["flat"] - sums["flat_right"]) / sums["groups"],
+        **{f"rewards/{name}": sums[f"sum/{name}"] / max(sums[f"num/{name}"], 1.0) for name in part},
+    }
+
+
+def rollout_metrics(rollout: Rollout, clock: Clock) -> dict[str, float]:
+    """Lengths over all ranks, and the slowest rank's seconds. Collective: every rank, once per step."""
+    sums = global_sum(
+        {
+            "rows": float(len(rollout.length_N)),
+            "tokens": float(rollout.length_N.sum()),
+            "truncated": float(rollout.truncated_N.sum()),
+        }
+    )
+    on_gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step_s = time.perf_counter() - clock.start
+    slowest = global_max({**clock.seconds, "step_s": step_s, "peak_memory_bytes": float(peak)})
+    return {
+        "completion_length": sums["tokens"] / sums["rows"],
+        "truncated_share": sums["truncated"] / sums["rows"],
+        "tokens_per_s": sums["tokens"] / slowest["step_s"],
+        **slowest,
+    }

@@ -1,0 +1,22 @@
+"""What every test runs under: no network, one thread, and on a machine without a GPU no test that is marked `gpu`."""
+
+import os
+
+import pytest
+import torch
+
+# Set before deepspeed, transformers or tokenizers are imported; processes that a test starts inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"
+if not torch.cuda.is_available():
+    os.environ["DS_ACCELERATOR"] = "cpu"
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

@@ -1,0 +1,152 @@
+"""The decoder against transformers and peft on random models in float32, cached against plain. About 8 s on a CPU."""
+
+import peft
+import pytest
+import torch
+from tiny_models import decoder_of, tiny_llama, tiny_qwen2, tiny_qwen3
+from transformers import GPT2Config, Qwen2Config
+
+from grpo.decoder import Decoder
+from grpo.kv_cache import OWN_BLOCK
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS = {
+    "qwen2 tied": lambda: tiny_qwen2(tied=True),
+    "qwen2 untied": lambda: tiny_qwen2(tied=False),
+    "qwen2 long rope": lambda: tiny_qwen2(rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+    "qwen3": tiny_qwen3,
+    "qwen3 tied": lambda: tiny_qwen3(tied=True),
+    "llama": tiny_llama,
+    "llama with biases": lambda: tiny_llama(attention_bias=True, mlp_bias=True),
+    "llama 3.1 rope": lambda: tiny_llama(rope_parameters=LLAMA3_ROPE),
+}
+
+
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 320, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def reference(model: torch.nn.Module, token_NL: torch.Tensor) -> torch.Tensor:
+    return model(token_NL).logits.float()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_transformers(name):
+    model, token_NL = MODELS[name](), tokens(2, 200)
+    torch.testing.assert_close(decoder_of(model).logits(token_NL), reference(model, token_NL), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("build", [tiny_qwen2, tiny_qwen3, tiny_llama])
+def test_bfloat16_is_as_close_to_the_truth_as_transformers(build):
+    token_NL = tokens(2, 100)
+    model = build().bfloat16()
+    truth = reference(build().load_state_dict(model.state_dict()) and build(), token_NL)
+    theirs = (reference(model, token_NL) - truth).abs().mean()
+    ours = (decoder_of(model).logits(token_NL) - truth).abs().mean()
+    assert ours <= 1.1 * theirs
+
+
+def lora_model(build, **options) -> tuple[torch.nn.Module, Decoder]:
+    """A peft model with random branches on all seven projections, and the decoder with the same."""
+    model = build()
+    weight = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, **options))
+    lora = {}
+    for name, module in model.named_modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            A_RI, B_OR = module.lora_A["default"].weight.data, module.lora_B["default"].weight.data
+            B_OR.normal_(std=0.2)
+            lora[name] = (A_RI, B_OR, module.scaling["default"])
+    return wrapped.eval(), Decoder(model.config, weight, lora)
+
+
+@pytest.mark.parametrize("build", [tiny_qwen2, tiny_qwen3])
+def test_lora_branches_equal_peft(build):
+    model, decoder = lora_model(build)
+    token_NL = tokens(2, 50)
+    assert len(decoder.lora) == 7 * 3
+    torch.testing.assert_close(decoder.logits(token_NL), reference(model, token_NL), atol=1e-4, rtol=0)
+    assert (decoder.logits(token_NL) - decoder_of(build()).logits(token_NL)).abs().max() > 0.1
+
+
+def test_rank_stabilised_scaling_is_taken_from_the_module():
+    model, decoder = lora_model(tiny_qwen2, use_rslora=True)
+    torch.testing.assert_close(decoder.logits(tokens(1, 9)), reference(model, tokens(1, 9)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("num_prefix", [0, 1, 11])
+@pytest.mark.parametrize("build", [tiny_qwen2, tiny_qwen3, tiny_llama])
+def test_cached_logits_equal_plain_logits_through_growth_and_departures(build, num_prefix):
+    decoder, num_steps = decoder_of(build()), OWN_BLOCK + 3
+    prefix = tokens(num_prefix, seed=1).tolist()
+    rests = [tokens(length, seed=length).tolist() for length in (6, 1, 13)]
+    own_NT = tokens(6, num_steps, seed=2)
+    plain = [decoder.logits(torch.tensor([prefix + rests[n // 2] + own_NT[n].tolist()]))[0] for n in range(6)]
+    first = [num_prefix + len(rests[n // 2]) - 1 for n in range(6)]  # position that predicts the first own token
+    cache, logits_BV = decoder.prefill(prefix, rests, num_generations=2)
+    for b in range(3):
+        torch.testing.assert_close(logits_BV[b], plain[2 * b][first[2 * b]], atol=1e-4, rtol=0)
+    row_M = torch.arange(6)
+    for t in range(num_steps):
+        if t in (2, 5, OWN_BLOCK + 1):
+            keep_M = torch.tensor({2: [0, 1, 3, 4, 5], 5: [0, 3, 4], OWN_BLOCK + 1: [1]}[t])
+            cache.keep(keep_M)
+            row_M = row_M[keep_M]
+        logits_MV = decoder.step(cache, own_NT[row_M, t])
+        expected_MV = torch.stack([plain[n][first[n] + t + 1] for n in row_M.tolist()])
+        torch.testing.assert_close(logits_MV, expected_MV, atol=1e-4, rtol=0)
+
+
+def test_new_values_copied_into_its_tensors_make_it_the_new_model():
+    old, new = lora_model(tiny_qwen2)[1], lora_model(lambda: tiny_qwen2(seed=1))[1]
+    source = new.tensors()
+    assert "model.layers.2.mlp.down_proj.lora_B.weight" in source and "model.layers.0.self_attn.q_proj.bias" in source
+    assert old.tensors().keys() == source.keys()
+    for name, tensor in old.tensors().items():
+        tensor.copy_(source[name])
+    assert torch.equal(old.logits(tokens(1, 20)), new.logits(tokens(1, 20)))
+
+
+def test_the_decoder_owns_copies():
+    model = tiny_qwen2()
+    decoder = decoder_of(model)
+    before = decoder.logits(tokens(1, 5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(decoder.logits(tokens(1, 5)), before)
+
+
+def test_a_tied_model_keeps_no_second_head():
+    model = tiny_qwen2(tied=True)
+    assert "lm_head.weight" not in Decoder(model.config, dict(model.state_dict()), {}).tensors()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (GPT2Config(), "model_type='gpt2' is not one of qwen2, qwen3, llama"),
+        (Qwen2Config(use_sliding_window=True, max_window_layers=1), "use_sliding_window=True"),
+        (Qwen2Config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}), "rope_type='yarn'"),
+        (Qwen2Config(hidden_act="gelu"), "hidden_act='gelu'"),
+    ],
+)
+def test_what_it_would_compute_wrong_is_refused_in_one_line(config, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Decoder(config, {}, {})
+    assert "\n" not in str(error.value)
+
+
+def test_lora_on_another_module_is_refused():
+    branch = (torch.zeros(1, 64), torch.zeros(320, 1), 1.0)
+    with pytest.raises(ValueError, match="lora_target_modules: 'lm_head' is not one of"):
+        decoder_of(tiny_qwen2(tied=False), {"lm_head": branch})

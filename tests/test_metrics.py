@@ -1,0 +1,105 @@
+"""The metrics table refuses what it does not hold, and a resumed log holds every step once. Needs 3 s."""
+
+import json
+import math
+
+import pytest
+
+from grpo.metrics import METRICS, Log, markdown_table, metric
+
+
+def open_log(folder, first_step=0, report_to=(), logging_steps=1):
+    return Log(folder, report_to=list(report_to), total_steps=4, first_step=first_step, settings={"seed": 0},
+               logging_steps=logging_steps)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_logging_a_name_without_a_row_in_the_table_raises_and_writes_nothing(tmp_path):
+    log = open_log(tmp_path)
+    with pytest.raises(ValueError, match="'rewrad' has no row in the table"):
+        log.write(0, {"reward": 1.0, "rewrad": 1.0})
+    log.close()
+    assert read(tmp_path / "metrics.jsonl") == []
+
+
+def test_reward_parts_share_one_row_of_the_table():
+    assert metric("rewards/format") is metric("rewards/my_own") is METRICS["rewards/<name>"]
+    with pytest.raises(ValueError, match="'rewards/'"):
+        metric("rewards/")
+
+
+def test_every_metric_has_a_formula_and_a_unit():
+    assert [name for name, row in METRICS.items() if not (row.formula and row.unit)] == []
+
+
+def test_the_markdown_table_has_five_cells_in_every_row():
+    lines = markdown_table().splitlines()
+    assert len(lines) == len(METRICS) + 2
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {6}
+
+
+def test_each_step_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    log = open_log(tmp_path)
+    log.write(0, {"reward": 0.5, "rewards/format": 0.25})
+    assert read(tmp_path / "metrics.jsonl") == [{"step": 0, "reward": 0.5, "rewards/format": 0.25}]
+    log.close()
+
+
+def test_values_that_are_not_finite_become_null_so_that_the_file_stays_json(tmp_path):
+    log = open_log(tmp_path)
+    log.write(0, {"grad_norm": math.inf, "kl": math.nan})
+    log.write_completions(0, {"rewards": [{"format": 0.5, "mine": math.nan}]})
+    log.close()
+    assert read(tmp_path / "metrics.jsonl") == [{"step": 0, "grad_norm": None, "kl": None}]
+    assert read(tmp_path / "completions.jsonl") == [{"step": 0, "rewards": {"format": 0.5, "mine": None}}]
+
+
+def test_a_resumed_log_drops_the_steps_it_will_write_again_and_half_a_line(tmp_path):
+    log = open_log(tmp_path)
+    for step in range(3):
+        log.write(step, {"reward": float(step)})
+        log.write_completions(step, {"completion": [f"a{step}", f"b{step}"], "truncated": [False, True]})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "rew')  # killed here; no new line
+    log = open_log(tmp_path, first_step=2)
+    log.write(2, {"reward": 20.0})
+    log.close()
+    metrics = [(record["step"], record["reward"]) for record in read(tmp_path / "metrics.jsonl")]
+    assert metrics == [(0, 0.0), (1, 1.0), (2, 20.0)]
+    assert [record["step"] for record in read(tmp_path / "completions.jsonl")] == [0, 0, 1, 1]
+    assert read(tmp_path / "completions.jsonl")[1] == {"step": 0, "completion": "b0", "truncated": True}
+
+
+def test_columns_of_different_length_are_refused(tmp_path):
+    log = open_log(tmp_path)
+    with pytest.raises(ValueError):
+        log.write_completions(0, {"completion": ["a", "b"], "truncated": [False]})
+    log.close()
+
+
+def test_the_progress_line_shows_reward_kl_truncated_share_seconds_and_the_steps_left(tmp_path, capsys):
+    log = open_log(tmp_path, first_step=2)
+    log.write(2, {"reward": 0.75, "kl": 0.001, "truncated_share": 0.125, "step_s": 1.5})
+    log.bar.refresh()
+    line = capsys.readouterr().err.split("\r")[-1]
+    log.close()
+    assert "3/4" in line  # two steps before the resume and this one, of four
+    for shown in ("reward=0.75", "kl=0.001", "truncated=0.125", "s/step=1.5"):
+        assert shown in line
+
+
+def test_tensorboard_receives_every_logging_steps_th_step(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = open_log(tmp_path, report_to=["tensorboard"], logging_steps=2)
+    for step in range(4):
+        log.write(step, {"reward": float(step)})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("reward")] == [(0, 0.0), (2, 2.0)]
