@@ -58,7 +58,7 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
     num_held_out = int(VALIDATION_SHARE * len(rows)) if hold_out else 0
     rows = rows[:num_held_out] if split == "validation" else rows[num_held_out:]
     if not rows:
-        raise ValueError(f"dataset={path_or_name!r}: a tenth of its rows becomes validation; it needs at least 10 rows")
+        raise ValueError(f"dataset={path_or_name!r}: a tenth becomes validation, so it needs at least 10 rows")
     return rows
 
 
@@ -131,7 +131,7 @@ def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
         reason = str(error).split("\n")[0]
         raise ValueError(
             f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either: {reason}"
-        ) from error
+        ) from None
     return {split: rows.to_list for split, rows in loaded.items()}
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from grpo.distributed import Engine, rank
+from grpo.model import public_name
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
@@ -37,9 +38,12 @@ def export(engine: Engine, folder: Path, peft_config: PeftConfig | None) -> None
 
     Collective: every rank; rank 0 writes.
     """
+    # A tied matrix goes out under both of its names, because peft asks for both.
+    named = engine.policy.model.named_parameters(remove_duplicate=False)
+    trained = {public_name(name): parameter for name, parameter in named if parameter.requires_grad}
     with engine.gathered(engine.trainable.values()):
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in engine.trainable.items()}
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()} if rank() == 0 else {}
+        if rank() == 0:
+            tensors = {name: parameter.detach().cpu().clone().contiguous() for name, parameter in trained.items()}
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         if peft_config is None:
@@ -54,7 +58,8 @@ def export(engine: Engine, folder: Path, peft_config: PeftConfig | None) -> None
         save_file(tensors, file, metadata={"format": "pt"})
         read = load_file(file)
         empty = [name for name, tensor in read.items() if tensor.numel() == 0]
-        if read.keys() != tensors.keys() or empty or any(not torch.equal(read[name], tensors[name]) for name in tensors):
+        equal = read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
+        if empty or not equal:
             raise RuntimeError(f"export to {folder} does not read back as written (empty: {empty[:3]})")
     dist.barrier()
 

@@ -149,7 +149,8 @@ def wilson_interval(share: float, num: float) -> tuple[float, float]:
     """
     middle = (share + Z_95**2 / (2 * num)) / (1 + Z_95**2 / num)
     half = Z_95 / (1 + Z_95**2 / num) * math.sqrt(share * (1 - share) / num + Z_95**2 / (4 * num**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Shares of 0 and 1 are ends of their own interval, which rounding misses by a hair on either side.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def accuracy_interval(right: Sequence[int], num_samples: int) -> tuple[float, float]:
@@ -185,7 +186,7 @@ def paired_test(before: Sequence[int], after: Sequence[int]) -> float:
         chance[size:] = chance[size:] + chance[:-size]  # the right side is complete before it is assigned
         chance /= 2
     signed_total = 2 * np.arange(total + 1) - total
-    return float(chance[np.abs(signed_total) >= abs(sum(differences))].sum())
+    return min(1.0, float(chance[np.abs(signed_total) >= abs(sum(differences))].sum()))
 
 
 def summarize(answers: list[Answer]) -> dict[str, Any]:

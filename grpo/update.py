@@ -76,7 +76,7 @@ def score_reference(engine: Engine, update: Update, config: Config) -> None:
     update.ref_logprob_NT = torch.zeros_like(update.sampler_logprob_NT)
     for batch in update.micro_batches:
         scores = engine(batch, reference=True)
-        update.ref_logprob_NT += batch.scatter(scores.logprob_K)
+        update.ref_logprob_NT += batch.scatter(scores.logprob_K) * batch.mask_NT  # a filler's token counts nowhere
         if config.kl_estimator == "exact":
             update.ref_hidden.append(scores.hidden_KH)
 

@@ -19,10 +19,12 @@ The backward pass forms each tile again and takes, with the upstream gradients g
 from which d/dhidden = d/dz weight / T is summed over the tiles and the rows of d/dweight = d/dz^T hidden / T are
 written once each. Gradients are returned to autograd, never written to `.grad`: ZeRO-3 reduces them in its hooks.
 
-Memory beyond inputs and outputs, in elements of float32 (float64 for float64 inputs), flat in V:
-    forward    L H (the upcast of a bfloat16 hidden) + about 5 tiles of at most TILE_ELEMENTS; the reference's likewise
-    backward   2 L H + about 6 tiles
-Saved between the two: the inputs themselves and at most five [L] vectors.
+Memory beyond inputs and outputs, in float32 elements (float64 for float64 inputs); a tile is at most TILE_ELEMENTS and
+nothing grows with V:
+    forward    L H + 3 tiles; with a KL 2 L H + 6 tiles
+    backward   2 L H + 6 tiles; with a KL 3 L H + 8 tiles
+L H is the upcast of half-precision hidden states, and in the backward their gradient. Saved between the two passes: the
+inputs themselves and at most four [L] vectors.
 """
 
 from typing import Any

@@ -5,6 +5,7 @@ A user's file runs as ordinary code of this process, with all its rights.
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -108,8 +109,8 @@ def _find(name: str) -> tuple[str, Callable[..., Any]]:
         )
     if not Path(file).is_file():
         raise ValueError(f"reward_funcs={name!r}: no file {file} (looked in {Path(file).resolve().parent})")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(str(Path(file).resolve()), file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
     spec.loader.exec_module(module)
     function = getattr(module, function_name, None)
     if not callable(function):

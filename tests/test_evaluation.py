@@ -40,10 +40,11 @@ def test_wilson_interval_of_8_right_out_of_10():
     assert wilson_interval(0.8, 10) == pytest.approx((0.49016, 0.94332), abs=2e-5)
 
 
-def test_wilson_interval_stays_inside_0_and_1():
+def test_wilson_interval_of_none_and_all_right_ends_at_0_and_1():
     # 0 of 10: low 0, high z^2 / (10 + z^2) = 3.8415 / 13.8415 = 0.27753
     assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.27753), abs=2e-5)
     assert wilson_interval(1.0, 10) == pytest.approx((1 - 0.27753, 1.0), abs=2e-5)
+    assert all(wilson_interval(0.0, num)[0] == 0.0 and wilson_interval(1.0, num)[1] == 1.0 for num in range(1, 2000))
 
 
 def test_with_one_sample_each_the_interval_is_wilson_s_over_problems():
@@ -170,9 +171,10 @@ def folder(model, tokenizer, tmp_path_factory):
     tokenizer.save_pretrained(path / "model")
     rows = [json.dumps({"question": "one", "answer": "4+5=<<4+5=9>>9\n#### 9"}) + "\n"] * 10
     (path / "data.jsonl").write_text("".join(rows))
-    for name, base in (("adapter", Qwen2ForCausalLM.from_pretrained(path / "model")), ("foreign", tiny_qwen2(hidden_size=96))):
+    bases = {"adapter": Qwen2ForCausalLM.from_pretrained(path / "model"), "foreign": tiny_qwen2(hidden_size=96)}
+    for name, base in bases.items():
         torch.manual_seed(0)
-        config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        config = peft.LoraConfig(r=4, lora_alpha=400, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
         peft.get_peft_model(base, config).save_pretrained(path / name)
     return path
 
@@ -201,7 +203,9 @@ def test_sampled_answers_depend_on_neither_the_batch_size_nor_the_split_over_ran
     options = dict(num_samples=3, temperature=1.0, max_completion_length=8)
     whole = run_evaluate(decoder, tokenizer, **options)
     small = run_evaluate(decoder, tokenizer, batch_size=1, **options)
-    ranks = [run_evaluate(decoder, tokenizer, EXAMPLES[rank::2], prompt_index=[rank, rank + 2], **options) for rank in (0, 1)]
+    ranks = [
+        run_evaluate(decoder, tokenizer, EXAMPLES[rank::2], prompt_index=[rank, rank + 2], **options) for rank in (0, 1)
+    ]
     assert [answer.index for answer in whole] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert len({answer.completion for answer in whole}) > 6
     assert small == whole
@@ -217,7 +221,7 @@ def test_another_seed_draws_other_answers(tokenizer):
 def test_several_greedy_samples_and_prompts_without_room_are_refused(model, tokenizer):
     with pytest.raises(ValueError, match="num_samples=2: greedy samples are all the same"):
         run_evaluate(decoder_of(model), tokenizer, num_samples=2)
-    with pytest.raises(ValueError, match="max_completion_length=2040: .* context of 2048 tokens; nearest valid value: 2"):
+    with pytest.raises(ValueError, match="max_completion_length=2040: .* context of 2048 tokens; nearest valid"):
         run_evaluate(decoder_of(model), tokenizer, max_completion_length=2040)
 
 
@@ -254,7 +258,7 @@ def test_the_script_tests_an_adapter_against_its_base_on_the_same_problems(folde
     ({"adapter": "no_such_adapter"}, "'no_such_adapter' is no adapter folder"),
     ({"adapter": "{folder}/foreign"}, "not for this model"),
     ({"data": "no_such.jsonl"}, "dataset='no_such.jsonl'"),
-    ({"data": "{folder}/model/config.json"}, "dataset="),
+    ({"data": "{folder}/model/config.json"}, "config.json:1: "),
     ({"num_shots": "9"}, "num_shots=9 must lie in [0, 8]"),
     ({"num_sample": "2"}, "unknown option --num_sample; nearest known one: --num_samples"),
     ({"num_samples": "2"}, "num_samples=2 greedy samples are all the same"),

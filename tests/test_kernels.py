@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kernels import choose, fused_logprob, reference
 
@@ -65,6 +66,19 @@ def gradients(output_L, *tensors):
     """Gradients of a weighed sum, so that every row has another upstream gradient, one of them 0."""
     weight_L = torch.arange(len(output_L), dtype=output_L.dtype) - 2
     return torch.autograd.grad((output_L * weight_L).sum(), tensors)
+
+
+class Shapes(TorchDispatchMode):
+    """Collects the shape of every tensor an operation makes, in forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        self.seen |= {tuple(x.shape) for x in tree_leaves(result) if isinstance(x, torch.Tensor)}
+        return result
 
 
 @pytest.mark.parametrize("name", [name for name in OUTPUTS if name != "k3_unbiased"])
@@ -170,26 +184,29 @@ def test_no_tensor_of_all_logits_is_made_or_saved():
     num_tokens, num_words = 64, 1000
     given = inputs(length=num_tokens, words=num_words)
     reference.TILE_ELEMENTS = 4096  # the fixture restores it
-    seen, saved = [], []
-
-    class Sizes(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **kwargs or {})
-            seen.extend(x.numel() for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor))
-            return result
+    saved = []
 
     def pack(tensor):
         saved.append(tensor.numel())
         return tensor
 
     hidden_LH, weight_VH, token_L, *ref = given
-    with Sizes(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with Shapes() as shapes, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = fused_logprob(hidden_LH, weight_VH, token_L, ref_hidden_LH=ref[0], ref_weight_VH=ref[1], kl="exact",
                                entropy=True)
         (output.logprob_L + output.entropy_L + output.kl_L).sum().backward()
     largest_input = num_words * H
-    assert max(seen) == largest_input and max(saved) == largest_input  # 5,000, where all logits are 64,000
+    largest_made = max(math.prod(shape) for shape in shapes.seen)
+    assert largest_made == max(saved) == largest_input  # 5,000, where all logits are 64,000
     assert sum(saved) <= 2 * (num_words + num_tokens) * H + 6 * num_tokens
+
+
+def test_frozen_head_costs_no_gradient_of_its_size():
+    hidden_LH, weight_VH, token_L, *_ = inputs(words=1000)
+    for head, made in ((weight_VH, True), (weight_VH.detach(), False)):
+        with Shapes() as shapes:
+            fused_logprob(hidden_LH, head, token_L).logprob_L.sum().backward()
+        assert ((1000, H) in shapes.seen) == made
 
 
 def test_gradients_only_where_one_is_needed():
@@ -203,7 +220,8 @@ def test_gradients_only_where_one_is_needed():
     assert ref_hidden_LH.grad is None and ref_weight_VH.grad is None
     fused_logprob(hidden_LH.detach(), weight_VH, token_L).logprob_L.sum().backward()
     assert weight_VH.grad is not None
-    assert not fused_logprob(hidden_LH.detach(), frozen, token_L, entropy=True).entropy_L.requires_grad
+    output = fused_logprob(hidden_LH.detach(), frozen, token_L)
+    assert not output.logprob_L.requires_grad and output[1:] == (None, None)
 
 
 def test_head_may_be_freed_between_forward_and_backward_as_zero3_does():
@@ -213,6 +231,7 @@ def test_head_may_be_freed_between_forward_and_backward_as_zero3_does():
     logprob_L = fused_logprob(hidden_LH, head, token_L).logprob_L
     head.data = torch.empty(0, dtype=torch.float64)
     head.data = weight_VH.detach().clone()
+    assert logprob_L.grad_fn.saved_tensors[1].data_ptr() == head.data_ptr()  # the Parameter, no copy of it
     torch.testing.assert_close(gradients(logprob_L, hidden_LH, head), expected, rtol=0, atol=0)
 
 
@@ -260,11 +279,6 @@ def test_no_tokens_are_no_error():
     assert output.logprob_L.shape == (0,) and hidden_LH.grad.shape == (0, H)
 
 
-def test_what_was_not_asked_for_is_none():
-    hidden_LH, weight_VH, token_L, *_ = inputs()
-    assert fused_logprob(hidden_LH, weight_VH, token_L)[1:] == (None, None)
-
-
 @pytest.mark.parametrize(("options", "message"), [
     ({"kl": "k4"}, "^kl='k4' must be one of k1, .*reverse; nearest valid value: k"),
     ({"kl": "exact"}, "^ref_hidden_LH=None must be given for kl='exact'"),
@@ -283,5 +297,4 @@ def test_unusable_values_are_refused_in_one_line(options, message):
 
 def test_choice_comes_with_its_reason():
     assert choose("reference", "cpu") == ("reference", "asked for")
-    name, reason = choose("auto", "cpu")
-    assert name == "reference" and "cpu" in reason
+    assert choose("auto", "cpu") == ("reference", "float32 PyTorch in tiles, the only implementation so far, on cpu")

@@ -60,6 +60,8 @@ def test_stats_count_what_the_clip_stops():
     old_NT = torch.zeros_like(RATIO_NT)
     low, high, largest = ratio_stats(RATIO_NT.log(), old_NT, ADVANTAGE_N, MASK_NT, **CLIP)
     assert (low.item(), high.item(), largest.item()) == (1, 1, pytest.approx(1.5))
+    nothing_NT = torch.zeros_like(MASK_NT)
+    assert [x.item() for x in ratio_stats(RATIO_NT.log(), old_NT, ADVANTAGE_N, nothing_NT, **CLIP)] == [0, 0, 0.0]
 
 
 @pytest.mark.parametrize(("loss_type", "grad"), [

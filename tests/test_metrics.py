@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from grpo.metrics import METRICS, Log, markdown_table, metric
+from grpo.metrics import METRICS, SINKS, Log, markdown_table, metric
 
 
 def open_log(folder, first_step=0, report_to=(), logging_steps=1):
@@ -90,6 +90,18 @@ def test_the_progress_line_shows_reward_kl_truncated_share_seconds_and_the_steps
     assert "3/4" in line  # two steps before the resume and this one, of four
     for shown in ("reward=0.75", "kl=0.001", "truncated=0.125", "s/step=1.5"):
         assert shown in line
+
+
+def test_sinks_receive_every_logging_steps_th_step_and_the_file_every_step(tmp_path, monkeypatch):
+    received = []
+    sink = (lambda step, values: received.append((step, values)), lambda: received.append("closed"))
+    monkeypatch.setitem(SINKS, "list", lambda output_dir, first_step, settings: sink)
+    log = open_log(tmp_path, report_to=["list"], logging_steps=2)
+    for step in range(4):
+        log.write(step, {"reward": float(step)})
+    log.close()
+    assert received == [(0, {"reward": 0.0}), (2, {"reward": 2.0}), "closed"]
+    assert [record["step"] for record in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
 def test_tensorboard_receives_every_logging_steps_th_step(tmp_path):

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from grpo import evaluation
 from grpo.evaluation import Answer
-from grpo.report import CURVES, answers_path, comparison_table, curves, running_mean, write_report
+from grpo.report import CURVES, answers_path, comparison_table, curves, page, running_mean, write_report
 
 HOSTILE = "<script>alert('&')</script>\n#### The final answer is 1"
 
@@ -57,6 +57,7 @@ def test_model_text_and_settings_are_escaped(run):
     assert "<script>" not in text
     assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in text
     assert "a&lt;b" in text and "problem &lt;0&gt;" in text
+    assert page("a<b", []).count("a&lt;b") == 2
 
 
 def test_completions_before_and_after_answer_the_same_problem_with_their_verdicts(run):
@@ -64,6 +65,11 @@ def test_completions_before_and_after_answer_the_same_problem_with_their_verdict
     row = text.split("<td>problem &lt;1&gt;</td>")[1].split("</tr>")[0]
     cells = re.findall(r"<td>(?:<pre>)?(.*?)(?:</pre>)?</td>", row, re.DOTALL)
     assert cells == ["9", html.escape(HOSTILE), "no", "4 + 5 = 9", "yes"]
+
+
+def test_the_first_six_problems_are_shown_whatever_their_outcome(run):
+    shown = re.findall(r"<td>problem &lt;(\d)&gt;</td>", write_report(run).read_text())
+    assert shown == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_a_run_without_held_out_problems_has_a_report_without_that_table(run):

@@ -83,7 +83,7 @@ def test_a_number_written_as_people_write_it_scores_fully(written, gold):
         (" 18", "eighteen"),
         (" 18", float("nan")),
         (" 18", float("inf")),
-        (" 18", 10**5000),
+        pytest.param(" 18", 10**5000, id="huge"),  # str() of it raises
         (" 18", "9" * 5000),
         (" 18", ["18"]),
     ],
@@ -103,9 +103,10 @@ def test_a_wrong_number_or_a_gold_answer_without_one_earns_the_format_only(writt
         f"{MARKER}18",
         f"{MARKER}: 18",
         *(f"steps{MARKER} {mark}" for mark in (".", "-", "$", "%", ",", "-$", "$.", "-.", "...")),
-        *(f"steps{MARKER} {word}" for word in ("nan", "inf", "-inf", "NaN", "Infinity", "unknown", "eighteen", "x = 18")),
-        *(f"steps{MARKER} {text}" for text in ("--18", "18-", "1 8", "18 or 19", "18/2", "9 + 9", "18e0", "1.8.0", "18..")),
-        *(f"steps{MARKER} {text}" for text in ("1,8", "18,000,0", ",018", "0x12", "1_8", "\u0661\u0668", "18½", "**18**")),
+        *(f"steps{MARKER} {word}" for word in ("nan", "inf", "-inf", "NaN", "Infinity", "unknown", "eighteen")),
+        *(f"steps{MARKER} {text}" for text in ("--18", "18-", "1 8", "18 or 19", "18/2", "9 + 9", "x = 18", "18e0")),
+        *(f"steps{MARKER} {text}" for text in ("1.8.0", "18..", "1,8", "18,000,0", ",018", "0x12", "1_8", "**18**")),
+        *(f"steps{MARKER} {text}" for text in ("\u0661\u0668", "18½", "\u00b2", "１８")),  # digits, but not 0 to 9
         f"steps{MARKER} {'9' * 33}",
         f"steps{MARKER} {'1' * 5000}",
         f"steps{MARKER} 18.{'0' * 5000}",
@@ -129,6 +130,11 @@ def test_anything_else_earns_nothing_and_raises_nothing(completion):
 def test_the_first_answer_line_counts():
     assert points(f"a{MARKER} 1{MARKER} 2", "1") == (0.5, 1.0)
     assert points(f"a{MARKER} 1{MARKER} 2", "2") == (0.5, 0.0)
+
+
+def test_one_gold_answer_per_completion_is_required():
+    with pytest.raises(ValueError, match="shorter"):
+        correctness_reward([f"{MARKER} 1", f"{MARKER} 1"], ["1"])
 
 
 def test_a_conversation_is_scored_by_its_last_message():
@@ -158,10 +164,18 @@ def test_total_is_the_weighted_sum_and_parts_are_unweighted():
 
 
 TRL_FILE = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import numpy
 import torch
 
 NOT_CALLABLE = 3
+
+@dataclass
+class Limits:
+    low: int
 
 def by_column(completions, solution, **kwargs):  # as in TRL's documentation
     return [1.0 if wanted in text else 0.0 for text, wanted in zip(completions, solution)]

@@ -143,14 +143,16 @@ def test_a_row_whose_last_allowed_token_stops_it_is_not_truncated(decoder):
 
 def test_a_stop_string_across_tokens_ends_the_row_and_its_text_exactly(decoder):
     free = sample_rows(decoder, num_generations=1, max_completion_length=40)
-    pieces = [TOKENIZER.decode([token]) for token in free.token_NT[0].tolist()]
-    assert "\ufffd" not in "".join(pieces[6:9])
-    stop_string = "".join(pieces[6:9])  # completed by the ninth token
-    assert free.text[0].count(stop_string) == 1
-    rows = sample_rows(decoder, num_generations=1, max_completion_length=40, stop_strings=["never", stop_string])
-    assert rows.length_N[0] == 9 and not rows.truncated_N[0]
-    assert torch.equal(rows.token_NT[0, :9], free.token_NT[0, :9])
-    assert rows.text[0] == free.text[0].split(stop_string)[0]
+    for n in range(4):
+        pieces = [TOKENIZER.decode([token]) for token in free.token_NT[n].tolist()]
+        # Three tokens in the middle of the row that are whole characters make the stop string.
+        end = next(end for end in range(9, 40) if "\ufffd" not in "".join(pieces[end - 3 : end]))
+        stop_string = "".join(pieces[end - 3 : end])
+        assert free.text[n].count(stop_string) == 1
+        rows = sample_rows(decoder, num_generations=1, max_completion_length=40, stop_strings=["never", stop_string])
+        assert rows.length_N[n] == end and not rows.truncated_N[n]
+        assert torch.equal(rows.token_NT[n, :end], free.token_NT[n, :end])
+        assert rows.text[n] == free.text[n].split(stop_string)[0]
 
 
 def test_progress_counts_tokens_and_finished_rows(decoder):
@@ -166,6 +168,24 @@ def test_prompts_of_one_token_and_identical_prompts_work(decoder):
     assert torch.equal(rows.token_NT[:2], rows.token_NT[2:4])
     single = sample_rows(decoder, [[7, 9]], num_generations=2, prompt_index=[1])
     assert_same_rows(rows, single, [4, 5])
+
+
+@pytest.mark.gpu
+def test_a_gpu_samples_the_text_that_a_cpu_does(decoder):
+    on_gpu = Decoder(decoder.config, {name: tensor.cuda() for name, tensor in decoder.weight.items()}, {})
+    assert_same_rows(sample_rows(decoder, **STOPPING), sample_rows(on_gpu, **STOPPING), list(range(12)))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_bfloat16_sampler_logprobs_stay_close_to_plain_rescoring(decoder, device):
+    half = Decoder(decoder.config, {name: tensor.to(device).bfloat16() for name, tensor in decoder.weight.items()}, {})
+    rows = sample_rows(half)
+    for n, token_T in enumerate(rows.token_NT):
+        prompt = rows.prompt_ids[n // 3]
+        logits_LV = half.logits(torch.tensor([prompt + token_T.tolist()]))[0, len(prompt) - 1 : -1].cpu()
+        gap_T = logits_LV.log_softmax(-1).gather(-1, token_T[:, None])[:, 0] - rows.sampler_logprob_NT[n]
+        # Hidden states of bfloat16 carry 2⁻⁸ relative; logits of size 7 err by a few hundredths.
+        assert gap_T.abs().mean() < 0.05
 
 
 def test_an_empty_prompt_is_refused(decoder):

@@ -48,10 +48,10 @@ def test_a_stop_string_ends_the_row_with_the_token_that_completes_it(stop_string
 
 
 def test_a_token_that_reaches_beyond_the_stop_string_stays_but_its_text_is_cut():
-    # "Question" is one token of this tokenizer, so "Quest" can only be completed by it.
-    ids = tokens_of("7\n", "Question", ":")
-    assert len(tokens_of("Question")) == 1
-    stop = rule("\nQuest")
+    # "####" is one token of this tokenizer, so only the whole of it completes "\n##".
+    assert len(tokens_of("####")) == 1
+    ids = tokens_of("7\n", "####", " 7")
+    stop = rule("\n##")
     assert run(stop, ids) == len(tokens_of("7\n")) + 1
     assert stop.texts([ids]) == ["7"]
 

@@ -1,0 +1,28 @@
+"""Start real ranks from a test: torchrun with gloo on the CPU, the way a user starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Nothing stays gathered between uses, so a tiny model is sharded like a big one and no sharding bug can hide.
+SHARD_EVERYTHING = {
+    "zero_optimization": {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0,
+        "overlap_comm": False,
+    }
+}
+
+
+def launch(*arguments: str, num_ranks: int, timeout_s: float = 300, env: dict[str, str] | None = None, extra: tuple = ()):
+    """torchrun `arguments` and wait; the finished process, its output as text."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
+    command += extra or ("--standalone",)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s
+    )

@@ -1,0 +1,35 @@
+"""The sharded engine on two real ranks, against plain PyTorch in one process. About 100 seconds, most of it imports.
+
+One start of two gloo ranks runs all of tests/engine_checks.py; each check is a test here, so that a failure has a name.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from ranks import ROOT, launch
+from tiny_models import tiny_qwen2, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each check said: "ok", or the traceback of the rank it failed on."""
+    folder = tmp_path_factory.mktemp("engine")
+    for name, tied in (("tied", True), ("untied", False)):
+        tiny_qwen2(tied=tied).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    run = launch(str(ROOT / "tests" / "engine_checks.py"), str(folder), num_ranks=2, timeout_s=500)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+NAMES = [
+    line.split("(")[0].removeprefix("def ")
+    for line in (Path(__file__).parent / "engine_checks.py").read_text().splitlines()
+    if line.startswith("def check_")
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks(results: dict[str, str], name: str) -> None:
+    assert results[name] == "ok", results[name]
