@@ -193,11 +193,12 @@ def train(run: Run) -> None:
                 log.write_completions(step, part)
         if should_save(run, step + 1):
             checkpoint.save(run.engine, run.output_dir, step=step + 1, peft_config=run.peft_config)
+    if log:
+        log.close()
     checkpoint.export(run.engine, run.output_dir / "adapter", run.peft_config)
     if run.test_examples:
         evaluate(run, "after")
     if log:
-        log.close()
         summary = summarize(run, time.perf_counter() - start)
         report = write_report(run.output_dir)
         print(json.dumps(summary, indent=2), f"adapter {run.output_dir / 'adapter'}", f"report  {report}", sep="\n")

@@ -10,20 +10,16 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 from peft import PeftConfig
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from grpo.distributed import Engine, rank
+from grpo.distributed import rank
+from grpo.engine import MOMENTS, Engine
 from grpo.model import public_name
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 
 
@@ -83,7 +79,7 @@ def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig
     dist.barrier()
     state = {}
     for name, parameter in engine.trainable.items():
-        for kind, tensor in _read(engine, parameter).items():
+        for kind, tensor in engine.state(parameter).items():
             if rank() == 0:
                 state[f"{name}:{kind}"] = tensor.detach().float().cpu().clone()
     export(engine, partial / "adapter", peft_config)
@@ -119,9 +115,9 @@ def restore(engine: Engine, folder: Path) -> int:
     state = load_file(folder / "state.safetensors")
     record = json.loads((folder / "state.json").read_text())
     _check_names(engine, state, folder)
-    _create_optimizer_state(engine, float(record["optimizer_steps"]))
+    engine.start_optimizer(float(record["optimizer_steps"]))
     for name, parameter in engine.trainable.items():
-        _write(engine, parameter, {kind: state[f"{name}:{kind}"] for kind in ("master", *MOMENTS)})
+        engine.set_state(parameter, {kind: state[f"{name}:{kind}"] for kind in ("master", *MOMENTS)})
     engine.skipped_steps = record["step"] - record["optimizer_steps"]
     return record["step"]
 
@@ -132,42 +128,6 @@ def _check_names(engine: Engine, state: dict[str, torch.Tensor], folder: Path) -
     if saved != shape:
         differing = sorted(name for name in saved.keys() | shape.keys() if saved.get(name) != shape.get(name))
         raise ValueError(f"resume: {folder} holds other trained tensors than this recipe, first {differing[0]}")
-
-
-def _read(engine: Engine, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    if engine.stage == 0:
-        moments = engine.deepspeed.optimizer.state[parameter]
-        return {"master": parameter, **{key: moments[key] for key in MOMENTS}}
-    moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-    return {"master": safe_get_full_fp32_param(parameter), **moments}
-
-
-@torch.no_grad()
-def _write(engine: Engine, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
-    state = {kind: tensor.to(parameter.device) for kind, tensor in state.items()}
-    if engine.stage == 0:
-        for key in MOMENTS:
-            engine.deepspeed.optimizer.state[parameter][key].copy_(state[key])
-    else:
-        safe_set_full_fp32_param(parameter, state["master"])
-        for key in MOMENTS:
-            safe_set_full_optimizer_state(parameter, state[key], key)
-    # The engine computes with a second copy of the weight, which the master's setter leaves stale.
-    with engine.gathered([parameter], write=True):
-        parameter.copy_(state["master"])
-
-
-def _create_optimizer_state(engine: Engine, steps: float) -> None:
-    """AdamW creates its moments at its first step; a resumed run needs a place for them before."""
-    wrapper: Any = engine.deepspeed.optimizer
-    adamw = wrapper if engine.stage == 0 else wrapper.optimizer
-    flat = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-    tensors = next((getattr(wrapper, name) for name in flat if hasattr(wrapper, name)), engine.trainable.values())
-    for tensor in tensors:
-        zeros = {key: torch.zeros_like(tensor) for key in MOMENTS}
-        adamw.state[tensor] = {"step": torch.tensor(steps), **zeros}
-    if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
-        wrapper._lazy_init_hp_params_optimizer_state()
 
 
 def _sync_to_disk(folder: Path) -> None:

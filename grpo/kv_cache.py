@@ -53,8 +53,8 @@ class KVCache:
         Causality alone hides the padding from real tokens, which all lie left of it.
         """
         self.prompt.append((key, value))
-        rows = len(self.position_N)
-        self.own.append((key.new_empty(rows, *key.shape[1:2], 0, key.shape[-1]),) * 2)
+        no_tokens = key.new_empty(len(self.position_N), key.shape[1], 0, key.shape[3])
+        self.own.append((no_tokens, no_tokens))
         num_prefix, num_query = 0, key.shape[2]
         if self.prefix:
             prefix_key, prefix_value = self.prefix[layer]

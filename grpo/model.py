@@ -1,7 +1,7 @@
 """From a model folder or name to the parts a run needs: the trainable model, its tokenizer, and the rollout copy.
 
-The base is quantised to NF4 with double quantisation (QLoRA, Dettmers et al. 2023) and carries LoRA side branches. Under
-ZeRO-3 the packed 4-bit bytes are sharded like any other parameter, which works only if their storage type is the
+The base is quantised to NF4 with double quantisation (QLoRA, arXiv 2305.14314) and carries LoRA side branches.
+Under ZeRO-3 the packed 4-bit bytes are sharded like any other parameter, which works only if their storage type is the
 engine's own type; see `quantization`.
 """
 
@@ -61,7 +61,9 @@ def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torc
         model_config = AutoConfig.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"model_name_or_path={name!r} is no model: {reason}; give a folder with config.json") from error
+        raise ValueError(
+            f"model_name_or_path={name!r} is no model: {reason}; give a folder with config.json"
+        ) from error
     if load_in_4bit:
         _check_dimensions(model_config)
     model = AutoModelForCausalLM.from_pretrained(
@@ -86,8 +88,8 @@ def _check_dimensions(model_config) -> None:
         if value % NF4_BLOCK:
             nearest = max(round(value / NF4_BLOCK), 1) * NF4_BLOCK
             raise ValueError(
-                f"load_in_4bit=True with {field}={value}: NF4 needs a multiple of {NF4_BLOCK}, the nearest is {nearest}; "
-                "or set load_in_4bit=False"
+                f"load_in_4bit=True with {field}={value}: NF4 needs a multiple of {NF4_BLOCK}; nearest: {nearest}, "
+                "or load_in_4bit=False"
             )
 
 
@@ -113,7 +115,9 @@ def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
         peft_model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     else:
         peft_model = read_adapter(model, config.adapter_name_or_path, is_trainable=True)
-        peft_model.load_adapter(config.adapter_name_or_path, REFERENCE, is_trainable=False, autocast_adapter_dtype=False)
+        peft_model.load_adapter(
+            config.adapter_name_or_path, REFERENCE, is_trainable=False, autocast_adapter_dtype=False
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -162,7 +166,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def build_decoder(model: PreTrainedModel) -> Decoder:
-    """The rollout copy: the base dequantised once, LoRA kept as side branches, so that it computes what the engine does.
+    """The rollout copy: the base dequantised once, LoRA kept as side branches, so it computes what the engine does.
 
     Call it before the engine shards the model: here every rank still holds all weights.
     """

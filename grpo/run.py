@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import transformers
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +19,8 @@ from data import load_examples
 from grpo import distributed
 from grpo.config import Config
 from grpo.decoder import Decoder
-from grpo.distributed import Engine, world_size
+from grpo.distributed import world_size
+from grpo.engine import Engine
 from grpo.model import add_adapter, build_decoder, dtype_of, load_base, load_tokenizer, stop_token_ids
 from grpo.policy import Policy
 from grpo.schedule import total_steps
@@ -102,16 +104,19 @@ def build(config: Config) -> Run:
 def _quiet() -> None:
     """Silence what the libraries say about themselves; our own start-up block says what matters."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="(torch|deepspeed|peft|transformers|bitsandbytes)")
 
 
 def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
-    """The training problems, and the held-out ones when an evaluation wants them."""
+    """The training problems, and held-out ones when an evaluation wants them: never rows of the training split."""
     options = {"num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
     train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
     if config.eval_examples == 0:
         return train, []
-    return train, load_examples(config.test_dataset_id_or_path or config.train_dataset_id_or_path, "test", **options)
+    if config.test_dataset_id_or_path is None:
+        return train, load_examples(config.train_dataset_id_or_path, "validation", **options)
+    return train, load_examples(config.test_dataset_id_or_path, "test", **options)
 
 
 def _fit_context(
@@ -128,10 +133,10 @@ def _fit_context(
     kept = [example for example, tokens in zip(examples, length) if tokens <= limit]
     if examples and (not kept or len(kept) < len(examples) and config.max_prompt_length is None):
         raise ValueError(
-            f"max_completion_length={config.max_completion_length} with a prompt of {max(length)} tokens: together they "
-            f"must fit the limit of {limit + config.max_completion_length} tokens (the model's context is {context}); "
-            f"nearest valid: max_completion_length={max(context - max(length), 1)}, fewer num_shots, or "
-            f"max_prompt_length={max(room, 1)} to leave such problems out"
+            f"max_completion_length={config.max_completion_length} with a prompt of {max(length)} tokens: together "
+            f"they must fit in {limit + config.max_completion_length} tokens (the model's context is {context}); "
+            f"nearest valid: max_completion_length={max(context - max(length), 1)}, fewer num_shots, "
+            f"or max_prompt_length={max(room, 1)} to leave such problems out"
         )
     return kept, len(examples) - len(kept)
 

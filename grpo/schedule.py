@@ -1,4 +1,7 @@
-"""Which prompts and which learning rate belong to a step: functions of the step number alone, so resuming needs no state."""
+"""Which prompts and which learning rate belong to a step.
+
+Both are functions of the step number alone, so resuming needs no state.
+"""
 
 import math
 
@@ -28,7 +31,7 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> list[int]:
 
 
 def total_steps(num_examples: int, *, prompts_per_step: int, num_train_epochs: float, max_steps: int) -> int:
-    """Steps of the whole run: `max_steps` where it is positive, else enough to see the data `num_train_epochs` times."""
+    """Steps of the whole run: `max_steps` where positive, else enough to see the data `num_train_epochs` times."""
     return max_steps if max_steps > 0 else math.ceil(num_train_epochs * num_examples / prompts_per_step)
 
 

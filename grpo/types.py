@@ -95,6 +95,6 @@ class Batch:
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def scatter(self, value_K: torch.Tensor) -> torch.Tensor:
-        """Per-token values in the step's shape: [K] -> [N, T], 0.0 where this row scores nothing; keeps the gradient."""
+        """Per-token values in the step's shape: [K] -> [N, T], 0.0 where nothing is scored; keeps the gradient."""
         value_NT = value_K.new_zeros(self.mask_NT.shape)
         return value_NT.index_put((self.row_K, self.column_K), value_K)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from grpo.config import Config
-from grpo.distributed import Engine, global_max, global_sum
+from grpo.distributed import global_max, global_sum
+from grpo.engine import Engine
 from grpo.loss import kl_divergence, loss_denominator, policy_loss, ratio_stats
 from grpo.packing import filler, pack
 from grpo.policy import Scores

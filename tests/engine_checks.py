@@ -5,9 +5,7 @@ gradient is computed on each rank with plain PyTorch: no DeepSpeed, no packing, 
 """
 
 import json
-import os
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
@@ -21,7 +19,8 @@ from tiny_models import tiny_tokenizer
 
 from grpo import checkpoint, distributed, update
 from grpo.config import Config
-from grpo.distributed import Engine, rank, world_size
+from grpo.distributed import rank, world_size
+from grpo.engine import Engine
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
 from grpo.model import add_adapter, build_decoder, load_base
 from grpo.packing import filler
@@ -30,6 +29,7 @@ from grpo.rollout import generate
 from grpo.types import Rollout
 
 FOLDER = Path(sys.argv[1])
+CPU = torch.device("cpu")
 VOCAB = 320
 NUM_PROMPTS, NUM_GENERATIONS, LONGEST = 4, 3, 7
 
@@ -49,7 +49,7 @@ def parts(run: Config):
     """(policy, decoder, peft_config), LoRA's B drawn at random so that the adapter says something."""
     dtype = getattr(torch, run.torch_dtype)
     torch.manual_seed(run.seed)
-    model = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=dtype, device=torch.device("cpu"))
+    model = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=dtype, device=CPU)
     peft_config = add_adapter(model, run, dtype)
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
@@ -133,7 +133,7 @@ def engine_gradient(run: Config, whole: Rollout, split: list[tuple[int, int]]) -
     first, last = split[rank()]
     mine = part_of(whole, first, last)
     rows = slice(first * NUM_GENERATIONS, last * NUM_GENERATIONS)
-    work = update.prepare(mine, advantages(whole)[rows], run, torch.device("cpu"))
+    work = update.prepare(mine, advantages(whole)[rows], run, CPU)
     update.score_reference(engine, work, run)
     captured: dict[str, torch.Tensor] = {}
 
@@ -186,7 +186,7 @@ def train_steps(engine: Engine, decoder, run: Config, steps: int, rate: float = 
         share = NUM_PROMPTS // world_size()
         mine = part_of(whole, rank() * share, (rank() + 1) * share)
         rows = slice(rank() * share * NUM_GENERATIONS, (rank() + 1) * share * NUM_GENERATIONS)
-        work = update.prepare(mine, advantages(whole)[rows], run, torch.device("cpu"))
+        work = update.prepare(mine, advantages(whole)[rows], run, CPU)
         if run.beta > 0:
             update.score_reference(engine, work, run)
         metrics.append(update.apply(engine, work, run, rate))
@@ -195,7 +195,7 @@ def train_steps(engine: Engine, decoder, run: Config, steps: int, rate: float = 
 
 def engine_logprobs(engine: Engine, whole: Rollout, run: Config, **options) -> torch.Tensor:
     """[N, T] what the engine says of the rollout; every rank scores the same rows."""
-    work = update.prepare(whole, advantages(whole), run, torch.device("cpu"))
+    work = update.prepare(whole, advantages(whole), run, CPU)
     result_NT = torch.zeros_like(work.sampler_logprob_NT)
     with torch.no_grad():
         for batch in work.micro_batches:
@@ -216,7 +216,8 @@ def decoder_logprobs(decoder, whole: Rollout) -> torch.Tensor:
 
 def check_copy_equals_engine_after_updates() -> None:
     """The copy's weights are the engine's bit for bit, its log-probs to 1e-4; a copy not synced differs."""
-    for options in (dict(), dict(load_in_4bit=True), dict(model="untied", lora_modules_to_save=["lm_head", "embed_tokens"])):
+    head = ["lm_head", "embed_tokens"]
+    for options in (dict(), dict(load_in_4bit=True), dict(model="untied", lora_modules_to_save=head)):
         run = config(**options)
         policy, decoder, _ = parts(run)
         engine = Engine(policy, run, torch.float32)
@@ -238,7 +239,7 @@ def check_reference_is_the_untouched_base() -> None:
     run = config(load_in_4bit=True)
     policy, decoder, _ = parts(run)
     engine, whole = Engine(policy, run, torch.float32), rollout(seed=1)
-    base = load_base(run.model_name_or_path, load_in_4bit=True, dtype=torch.float32, device=torch.device("cpu"))
+    base = load_base(run.model_name_or_path, load_in_4bit=True, dtype=torch.float32, device=CPU)
     with torch.no_grad():
         expected_NT = padded_logprobs(base, whole)
     for step in range(3):
@@ -260,7 +261,7 @@ def check_kl_is_exactly_zero_at_step_0() -> None:
                     dict(use_peft=False), dict(use_peft=False, kl_estimator="exact")):
         run = config(**options)
         torch.manual_seed(0)
-        model = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu"))
+        model = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU)
         if run.use_peft:
             add_adapter(model, run, torch.float32)
         else:
@@ -272,7 +273,7 @@ def check_kl_is_exactly_zero_at_step_0() -> None:
         if "adapter_name_or_path" in options:
             whole = rollout(seed=4)
             expected_NT = engine_logprobs(engine, whole, run, reference=True)
-            base = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu"))
+            base = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU)
             with torch.no_grad():
                 gap = (expected_NT - padded_logprobs(base, whole)).abs().max()
             assert gap > 1e-2, "the reference is the start adapter, not the bare base"
@@ -320,7 +321,7 @@ def check_export_loads_in_plain_peft() -> None:
         folder = FOLDER / f"export_{len(options)}{'load_in_4bit' in options}"
         checkpoint.export(engine, folder, peft_config)
         base = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=torch.float32,
-                         device=torch.device("cpu"))
+                         device=CPU)
         plain = PeftModel.from_pretrained(base, str(folder))
         with torch.no_grad():
             gap = (padded_logprobs(plain.train(), whole) - trained_NT).abs().max()
@@ -429,7 +430,7 @@ def check_nan_on_one_rank_skips_the_step_on_both() -> None:
         advantage_N = advantages(whole)
         if rank() == 1:
             advantage_N[0] = float("nan")
-        work = update.prepare(whole, advantage_N, run, torch.device("cpu"))
+        work = update.prepare(whole, advantage_N, run, CPU)
         update.score_reference(engine, work, run)
         metrics = update.apply(engine, work, run, 1e-2)
         assert metrics["grad_norm"] == float("inf") and engine.skipped_steps == 1, (options, metrics)

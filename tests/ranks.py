@@ -18,11 +18,13 @@ SHARD_EVERYTHING = {
 }
 
 
-def launch(*arguments: str, num_ranks: int, timeout_s: float = 300, env: dict[str, str] | None = None, extra: tuple = ()):
+def launch(
+    *arguments: str, num_ranks: int, timeout_s: float = 300, extra: tuple[str, ...] = ("--standalone",)
+) -> subprocess.CompletedProcess:
     """torchrun `arguments` and wait; the finished process, its output as text."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
-    command += extra or ("--standalone",)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **(env or {})}
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     return subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s
+        [*command, *extra, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=timeout_s,
     )

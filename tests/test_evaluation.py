@@ -19,7 +19,7 @@ from tests.tiny_models import SHAPE, decoder_of, tiny_qwen2, tiny_tokenizer
 
 # What a tiny model is taught to answer, by heart. The gold answer of each is 9.
 TAUGHT = {
-    "one": " 4 + 5 = 9.\n#### The final answer is 9<eos>",
+    "one": " 4 + 5 = 9.\n#### The final answer is 9\nQuestion: 8",
     "two": " I get 9<eos>",
     "six": " It is.\n#### The final answer is 8<eos>",
     "ten": " 9 or 10 or 9 or 10 or 9 or 10 or 9 or 10",
@@ -186,16 +186,16 @@ def run_evaluate(decoder, tokenizer, examples=EXAMPLES, **options):
 
 def test_each_completion_is_scored_strictly_leniently_and_for_its_format(model, tokenizer):
     answers = run_evaluate(decoder_of(model), tokenizer)
-    assert [answer.completion for answer in answers[:3]] == [text.removesuffix("<eos>") for text in TAUGHT.values()][:3]
+    completions = [text.removesuffix("<eos>").removesuffix("\nQuestion: 8") for text in TAUGHT.values()]
+    assert [answer.completion for answer in answers[:3]] == completions[:3]
     scores = [(answer.strict, answer.lenient, answer.format) for answer in answers[:3]]
     assert scores == [(True, True, True), (False, True, False), (False, False, True)]
 
 
 def test_a_completion_without_an_end_counts_as_truncated(model, tokenizer):
-    answers = run_evaluate(decoder_of(model), tokenizer, max_completion_length=20)
-    # " 4 + 5 = 9.\n#### The final answer is 9" and the third need at least 10 tokens, the fourth never ends
-    assert [answer.truncated for answer in answers] == [len(tokenizer.encode(text)) > 20 for text in TAUGHT.values()]
-    assert answers[3].truncated and not answers[1].truncated
+    answers = run_evaluate(decoder_of(model), tokenizer, max_completion_length=len(tokenizer.encode(TAUGHT["ten"])) - 1)
+    assert [answer.truncated for answer in answers[1::2]] == [False, True]
+    assert answers[3].completion == TAUGHT["ten"][:len(answers[3].completion)] != ""
 
 
 def test_sampled_answers_depend_on_neither_the_batch_size_nor_the_split_over_ranks(tokenizer):
@@ -242,14 +242,15 @@ def test_the_script_prints_a_row_for_each_number_of_shots_and_writes_its_report(
     assert results[0]["strict"] == results[0]["format"] == 1.0 and results[0]["truncated"] == 0.0
     assert "100.0 % (72.2 to 100.0)" in (tmp_path / "out" / "eval.html").read_text()
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 5000
-    assert load(tmp_path / "out" / "answers_model_0_shots.jsonl")[0].strict
+    first = load(tmp_path / "out" / "answers_model_0_shots.jsonl")[0]
+    assert first.strict and first.completion.endswith("The final answer is 9")  # cut at the stop string
 
 
 def test_the_script_tests_an_adapter_against_its_base_on_the_same_problems(folder, capsys):
-    assert eval_script.main(command(folder, adapter=folder / "adapter", compare_base="true")) == 0
+    assert eval_script.main(command(folder, adapter=folder / "adapter", compare_base="true", limit=8)) == 0
     adapter, base = [line.split() for line in capsys.readouterr().out.splitlines()][1:]
-    # the adapter loses all 10 problems: p = 2 / 2^10 = 0.00195
-    assert (adapter[0], adapter[5], adapter[-1]) == ("adapter", "0.0", "0.002")
+    # the adapter loses all 8 problems: p = 2 / 2^8 = 0.0078
+    assert (adapter[0], adapter[5], adapter[-1]) == ("adapter", "0.0", "0.0078")
     assert (base[0], base[5]) == ("model", "100.0")
 
 

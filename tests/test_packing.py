@@ -1,6 +1,7 @@
 """Packed rows against padded transformers rows, on one process: same loss, same gradients to 1e-6. 10 seconds.
 
-Prompts, completions and lengths are drawn; the model is a random Qwen2 with float64 weights (its norms and softmax compute in float32 all the same).
+Prompts, completions and lengths are drawn; the model is a random Qwen2 with float64 weights, whose norms and softmax
+compute in float32 all the same.
 """
 
 import pytest

@@ -1,0 +1,176 @@
+"""Whole runs of train.py as a user starts them, on a tiny random model: the same run in different ways. 120 seconds.
+
+Compared: one rank without ZeRO, two ranks with ZeRO-3 that keeps nothing gathered, and the same as two nodes of one rank
+each; in float32 with plain LoRA, and in bfloat16 on a 4-bit base. Then a run that is killed and resumed. The reward is a
+program of the user's own, because a random model earns nothing on arithmetic.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from ranks import ROOT, SHARD_EVERYTHING, launch
+from tiny_models import tiny_qwen2, tiny_tokenizer
+
+NUM_STEPS = 5
+REWARD = """
+def vowels(completions, **columns):
+    return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a dataset with ready prompts, a reward file and a recipe that uses them."""
+    folder = tmp_path_factory.mktemp("train")
+    tiny_qwen2().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    rows = [{"prompt": f"Question: Tom has {i} apples.\nSolution:", "final_answer": str(i)} for i in range(30)]
+    (folder / "data.json").write_text(json.dumps(rows))
+    (folder / "my_rewards.py").write_text(REWARD)
+    recipe = {
+        "model_name_or_path": str(folder / "model"), "train_dataset_id_or_path": str(folder / "data.json"),
+        "reward_funcs": [f"{folder / 'my_rewards.py'}:vowels"], "prompts_per_step": 4, "num_generations": 4,
+        "max_completion_length": 20, "micro_batch_tokens": 110, "max_steps": NUM_STEPS, "learning_rate": 1e-3,
+        "num_iterations": 2, "beta": 0.1, "gradient_checkpointing": True, "eval_examples": 0, "save_strategy": "no",
+        "load_in_4bit": False, "torch_dtype": "float32", "deepspeed": SHARD_EVERYTHING,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def train(folder: Path, name: str, *options: str, num_ranks: int = 1, **kwargs) -> Path:
+    """Run it to the end; its output folder."""
+    arguments = ("train.py", "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / name), *options)
+    run = launch(*arguments, num_ranks=num_ranks, **kwargs)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return folder / name
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def completions(output: Path) -> list[tuple[int, str, str]]:
+    return [(row["step"], row["prompt"], row["completion"]) for row in lines(output / "completions.jsonl")]
+
+
+def assert_same_metrics(one: Path, other: Path, tolerance: float) -> None:
+    pairs = zip(lines(one / "metrics.jsonl"), lines(other / "metrics.jsonl"), strict=True)
+    for expected, found in pairs:
+        for metric in ("loss", "kl", "grad_norm"):
+            assert found[metric] == pytest.approx(expected[metric], abs=tolerance), (expected["step"], metric)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """Float32 LoRA on one rank without ZeRO."""
+    return train(folder, "alone", "--zero_stage", "0")
+
+
+@pytest.fixture(scope="module")
+def sharded(folder: Path) -> Path:
+    """The same on two ranks, ZeRO-3, nothing kept gathered."""
+    return train(folder, "sharded", num_ranks=2)
+
+
+def test_two_sharded_ranks_repeat_the_run_of_one(alone: Path, sharded: Path) -> None:
+    assert completions(sharded) == completions(alone)
+    assert_same_metrics(alone, sharded, 1e-4)
+
+
+def test_the_run_does_something(alone: Path) -> None:
+    records = lines(alone / "metrics.jsonl")
+    assert len(records) == NUM_STEPS and len(completions(alone)) == NUM_STEPS * 16
+    assert records[0]["kl"] == 0.0 and records[-1]["kl"] > 1e-5
+    assert all(record["grad_norm"] > 1e-3 and record["zero_variance_share"] < 1 for record in records)
+    assert records[0]["ratio_max"] > 1.0, "the second iteration has left the old policy"
+    assert all(record["sampler_gap_max"] < 1e-4 for record in records)
+    assert all(record["micro_batches"] > 2 for record in records)
+    for key in ("step", "reward", "kl", "loss", "grad_norm", "step_s", "rollout_s", "update_s", "peak_memory_bytes"):
+        assert all(isinstance(record[key], int | float) for record in records), key
+
+
+def test_a_run_writes_the_files_of_the_fixed_interface(alone: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "completions.jsonl", "report.html", "summary.json",
+                 "adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
+        assert (alone / name).stat().st_size > 0, name
+
+
+def test_two_nodes_of_one_rank_repeat_the_run_of_two_ranks(folder: Path, sharded: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    node = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test")
+    second: list[subprocess.CompletedProcess] = []
+    arguments = ("train.py", "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / "nodes"))
+    thread = threading.Thread(target=lambda: second.append(launch(*arguments, num_ranks=1, extra=node)))
+    thread.start()
+    first = launch(*arguments, num_ranks=1, extra=node)
+    thread.join()
+    assert first.returncode == 0 and second[0].returncode == 0, first.stderr[-2000:] + second[0].stderr[-2000:]
+    assert completions(folder / "nodes") == completions(sharded)
+    assert_same_metrics(sharded, folder / "nodes", 1e-6)
+
+
+def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(folder: Path) -> None:
+    options = ("--load_in_4bit", "true", "--torch_dtype", "bfloat16", "--learning_rate", "1e-4")
+    alone = train(folder, "alone4", "--zero_stage", "0", *options)
+    sharded = train(folder, "sharded4", *options, num_ranks=2)
+    assert completions(sharded) == completions(alone)
+    assert_same_metrics(alone, sharded, 1e-2)
+
+
+def test_a_killed_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    # Checkpoints after steps 2 and 4. A reward file that kills its process in step 3 stands for the accident.
+    options = ("--save_strategy", "steps", "--save_steps", "2", "--load_in_4bit", "true")
+    whole = train(folder, "whole", *options)
+    deadly = REWARD + "\nimport os, signal\ncalls = 0\ndef dies(completions, **columns):\n    global calls\n    calls += 1\n"
+    deadly += "    if calls == 4: os.kill(os.getpid(), signal.SIGKILL)\n    return vowels(completions)\n"
+    (tmp_path / "my_rewards.py").write_text(deadly)
+    output = folder / "killed"
+    arguments = ("train.py", "--config", str(folder / "recipe.yaml"), "--output_dir", str(output), *options)
+    deadly_run = launch(*arguments, "--reward_funcs", f"{tmp_path / 'my_rewards.py'}:dies", num_ranks=1)
+    assert deadly_run.returncode != 0 and len(lines(output / "metrics.jsonl")) == 3
+    refused = launch(*arguments, num_ranks=1)
+    assert refused.returncode != 0 and "holds another run" in refused.stderr
+    train(folder, "killed", *options, "--resume")
+    timing = {"step_s", "rollout_s", "reward_s", "sync_s", "reference_s", "update_s", "tokens_per_s",
+              "peak_memory_bytes", "rewards/vowels", "rewards/dies"}
+    expected, found = (
+        [{name: value for name, value in record.items() if name not in timing} for record in lines(path)]
+        for path in (whole / "metrics.jsonl", output / "metrics.jsonl")
+    )
+    assert found == expected
+    assert completions(output) == completions(whole)
+    adapters = [(path / "adapter" / "adapter_model.safetensors").read_bytes() for path in (whole, output)]
+    assert adapters[0] == adapters[1]
+
+
+def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "train.py",
+               "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / "orphan"), "--max_steps", "5000"]
+    launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (folder / "orphan" / "metrics.jsonl").exists():
+        assert launcher.poll() is None
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert children
+    launcher.kill()
+    launcher.wait()
+    for child in map(int, children):
+        for _ in range(50):
+            try:
+                os.kill(child, 0)
+            except ProcessLookupError:
+                break
+            if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+                break
+            threading.Event().wait(0.1)
+        else:
+            raise AssertionError(f"worker {child} outlived its launcher")
