@@ -20,7 +20,7 @@ from data import load_examples
 from data.prompts import STOP_STRINGS
 from grpo import evaluation
 from grpo.evaluation import Answer
-from grpo.model import load_decoder
+from grpo.model import dtype_of, load_decoder
 from grpo.options import check, command_line, convert, option, options, refuse
 from grpo.report import NOTE, draw_shares, image, page, percent, table
 
@@ -86,8 +86,7 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
     if not all(example.final_answer for group in examples.values() for example in group):
         refuse("data", settings.data, "needs a final answer to every problem", "a dataset with a column final_answer")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = automatic if settings.torch_dtype == "auto" else getattr(torch, settings.torch_dtype)
+    dtype = dtype_of(settings.torch_dtype, device)
     answers = {}
     for adapter in [settings.adapter, None] if settings.compare_base else [settings.adapter]:
         decoder, tokenizer, stop_token_ids = load_decoder(

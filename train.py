@@ -110,7 +110,8 @@ def completion_columns(
     """What completions.jsonl says of each row, by column."""
     num_generations = len(rollout.text) // len(examples)
     return {
-        "prompt": [example.prompt for example in examples for _ in range(num_generations)],
+        # Not the whole prompt: with eight examples in front the file would be mostly those.
+        "question": [example.question or example.prompt for example in examples for _ in range(num_generations)],
         "completion": rollout.text,
         "reward": reward_N.tolist(),
         "rewards": [dict(zip(parts, values)) for values in zip(*parts.values())],

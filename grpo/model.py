@@ -22,11 +22,10 @@ from grpo.policy import REFERENCE, TRAINED
 NF4_BLOCK = 64  # weights that share one scale
 
 
-def dtype_of(config: Config, device: torch.device) -> torch.dtype:
-    """The type of weights and activations: `torch_dtype`, where auto is bfloat16 on a GPU and float32 on a CPU."""
-    if config.torch_dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, config.torch_dtype)
+def dtype_of(torch_dtype: str, device: torch.device) -> torch.dtype:
+    """The type of weights and activations that an option names; auto is bfloat16 on a GPU and float32 on a CPU."""
+    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return automatic if torch_dtype == "auto" else getattr(torch, torch_dtype)
 
 
 def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:

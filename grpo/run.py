@@ -64,7 +64,7 @@ def build(config: Config) -> Run:
     check_columns(reward_functions, list(train_examples[0].columns))
 
     hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
-    dtype = dtype_of(config, device)
+    dtype = dtype_of(config.torch_dtype, device)
     torch.manual_seed(config.seed)  # the start of the LoRA weights
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, **hub)
     model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
