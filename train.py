@@ -47,7 +47,7 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     rollout = sample(run, examples, prompt_index, step)
     clock.lap("rollout_s")
     # 3. Score them with programs.
-    reward_N, parts = score_completions(run, examples, rollout)
+    reward_N, parts = score_completions(run, examples, rollout, step)
     clock.lap("reward_s")
     # 4. How much better than its group is each completion?
     reward_BG = reward_N.view(len(examples), config.num_generations)
@@ -95,12 +95,17 @@ def sample(run: Run, examples: list[Example], prompt_index: list[int], step: int
     )
 
 
-def score_completions(run: Run, examples: list[Example], rollout: Rollout) -> tuple[torch.Tensor, dict[str, list]]:
-    """[N] float32 total reward of each completion, and the parts by function name."""
+def score_completions(
+    run: Run, examples: list[Example], rollout: Rollout, step: int
+) -> tuple[torch.Tensor, dict[str, list]]:
+    """[N] float32 total reward of each completion, and the parts by function name; a wrong reward ends the run."""
     rows = [example for example in examples for _ in range(run.config.num_generations)]
     columns = {name: [row.columns[name] for row in rows] for name in rows[0].columns if name != "prompt"}
     prompts = [row.prompt for row in rows]
-    total, parts = score(run.reward_functions, prompts=prompts, completions=rollout.text, columns=columns)
+    try:
+        total, parts = score(run.reward_functions, prompts=prompts, completions=rollout.text, columns=columns)
+    except ValueError as error:
+        raise SystemExit(f"error: [rank {rank()} step {step}] {error}") from error
     return torch.tensor(total), parts
 
 

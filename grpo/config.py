@@ -127,7 +127,8 @@ class Config:
         "steps", "When checkpoints are written: every save_steps, after each epoch, or never.",
         choices=("steps", "epoch", "no"))
     save_steps: int = option(50, "Steps between checkpoints.", unit="steps", within="[1, inf)")
-    logging_steps: int = option(1, "Steps between lines of metrics.jsonl.", unit="steps", within="[1, inf)")
+    logging_steps: int = option(
+        1, "Steps between what report_to receives; metrics.jsonl has every step.", unit="steps", within="[1, inf)")
     report_to: list[str] = option(
         [], "Further receivers of the metrics, each an installed package.", choices=("tensorboard", "mlflow", "wandb"))
     eval_examples: int = option(
