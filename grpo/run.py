@@ -22,6 +22,7 @@ from grpo.decoder import Decoder
 from grpo.distributed import world_size
 from grpo.engine import Engine
 from grpo.model import add_adapter, build_decoder, dtype_of, load_base, load_tokenizer, stop_token_ids
+from grpo.options import refuse
 from grpo.policy import Policy
 from grpo.schedule import total_steps
 from grpo.types import Example
@@ -115,8 +116,12 @@ def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
     if config.eval_examples == 0:
         return train, []
     if config.test_dataset_id_or_path is None:
-        return train, load_examples(config.train_dataset_id_or_path, "validation", **options)
-    return train, load_examples(config.test_dataset_id_or_path, "test", **options)
+        test = load_examples(config.train_dataset_id_or_path, "validation", **options)
+    else:
+        test = load_examples(config.test_dataset_id_or_path, "test", **options)
+    if not all(example.final_answer for example in test):
+        refuse("eval_examples", config.eval_examples, "needs a final_answer to every held-out problem", 0)
+    return train, test
 
 
 def _fit_context(
