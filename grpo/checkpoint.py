@@ -86,7 +86,8 @@ def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig
     if rank() == 0:
         save_file(state, partial / "state.safetensors")
         versions = {package: importlib.metadata.version(package) for package in PACKAGES}
-        record = {"step": step, "optimizer_steps": step - engine.skipped_steps, "versions": versions}
+        counts = {"optimizer_steps": engine.optimizer_steps, "skipped_steps": engine.skipped_steps}
+        record = {"step": step, **counts, "versions": versions}
         (partial / "state.json").write_text(json.dumps(record, indent=2))
         _sync_to_disk(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -115,10 +116,10 @@ def restore(engine: Engine, folder: Path) -> int:
     state = load_file(folder / "state.safetensors")
     record = json.loads((folder / "state.json").read_text())
     _check_names(engine, state, folder)
-    engine.start_optimizer(float(record["optimizer_steps"]))
+    engine.start_optimizer(record["optimizer_steps"])
     for name, parameter in engine.trainable.items():
         engine.set_state(parameter, {kind: state[f"{name}:{kind}"] for kind in ("master", *MOMENTS)})
-    engine.skipped_steps = record["step"] - record["optimizer_steps"]
+    engine.skipped_steps = record["skipped_steps"]
     return record["step"]
 
 

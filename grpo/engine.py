@@ -72,7 +72,7 @@ class Engine:
         )
         self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=zero_config(config, dtype))
         self.deepspeed.train()  # in eval mode activation checkpointing would be off without a word
-        self.skipped_steps = 0
+        self.optimizer_steps = self.skipped_steps = 0
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return self.deepspeed(*args, **options)
@@ -110,6 +110,7 @@ class Engine:
         if norm in (float("inf"), -1.0) or norm != norm:
             self.skipped_steps += 1
             return float("inf")
+        self.optimizer_steps += 1
         return norm
 
     def gathered(self, parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
@@ -168,14 +169,15 @@ class Engine:
         with self.gathered([parameter], write=True):
             parameter.copy_(state["master"])
 
-    def start_optimizer(self, steps: float) -> None:
+    def start_optimizer(self, steps: int) -> None:
         """Create AdamW's moments as after so many steps: it would make them at its first one, too late for a resume."""
+        self.optimizer_steps = steps
         wrapper: Any = self.deepspeed.optimizer
         adamw = wrapper if self.stage == 0 else wrapper.optimizer
         flat = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
         tensors = next((getattr(wrapper, name) for name in flat if hasattr(wrapper, name)), self.trainable.values())
         for tensor in tensors:
             zeros = {key: torch.zeros_like(tensor) for key in MOMENTS}
-            adamw.state[tensor] = {"step": torch.tensor(steps), **zeros}
+            adamw.state[tensor] = {"step": torch.tensor(float(steps)), **zeros}
         if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
             wrapper._lazy_init_hp_params_optimizer_state()

@@ -19,12 +19,13 @@ SHARD_EVERYTHING = {
 
 
 def launch(
-    *arguments: str, num_ranks: int, timeout_s: float = 300, extra: tuple[str, ...] = ("--standalone",)
+    *arguments: str, num_ranks: int, timeout_s: float = 300, extra: tuple[str, ...] = ("--standalone",),
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
     """torchrun `arguments` and wait; the finished process, its output as text."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.run(
-        [*command, *extra, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=timeout_s,
+        [*command, *extra, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s
     )
