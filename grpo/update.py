@@ -53,7 +53,7 @@ def prepare(rollout: Rollout, advantage_N: torch.Tensor, config: Config, device:
     counts = global_sum({"tokens": float(mask_NT.sum()), "sequences": float(len(keep_N))})
     micro_batches = pack(rollout, keep_N, max_tokens=config.micro_batch_tokens)
     most = int(global_max({"micro_batches": float(len(micro_batches))})["micro_batches"])
-    micro_batches += [filler(rollout)] * (most - len(micro_batches))
+    micro_batches += [filler(rollout)] * (max(most, 1) - len(micro_batches))
     return Update(
         micro_batches=[batch.to(device) for batch in micro_batches],
         advantage_N=advantage_N.to(device),

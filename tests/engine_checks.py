@@ -95,16 +95,20 @@ def advantages(whole: Rollout) -> torch.Tensor:
     return torch.randn(len(whole.text), generator=torch.Generator().manual_seed(9))
 
 
-def padded_logprobs(model, whole: Rollout) -> torch.Tensor:
-    """[N, T] log-probabilities the plain way: one row at a time, full logits."""
-    logprob_NT = []
+def padded_distributions(model, whole: Rollout) -> torch.Tensor:
+    """[N, T, V] log-probabilities the plain way: one row at a time, full logits; 0.0 beyond a row's length."""
+    logprob_NTV = []
     for n, length in enumerate(whole.length_N.tolist()):
         prompt = whole.prompt_ids[n // NUM_GENERATIONS]
         tokens = torch.tensor([prompt + whole.token_NT[n, :length].tolist()])
         logits_LV = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        logprob_T = torch.log_softmax(logits_LV, -1).gather(-1, whole.token_NT[n, :length, None])[:, 0]
-        logprob_NT.append(torch.nn.functional.pad(logprob_T, (0, LONGEST - length)))
-    return torch.stack(logprob_NT)
+        logprob_NTV.append(torch.nn.functional.pad(logits_LV.log_softmax(-1), (0, 0, 0, LONGEST - length)))
+    return torch.stack(logprob_NTV)
+
+
+def padded_logprobs(model, whole: Rollout) -> torch.Tensor:
+    """[N, T] log-probabilities of the rollout's tokens, likewise."""
+    return padded_distributions(model, whole).gather(-1, whole.token_NT[..., None])[..., 0]
 
 
 def truth(run: Config, whole: Rollout) -> dict[str, torch.Tensor]:
@@ -112,15 +116,20 @@ def truth(run: Config, whole: Rollout) -> dict[str, torch.Tensor]:
     policy, _, _ = parts(run)
     model = policy.model
     with torch.no_grad(), active_adapter(model, REFERENCE):
-        ref_NT = padded_logprobs(model, whole)
-    logprob_NT = padded_logprobs(model, whole)
+        ref_NTV = padded_distributions(model, whole)
+    logprob_NTV = padded_distributions(model, whole)
+    logprob_NT, ref_NT = (x.gather(-1, whole.token_NT[..., None])[..., 0] for x in (logprob_NTV, ref_NTV))
+    if run.kl_estimator == "exact":
+        kl_NT = (logprob_NTV.exp() * (logprob_NTV - ref_NTV)).sum(-1)
+    else:
+        kl_NT = kl_divergence(logprob_NT, ref_NT, estimator=run.kl_estimator)
     mask_NT = torch.arange(LONGEST) < whole.length_N[:, None]
     denominator = loss_denominator(
         run.loss_type, num_tokens=int(mask_NT.sum()), num_sequences=len(mask_NT), max_completion_length=LONGEST
     )
     loss = policy_loss(
         logprob_NT, None, advantages(whole), mask_NT, loss_type=run.loss_type, epsilon=0.2, epsilon_high=0.2,
-        denominator=denominator, kl_NT=kl_divergence(logprob_NT, ref_NT, estimator=run.kl_estimator), beta=run.beta,
+        denominator=denominator, kl_NT=kl_NT, beta=run.beta,
     )
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -165,6 +174,8 @@ def check_gradients_equal_plain_pytorch() -> None:
         dict(model="untied", loss_type="grpo", kl_estimator="k3", gradient_checkpointing=False),
         dict(model="tied", lora_modules_to_save=head, loss_type="dr_grpo", kl_estimator="k2"),
         dict(model="untied", lora_modules_to_save=head, kl_estimator="k1"),
+        dict(model="tied", lora_modules_to_save=head, kl_estimator="exact", beta=0.5),
+        dict(model="untied", kl_estimator="exact", beta=0.5),
     ):
         run, whole = config(**options), rollout()
         assert_equal_gradients(engine_gradient(run, whole, [(0, 2), (2, 4)]), truth(run, whole), options)
@@ -438,6 +449,22 @@ def check_nan_on_one_rank_skips_the_step_on_both() -> None:
         assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.tensors().items()), options
         metrics = train_steps(engine, decoder, run, 1)[0]
         assert metrics["grad_norm"] < 1e6 and engine.skipped_steps == 1, options
+
+
+def check_a_step_in_which_nothing_counts_has_loss_0() -> None:
+    """All completions truncated and masked: every rank still runs the same number of forwards, and nothing moves."""
+    run = config(mask_truncated_completions=True)
+    policy, decoder, _ = parts(run)
+    engine, whole = Engine(policy, run, torch.float32), rollout()
+    engine.sync(decoder)
+    start = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
+    whole.truncated_N.fill_(True)
+    work = update.prepare(whole, advantages(whole), run, CPU)
+    update.score_reference(engine, work, run)
+    metrics = update.apply(engine, work, run, 1e-2)
+    engine.sync(decoder)
+    assert metrics["loss"] == metrics["grad_norm"] == metrics["num_tokens"] == 0.0, metrics
+    assert all(torch.equal(tensor, start[name]) for name, tensor in decoder.tensors().items())
 
 
 def check_learning_rate_takes_effect() -> None:
