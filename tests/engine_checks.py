@@ -158,12 +158,13 @@ def engine_gradient(run: Config, whole: Rollout, split: list[tuple[int, int]]) -
 
 
 def assert_equal_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: object) -> None:
-    """Equal to 1e-6 in every entry, and to 2e-6 of their norm: float32 leaves 1.2e-6."""
+    """Equal to 1e-6 in every entry (of the norm, if above 1), and to 2e-6 all in all: float32 leaves 1.4e-6."""
     assert found.keys() == expected.keys(), (sorted(found)[:3], sorted(expected)[:3])
     error = sum((found[name] - expected[name]).square().sum() for name in expected)
-    relative = float((error / sum(tensor.square().sum() for tensor in expected.values())).sqrt())
+    norm = float(sum(tensor.square().sum() for tensor in expected.values()).sqrt())
+    relative = float(error.sqrt()) / norm
     largest = max(float((found[name] - expected[name]).abs().max()) for name in expected)
-    assert largest < 1e-6 and relative < 2e-6, (what, largest, relative)
+    assert largest < 1e-6 * max(norm, 1.0) and relative < 2e-6, (what, largest, relative)
 
 
 def check_gradients_equal_plain_pytorch() -> None:
