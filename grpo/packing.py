@@ -36,25 +36,33 @@ def plan(rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, prefix: int
     """
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
     length_N = rollout.length_N.tolist()
+    budget = max_tokens - prefix
     planned: list[list[int]] = []
     room = 0
     for b, prompt in enumerate(rollout.prompt_ids):
-        prompt_cost = len(prompt) - prefix
         rows = [n for n in range(b * num_generations, (b + 1) * num_generations) if keep_N[n]]
-        group_cost = prompt_cost + sum(length_N[n] for n in rows)
-        divided = group_cost > max_tokens - prefix
-        placed = False  # is this prompt already in the open micro-batch?
-        for n in rows:
-            cost = length_N[n] + (0 if placed else prompt_cost)
-            needed = cost if placed or divided else group_cost
-            if not planned or needed > room and (divided or not placed):
+        own = len(prompt) - prefix
+        for chunk in _chunks(rows, length_N, budget - own):
+            cost = own + sum(length_N[n] for n in chunk)
+            if not planned or cost > room:
                 planned.append([])
-                room = max_tokens - prefix
-                cost = length_N[n] + prompt_cost
-            planned[-1].append(n)
+                room = budget
+            planned[-1] += chunk
             room -= cost
-            placed = True
     return planned
+
+
+def _chunks(rows: list[int], length_N: list[int], budget: int) -> list[list[int]]:
+    """The rows in order, in as few pieces of at most `budget` tokens as they allow: one, where the group fits."""
+    chunks: list[list[int]] = []
+    used = 0
+    for n in rows:
+        if not chunks or used + length_N[n] > budget:
+            chunks.append([])
+            used = 0
+        chunks[-1].append(n)
+        used += length_N[n]
+    return chunks
 
 
 @dataclass
