@@ -1,4 +1,4 @@
-# make install | train | test | lint: each works first on a bare clone. Options go in ARGS: make train ARGS="--seed 1"
+# make install | train | test | lint | bench: each works first on a bare clone. Options go in ARGS: make train ARGS="--seed 1"
 
 # The first Python that is new enough; `python3` first, since on a GPU machine that is the one that has torch.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -8,7 +8,7 @@ VENV := .venv/bin/python
 NPROC ?= $(shell $(VENV) -c 'import torch; print(torch.cuda.device_count() or 2)')
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install train test lint
+.PHONY: install train test lint bench
 install: .venv/installed
 
 # A torch that is there already fits the machine's GPU driver: it and the packages around it are used as they are.
@@ -39,3 +39,6 @@ test: install
 
 lint: install
 	$(VENV) -m flake8 $(ARGS)
+
+bench: install
+	$(VENV) -m benchmarks.toy

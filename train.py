@@ -201,13 +201,13 @@ def train(run: Run) -> None:
             checkpoint.save(run.engine, run.output_dir, step=step + 1, peft_config=run.peft_config)
     if log:
         log.close()
-    checkpoint.export(run.engine, run.output_dir / "adapter", run.peft_config)
+    exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
     if run.test_examples:
         evaluate(run, "after")
     if log:
         summary = summarize(run, time.perf_counter() - start)
         report = write_report(run.output_dir)
-        print(json.dumps(summary, indent=2), f"adapter {run.output_dir / 'adapter'}", f"report  {report}", sep="\n")
+        print(json.dumps(summary, indent=2), f"weights {exported}", f"report  {report}", sep="\n")
 
 
 def main(argv: list[str]) -> int:

@@ -23,11 +23,16 @@ from grpo.model import public_name
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 
 
-def export(engine: Engine, folder: Path, peft_config: PeftConfig | None) -> None:
+def export(engine: Engine, parent: Path, peft_config: PeftConfig | None) -> Path:
     """Write the trained weights, read them back, compare, and only then say so.
 
-    With an adapter the folder has peft's layout (adapter_config.json, adapter_model.safetensors) and loads in plain
-    peft; without one it is a transformers model folder.
+    Args:
+        engine: what is trained.
+        parent: where the folder goes: `adapter` in peft's layout, or `model` in transformers' when all weights train.
+        peft_config: the adapter's description; None without an adapter.
+
+    Returns:
+        The folder written.
 
     Raises:
         RuntimeError: what was read back is not what was trained.
@@ -40,6 +45,7 @@ def export(engine: Engine, folder: Path, peft_config: PeftConfig | None) -> None
     with engine.gathered(engine.trainable.values()):
         if rank() == 0:
             tensors = {name: parameter.detach().cpu().clone().contiguous() for name, parameter in trained.items()}
+    folder = parent / ("model" if peft_config is None else "adapter")
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         if peft_config is None:
@@ -58,6 +64,7 @@ def export(engine: Engine, folder: Path, peft_config: PeftConfig | None) -> None
         if empty or not equal:
             raise RuntimeError(f"export to {folder} does not read back as written (empty: {empty[:3]})")
     dist.barrier()
+    return folder
 
 
 def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig | None) -> Path:
@@ -82,7 +89,7 @@ def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig
         for kind, tensor in engine.state(parameter).items():
             if rank() == 0:
                 state[f"{name}:{kind}"] = tensor.detach().float().cpu().clone()
-    export(engine, partial / "adapter", peft_config)
+    export(engine, partial, peft_config)
     if rank() == 0:
         save_file(state, partial / "state.safetensors")
         versions = {package: importlib.metadata.version(package) for package in PACKAGES}

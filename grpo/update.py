@@ -11,9 +11,10 @@ import torch
 from grpo.config import Config
 from grpo.distributed import global_max, global_sum
 from grpo.engine import Engine
-from grpo.loss import kl_divergence, loss_denominator, policy_loss, ratio_stats
+from grpo.loss import kl_divergence, loss_denominator, policy_loss
 from grpo.packing import filler, pack
 from grpo.policy import Scores
+from grpo.tally import Tally
 from grpo.types import Batch, Rollout
 
 
@@ -96,7 +97,7 @@ def apply(engine: Engine, update: Update, config: Config, learning_rate: float) 
     Collective: every rank, once per step.
     """
     old_logprob_NT: torch.Tensor | None = None
-    first, every = Tally(), Tally()
+    tally = Tally(update.advantage_N, update.sampler_logprob_NT, config)
     grad_norm = 0.0
     for iteration in range(config.num_iterations):
         logprob_NT = torch.zeros_like(update.sampler_logprob_NT)
@@ -118,16 +119,13 @@ def apply(engine: Engine, update: Update, config: Config, learning_rate: float) 
                 beta=config.beta,
             )
             engine.backward(loss, last=index == len(update.micro_batches) - 1)
-            current_NT = current_NT.detach()
-            logprob_NT += current_NT * batch.mask_NT
-            every.add("loss", loss)
-            _tally_ratio(every, update, config, batch, current_NT, old_logprob_NT)
-            if iteration == 0:
-                _tally_sampled(first, update, batch, scores, current_NT, kl_NT)
+            tally.add(batch, scores, loss.detach(), current_NT.detach(), old_logprob_NT, kl_NT)
+            logprob_NT += current_NT.detach() * batch.mask_NT
         grad_norm += engine.step(learning_rate) / config.num_iterations
         if iteration == 0:
             old_logprob_NT = logprob_NT
-    return _metrics(first, every, update, config) | {"grad_norm": grad_norm}
+    counts = {"num_tokens": update.num_tokens, "micro_batches": len(update.micro_batches)}
+    return tally.metrics(update.num_tokens) | counts | {"grad_norm": grad_norm}
 
 
 def _kl(
@@ -138,70 +136,3 @@ def _kl(
     if config.kl_estimator == "exact":
         return batch.scatter(scores.kl_K)
     return kl_divergence(logprob_NT, update.ref_logprob_NT, estimator=config.kl_estimator)
-
-
-class Tally:
-    """Sums and maxima by name, kept on the device until the end of the update: no host sync per micro-batch."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.maxima: dict[str, torch.Tensor] = {}
-
-    def add(self, name: str, value: torch.Tensor) -> None:
-        """Add to a sum."""
-        value = value.detach().double()
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def peak(self, name: str, value: torch.Tensor) -> None:
-        """Raise a maximum."""
-        value = value.detach().double()
-        self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
-
-
-def _tally_sampled(
-    tally: Tally, update: Update, batch: Batch, scores: Scores, logprob_NT: torch.Tensor, kl_NT: torch.Tensor | None
-) -> None:
-    """Sums over tokens that describe the policy which sampled them."""
-    mask_NT = batch.mask_NT
-    gap_NT = torch.where(mask_NT, (update.sampler_logprob_NT - logprob_NT).abs(), 0.0)
-    advantage_NT = torch.where(mask_NT, update.advantage_N[:, None], 0.0)
-    tally.add("kl", torch.zeros(()) if kl_NT is None else kl_NT[mask_NT].sum())
-    tally.add("entropy", batch.scatter(scores.entropy_K)[mask_NT].sum())
-    tally.add("sampler_gap_mean", gap_NT.sum())
-    tally.peak("sampler_gap_max", gap_NT.max())
-    tally.add("surrogate", (advantage_NT * logprob_NT).sum())
-    tally.add("advantage_mass", advantage_NT.abs().sum())
-
-
-def _tally_ratio(
-    tally: Tally,
-    update: Update,
-    config: Config,
-    batch: Batch,
-    logprob_NT: torch.Tensor,
-    old_logprob_NT: torch.Tensor | None,
-) -> None:
-    """How far the policy has moved from the old one, over tokens and iterations."""
-    stats = ratio_stats(
-        logprob_NT,
-        old_logprob_NT,
-        update.advantage_N,
-        batch.mask_NT,
-        epsilon=config.epsilon,
-        epsilon_high=config.epsilon_high,
-    )
-    tally.add("clip_share_low", stats.num_clipped_low)
-    tally.add("clip_share_high", stats.num_clipped_high)
-    tally.peak("ratio_max", stats.ratio_max)
-
-
-def _metrics(first: Tally, every: Tally, update: Update, config: Config) -> dict[str, float]:
-    tokens = max(update.num_tokens, 1.0)
-    sums = global_sum({name: float(value) for name, value in (first.sums | every.sums).items()})
-    metrics = {name: sums[name] / tokens for name in ("kl", "entropy", "sampler_gap_mean")}
-    metrics["surrogate"] = sums["surrogate"] / sums["advantage_mass"] if sums["advantage_mass"] else 0.0
-    for name in ("clip_share_low", "clip_share_high"):
-        metrics[name] = sums[name] / tokens / config.num_iterations
-    metrics["loss"] = sums["loss"] / config.num_iterations
-    metrics |= global_max({name: float(value) for name, value in (first.maxima | every.maxima).items()})
-    return metrics | {"num_tokens": update.num_tokens, "micro_batches": len(update.micro_batches)}

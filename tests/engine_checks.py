@@ -264,10 +264,9 @@ def check_reference_is_the_untouched_base() -> None:
 
 def check_kl_is_exactly_zero_at_step_0() -> None:
     """A fresh adapter, a start from an adapter, and a full fine-tune: KL 0.0, then not; by estimate and exactly."""
-    start = FOLDER / "start_adapter"
     run = config()
     policy, _, peft_config = parts(run)
-    checkpoint.export(Engine(policy, run, torch.float32), start, peft_config)
+    start = checkpoint.export(Engine(policy, run, torch.float32), FOLDER / "start", peft_config)
     for options in (dict(), dict(kl_estimator="exact"), dict(adapter_name_or_path=str(start)),
                     dict(adapter_name_or_path=str(start), kl_estimator="exact", model="tied"),
                     dict(use_peft=False), dict(use_peft=False, kl_estimator="exact")):
@@ -330,14 +329,29 @@ def check_export_loads_in_plain_peft() -> None:
         engine = Engine(policy, run, torch.float32)
         train_steps(engine, decoder, run, 1)
         trained_NT = engine_logprobs(engine, whole, run)
-        folder = FOLDER / f"export_{len(options)}{'load_in_4bit' in options}"
-        checkpoint.export(engine, folder, peft_config)
+        folder = checkpoint.export(engine, FOLDER / f"export_{next(iter(options))}", peft_config)
         base = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=torch.float32,
                          device=CPU)
         plain = PeftModel.from_pretrained(base, str(folder))
         with torch.no_grad():
             gap = (padded_logprobs(plain.train(), whole) - trained_NT).abs().max()
         assert gap < 1e-5, (options, gap)
+
+
+def check_a_full_fine_tune_exports_a_model() -> None:
+    """Without an adapter every weight trains, and the export is a model folder that transformers loads."""
+    run, whole = config(use_peft=False), rollout(seed=3)
+    model = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU).requires_grad_(True)
+    decoder = build_decoder(model)
+    engine = Engine(Policy(model, frozen_copy=True), run, torch.float32)
+    train_steps(engine, decoder, run, 1)
+    trained_NT = engine_logprobs(engine, whole, run)
+    folder = checkpoint.export(engine, FOLDER / "full", None)
+    with torch.no_grad():
+        plain = load_base(str(folder), load_in_4bit=False, dtype=torch.float32, device=CPU)
+        assert (padded_logprobs(plain, whole) - trained_NT).abs().max() < 1e-5
+        base = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU)
+        assert (padded_logprobs(base, whole) - trained_NT).abs().max() > 1e-3
 
 
 def check_resume_equals_the_uninterrupted_run() -> None:
