@@ -105,7 +105,8 @@ def score_completions(
     try:
         total, parts = score(run.reward_functions, prompts=prompts, completions=rollout.text, columns=columns)
     except ValueError as error:
-        raise SystemExit(f"error: [rank {rank()} step {step}] {error}") from error
+        # On a line of its own: the progress bar holds the current one.
+        raise SystemExit(f"\nerror: [rank {rank()} step {step}] {error}") from error
     return torch.tensor(total), parts
 
 

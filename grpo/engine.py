@@ -6,6 +6,7 @@ ranks; `Engine.backward` undoes that, here and nowhere else.
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ class Engine:
         )
         self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=zero_config(config, dtype))
         self.deepspeed.train()  # in eval mode activation checkpointing would be off without a word
+        if self.stage == 0:
+            self._adamw().state.clear()  # DeepSpeed's bfloat16 wrapper has already counted a step of zero gradients
         self.optimizer_steps = self.skipped_steps = 0
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -149,8 +152,8 @@ class Engine:
     def state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
         """A trained parameter's float32 master and AdamW's moments, whole. Collective: every rank, same order."""
         if self.stage == 0:
-            moments = self.deepspeed.optimizer.state[parameter]
-            return {"master": parameter, **{key: moments[key] for key in MOMENTS}}
+            master = self._masters()[parameter]
+            return {"master": master, **{key: self._adamw().state[master][key] for key in MOMENTS}}
         moments = {key: deepspeed.utils.safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         return {"master": deepspeed.utils.safe_get_full_fp32_param(parameter), **moments}
 
@@ -158,13 +161,15 @@ class Engine:
     def set_state(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
         """Put back what `state` returned, after `start_optimizer`. Collective: every rank, same order."""
         state = {kind: tensor.to(parameter.device) for kind, tensor in state.items()}
-        for key in MOMENTS:
-            if self.stage == 0:
-                self.deepspeed.optimizer.state[parameter][key].copy_(state[key])
-            else:
-                deepspeed.utils.safe_set_full_optimizer_state(parameter, state[key], key)
-        if self.stage > 0:
+        if self.stage == 0:
+            master = self._masters()[parameter]
+            master.copy_(state["master"])
+            for key in MOMENTS:
+                self._adamw().state[master][key].copy_(state[key])
+        else:
             deepspeed.utils.safe_set_full_fp32_param(parameter, state["master"])
+            for key in MOMENTS:
+                deepspeed.utils.safe_set_full_optimizer_state(parameter, state[key], key)
         # The engine computes with a second copy of the weight, which the master's setter leaves stale.
         with self.gathered([parameter], write=True):
             parameter.copy_(state["master"])
@@ -173,11 +178,21 @@ class Engine:
         """Create AdamW's moments as after so many steps: it would make them at its first one, too late for a resume."""
         self.optimizer_steps = steps
         wrapper: Any = self.deepspeed.optimizer
-        adamw = wrapper if self.stage == 0 else wrapper.optimizer
         flat = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-        tensors = next((getattr(wrapper, name) for name in flat if hasattr(wrapper, name)), self.trainable.values())
-        for tensor in tensors:
+        shards = next((getattr(wrapper, name) for name in flat if hasattr(wrapper, name)), None)
+        for tensor in self._masters().values() if shards is None else shards:
             zeros = {key: torch.zeros_like(tensor) for key in MOMENTS}
-            adamw.state[tensor] = {"step": torch.tensor(float(steps)), **zeros}
+            self._adamw().state[tensor] = {"step": torch.tensor(float(steps)), **zeros}
         if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
             wrapper._lazy_init_hp_params_optimizer_state()
+
+    def _adamw(self) -> torch.optim.AdamW:
+        """The optimizer inside DeepSpeed's wrapper; without ZeRO and in float32 there is no wrapper."""
+        return getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
+
+    def _masters(self) -> dict[nn.Parameter, torch.Tensor]:
+        """Without ZeRO: the tensor that AdamW updates for each parameter, itself in float32."""
+        wrapper: Any = self.deepspeed.optimizer
+        if not hasattr(wrapper, "fp32_groups"):
+            return {parameter: parameter for parameter in self.trainable.values()}
+        return dict(zip(chain(*wrapper.fp16_groups), chain(*wrapper.fp32_groups), strict=True))

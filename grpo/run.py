@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 import kernels
 from data import load_examples
 from grpo import distributed
+from grpo.advantage import group_advantages
 from grpo.config import Config
 from grpo.decoder import Decoder
 from grpo.distributed import world_size
@@ -153,6 +154,8 @@ def _announce(
     implementation, reason = kernels.choose(config.logprob_impl, device)
     held, copied = engine.held_bytes(), sum(t.numel() * t.element_size() for t in decoder.tensors().values())
     quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
+    example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
+    advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
     lines = [
         f"ranks      {world_size()} x {device.type} over {dist.get_backend()}, ZeRO stage {config.zero_stage}",
         f"model      {config.model_name_or_path}, {str(dtype).removeprefix('torch.')}, {quantised}",
@@ -160,6 +163,7 @@ def _announce(
         f"log-probs  {implementation}: {reason}",
         "attention  sdpa with a tree mask over packed rows",
         f"memory     {held / 2**20:,.1f} MiB of weights and {copied / 2**20:,.1f} MiB of rollout copy on rank 0",
+        f"group      rewards (1, 0, 0, 0) become the advantages ({advantages})",
         "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
     ]
     if left_out:

@@ -24,7 +24,7 @@ def launch(
 ) -> subprocess.CompletedProcess:
     """torchrun `arguments` and wait; the finished process, its output as text."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
-    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.run(
         [*command, *extra, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s

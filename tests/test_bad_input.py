@@ -72,6 +72,6 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 def test_a_reward_of_the_wrong_length_ends_both_ranks_with_one_line(folder: Path) -> None:
     run = launch("train.py", *options(folder), "--reward_funcs", f"{folder / 'mine.py'}:short", num_ranks=2)
     assert run.returncode != 0
-    line = next(line for line in run.stderr.splitlines() if line.startswith("error: [rank"))
+    line = next((line for line in run.stderr.splitlines() if line.startswith("error: [rank")), run.stderr)
     assert "step 0" in line and "short" in line and "2" in line
     assert "Traceback" not in run.stderr.split("ChildFailedError")[0].split("error: [rank")[0]
