@@ -5,6 +5,7 @@ import datetime
 import os
 import signal
 import socket
+import sys
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def start(timeout_s: float) -> torch.device:
 
     Collective: every rank, once, first.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a launcher that is killed
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a launcher that is killed
     for name, value in {**ALONE, "MASTER_PORT": str(_free_port())}.items():
         os.environ.setdefault(name, value)
     device = torch.device("cpu")

@@ -144,7 +144,7 @@ class Engine:
         with self.gathered(self.trainable.values()):
             for name, parameter in self.trainable.items():
                 target[name].copy_(parameter)
-        checksum = float(sum(tensor.double().abs().sum() for tensor in target.values()))
+        checksum = float(sum(target[name].sum(dtype=torch.float64) for name in self.trainable))
         extremes = global_max({"high": checksum, "minus_low": -checksum})
         if extremes["high"] != -extremes["minus_low"]:
             raise RuntimeError(f"rollout copies differ between ranks: checksums {extremes}")
