@@ -5,12 +5,15 @@ Under ZeRO-3 the packed 4-bit bytes are sharded like any other parameter, which 
 engine's own type; see `quantization`.
 """
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase
@@ -95,7 +98,7 @@ def _check_dimensions(model_config) -> None:
 def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> PeftConfig:
     """Inject LoRA into the base, in place: fresh from the config, or read from `adapter_name_or_path`.
 
-    An adapter that is read is injected twice, once to be trained and once frozen as the reference.
+    Of an adapter that is read a frozen copy stays beside the trained one, as the reference.
 
     Returns:
         peft's description of the adapter, what an export writes beside the weights.
@@ -114,28 +117,46 @@ def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
         peft_model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     else:
         peft_model = read_adapter(model, config.adapter_name_or_path, is_trainable=True)
-        peft_model.load_adapter(
-            config.adapter_name_or_path, REFERENCE, is_trainable=False, autocast_adapter_dtype=False
-        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    if config.adapter_name_or_path is not None:
+        _copy_as_reference(model)
     return peft_model.peft_config[TRAINED]
+
+
+def _copy_as_reference(model: PreTrainedModel) -> None:
+    """Copy the adapter under the name REFERENCE, frozen.
+
+    peft could load it a second time, but then leaves a tied head without its copy.
+    """
+    copies: dict[int, Any] = {}  # deepcopy's memory: what is tied stays tied
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for parts in (module.lora_A, module.lora_B, module.lora_dropout):
+                parts[REFERENCE] = copy.deepcopy(parts[TRAINED], copies).requires_grad_(False)
+            module.scaling[REFERENCE] = module.scaling[TRAINED]
+        elif isinstance(module, ModulesToSaveWrapper):
+            saved = module.modules_to_save
+            saved[REFERENCE] = copy.deepcopy(saved[TRAINED], copies).requires_grad_(False)
+            module._adapters.add(REFERENCE)
 
 
 def read_adapter(model: PreTrainedModel, path: str, *, is_trainable: bool) -> PeftModel:
     """A peft adapter from safetensors, injected into the base.
 
     Raises:
-        ValueError: the folder is no adapter, or one for another model.
+        ValueError: the folder is no adapter, or one for another model, or not plain LoRA.
     """
     if not (Path(path) / "adapter_model.safetensors").is_file():
         raise ValueError(f"adapter_name_or_path={path!r} is no adapter folder: it has no adapter_model.safetensors")
+    kind = PeftConfig.from_pretrained(path)
+    if not isinstance(kind, LoraConfig) or kind.use_dora or kind.bias != "none" or kind.lora_bias:
+        raise ValueError(f"adapter_name_or_path={path!r} is not plain LoRA (without DoRA, without biases)")
     try:
         return PeftModel.from_pretrained(model, path, TRAINED, is_trainable=is_trainable, autocast_adapter_dtype=False)
     except (RuntimeError, ValueError) as error:
-        base = PeftConfig.from_pretrained(path).base_model_name_or_path
-        reason = " ".join(str(error).split())[:200]
+        reason, base = " ".join(str(error).split())[:200], kind.base_model_name_or_path
         raise ValueError(f"adapter_name_or_path={path!r} was made for {base}, not for this model: {reason}") from error
 
 

@@ -247,19 +247,27 @@ def check_copy_equals_engine_after_updates() -> None:
 
 
 def check_reference_is_the_untouched_base() -> None:
-    """Before and after updates the reference is the base without the adapter."""
-    run = config(load_in_4bit=True)
-    policy, decoder, _ = parts(run)
-    engine, whole = Engine(policy, run, torch.float32), rollout(seed=1)
-    base = load_base(run.model_name_or_path, load_in_4bit=True, dtype=torch.float32, device=CPU)
-    with torch.no_grad():
-        expected_NT = padded_logprobs(base, whole)
-    for step in range(3):
-        found_NT = engine_logprobs(engine, whole, run, reference=True)
-        assert (found_NT - expected_NT).abs().max() < 1e-5
-        train_steps(engine, decoder, run, 1, first=step)
-    moved = (engine_logprobs(engine, whole, run) - expected_NT).abs().max()
-    assert moved > 1e-2, moved
+    """Before and after updates the reference is the base without the adapter, its head and embeddings the old ones."""
+    head = ["lm_head", "embed_tokens"]
+    for options in (dict(load_in_4bit=True), dict(lora_modules_to_save=head),
+                    dict(model="untied", lora_modules_to_save=head), dict(use_peft=False)):
+        run = config(**options)
+        if run.use_peft:
+            policy, decoder, _ = parts(run)
+        else:
+            model = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU)
+            decoder = build_decoder(model.requires_grad_(True))
+            policy = Policy(model, frozen_copy=True)
+        engine, whole = Engine(policy, run, torch.float32), rollout(seed=1)
+        base = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=torch.float32, device=CPU)
+        with torch.no_grad():
+            expected_NT = padded_logprobs(base, whole)
+        for step in range(3):
+            found_NT = engine_logprobs(engine, whole, run, reference=True)
+            assert (found_NT - expected_NT).abs().max() < 1e-5, (options, step)
+            train_steps(engine, decoder, run, 1, first=step)
+        moved = (engine_logprobs(engine, whole, run) - expected_NT).abs().max()
+        assert moved > 1e-2, (options, moved)
 
 
 def check_kl_is_exactly_zero_at_step_0() -> None:
@@ -267,24 +275,33 @@ def check_kl_is_exactly_zero_at_step_0() -> None:
     run = config()
     policy, _, peft_config = parts(run)
     start = checkpoint.export(Engine(policy, run, torch.float32), FOLDER / "start", peft_config)
+    run = config(lora_modules_to_save=["lm_head", "embed_tokens"])
+    policy, decoder, peft_config = parts(run)
+    engine = Engine(policy, run, torch.float32)
+    train_steps(engine, decoder, run, 1)
+    with_head = checkpoint.export(engine, FOLDER / "start_with_head", peft_config)
     for options in (dict(), dict(kl_estimator="exact"), dict(adapter_name_or_path=str(start)),
-                    dict(adapter_name_or_path=str(start), kl_estimator="exact", model="tied"),
+                    dict(adapter_name_or_path=str(start), kl_estimator="exact"),
+                    dict(adapter_name_or_path=str(with_head)),
+                    dict(adapter_name_or_path=str(with_head), kl_estimator="exact"),
+                    dict(adapter_name_or_path=str(with_head), torch_dtype="bfloat16", load_in_4bit=True),
                     dict(use_peft=False), dict(use_peft=False, kl_estimator="exact")):
         run = config(**options)
+        dtype = getattr(torch, run.torch_dtype)
         torch.manual_seed(0)
-        model = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU)
+        model = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=dtype, device=CPU)
         if run.use_peft:
-            add_adapter(model, run, torch.float32)
+            add_adapter(model, run, dtype)
         else:
             model.requires_grad_(True)
         decoder = build_decoder(model)
-        engine = Engine(Policy(model, frozen_copy=not run.use_peft), run, torch.float32)
+        engine = Engine(Policy(model, frozen_copy=not run.use_peft), run, dtype)
         before, after = (metrics["kl"] for metrics in train_steps(engine, decoder, run, 2))
         assert before == 0.0 and after > 1e-6, (options, before, after)
         if "adapter_name_or_path" in options:
             whole = rollout(seed=4)
             expected_NT = engine_logprobs(engine, whole, run, reference=True)
-            base = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU)
+            base = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=dtype, device=CPU)
             with torch.no_grad():
                 gap = (expected_NT - padded_logprobs(base, whole)).abs().max()
             assert gap > 1e-2, "the reference is the start adapter, not the bare base"
