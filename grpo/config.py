@@ -122,7 +122,7 @@ class Config:
     # Output
     output_dir: str = option("outputs/toy", "Folder of everything the run writes; never one that holds another run.")
     resume: bool = option(False, "Continue the run in output_dir from its last checkpoint.")
-    seed: int = option(42, "Key of every random draw: data order, LoRA start, sampling.", within="[0, inf)")
+    seed: int = option(42, "Key of every random draw: data order, LoRA start, sampling.", within="[0, 4294967295]")
     save_strategy: str = option(
         "steps", "When checkpoints are written: every save_steps, after each epoch, or never.",
         choices=("steps", "epoch", "no"))
