@@ -3,6 +3,8 @@
 Everything stays on the device until the end of the update, so that no micro-batch waits for the host.
 """
 
+import math
+
 import torch
 
 from grpo.config import Config
@@ -62,7 +64,8 @@ class Tally:
 
         gap_NT = counted((self.sampler_logprob_NT - logprob_NT).abs())
         advantage_NT = counted(self.advantage_N[:, None])
-        self._add("kl", logprob_NT.new_zeros(()) if kl_NT is None else counted(kl_NT).sum())
+        if kl_NT is not None:
+            self._add("kl", counted(kl_NT).sum())
         self._add("entropy", counted(batch.scatter(scores.entropy_K)).sum())
         self._add("surrogate", (advantage_NT * logprob_NT).sum())
         self._add("advantage_mass", advantage_NT.abs().sum())
@@ -70,7 +73,7 @@ class Tally:
         self._raise("sampler_gap_max", gap_NT.max())
 
     def metrics(self, num_tokens: float) -> dict[str, float]:
-        """The values of the table in grpo/metrics.py, over all ranks.
+        """The values of the table in grpo/metrics.py, over all ranks; kl is NaN where no reference was asked.
 
         Args:
             num_tokens: counted tokens of all ranks.
@@ -83,7 +86,7 @@ class Tally:
         divisor |= {"surrogate": mass or 1.0, "loss": iterations}
         divisor |= {name: divisor[name] * iterations for name in ("clip_share_low", "clip_share_high")}
         means = {name: sums[name] / divisor[name] for name in sums}
-        return means | global_max({name: float(value) for name, value in self.maxima.items()})
+        return {"kl": math.nan} | means | global_max({name: float(value) for name, value in self.maxima.items()})
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         value = value.detach().double()

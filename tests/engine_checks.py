@@ -502,6 +502,14 @@ def check_a_step_in_which_nothing_counts_has_loss_0() -> None:
     assert all(torch.equal(tensor, start[name]) for name, tensor in decoder.tensors().items())
 
 
+def check_without_beta_no_reference_is_asked() -> None:
+    """With beta 0 there is no reference pass, and the KL is not a number rather than a false 0."""
+    run = config(beta=0.0)
+    policy, decoder, _ = parts(run)
+    metrics = train_steps(Engine(policy, run, torch.float32), decoder, run, 2)
+    assert all(m["kl"] != m["kl"] and m["grad_norm"] > 0 for m in metrics), metrics
+
+
 def check_learning_rate_takes_effect() -> None:
     """Rate 0 moves nothing; a rate moves."""
     run = config()
