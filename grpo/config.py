@@ -112,8 +112,8 @@ class Config:
     gradient_checkpointing: bool = option(True, "Recompute activations in the backward pass: less memory, more time.")
     gradient_checkpointing_kwargs: dict | None = option(None, "Arguments of torch.utils.checkpoint.")
     logprob_impl: str = option(
-        "auto", "Implementation of log-probabilities; auto: triton on a GPU, the reference elsewhere.",
-        choices=("auto", "reference", "triton"))
+        "auto", "Implementation of log-probabilities; auto: triton or hybrid on a GPU, the reference elsewhere.",
+        choices=("auto", "reference", "triton", "hybrid"))
     zero_stage: int = option(
         3, "What ZeRO shards over the ranks: 1 optimizer state, 2 and gradients, 3 and weights.", within="[0, 3]")
     deepspeed: dict | None = option(None, "DeepSpeed settings laid over the generated ones, as YAML or JSON.")

@@ -151,7 +151,10 @@ def _announce(
     config: Config, device: torch.device, dtype: torch.dtype, engine: Engine, decoder: Decoder, left_out: int
 ) -> list[str]:
     """The start-up block: what runs here, why, and what it costs in memory."""
-    implementation, reason = kernels.choose(config.logprob_impl, device)
+    hidden_size, num_tokens = decoder.config.hidden_size, config.micro_batch_tokens
+    implementation, reason = kernels.choose(
+        config.logprob_impl, device, dtype=dtype, hidden_size=hidden_size, num_tokens=num_tokens
+    )
     held, copied = engine.held_bytes(), sum(t.numel() * t.element_size() for t in decoder.tensors().values())
     quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
     example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)

@@ -296,5 +296,6 @@ def test_unusable_values_are_refused_in_one_line(options, message):
 
 
 def test_choice_comes_with_its_reason():
-    assert choose("reference", "cpu") == ("reference", "asked for")
-    assert choose("auto", "cpu") == ("reference", "float32 PyTorch in tiles, the only implementation so far, on cpu")
+    sizes = {"dtype": torch.float32, "hidden_size": H, "num_tokens": L}
+    assert choose("reference", "cpu", **sizes) == ("reference", "asked for")
+    assert choose("auto", "cpu", **sizes) == ("reference", "PyTorch in tiles, on the CPU")
