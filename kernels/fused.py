@@ -32,6 +32,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels import launch
 from kernels.checks import check_tokens
+from kernels.coefficients import coefficients
 from kernels.launch import Problem
 from kernels.matmul import add_matmul, matmul
 
@@ -108,7 +109,10 @@ class _FusedLogprob(torch.autograd.Function):
         temperature, kl, hybrid = ctx.options
         ref_hidden_LH = None if grad_kl_L is None else ref_hidden_LH
         problem = Problem.of(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, kl, hybrid)
-        coefficient_6L = _coefficients(problem, row, (grad_logprob_L, grad_entropy_L, grad_kl_L))
+        lse_L, ref_lse_L, entropy_L, kl_L = row
+        grads = (grad_logprob_L, grad_entropy_L, grad_kl_L)
+        rows = coefficients(grads, entropy_L, kl_L, lse_L, temperature=temperature, reverse=kl == "reverse")
+        coefficient_6L = torch.stack([*rows, lse_L, lse_L if ref_lse_L is None else ref_lse_L])
         return *gradients(problem, coefficient_6L, *ctx.needs_input_grad[:2]), *nothing
 
 
@@ -197,17 +201,6 @@ def gradients(
         if needs_weight:
             grad_VH[words] = matmul(slope_LC.T, problem.hidden_LH.to(slope_LC.dtype))
     return grad_LH.to(problem.hidden_LH.dtype) if needs_hidden else None, grad_VH
-
-
-def _coefficients(
-    problem: Problem, saved: list[torch.Tensor | None], grads: tuple[torch.Tensor | None, ...]
-) -> torch.Tensor:
-    """[6, L] the a, b, c, g of `kernels/slope.py` over the temperature, and both lse."""
-    lse_L, ref_lse_L, entropy_L, kl_L = (torch.zeros_like(saved[0]) if row is None else row for row in saved)
-    g_L, e_L, k_L = (torch.zeros_like(lse_L) if grad is None else grad for grad in grads)
-    a_L = -g_L - e_L * entropy_L + (k_L if problem.reverse else -k_L * kl_L)
-    b_L = -e_L if problem.reverse else k_L - e_L
-    return torch.stack([*(x / problem.temperature for x in (a_L, b_L, -k_L, g_L)), lse_L, ref_lse_L])
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:

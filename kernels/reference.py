@@ -1,38 +1,49 @@
 """Log-prob, entropy and KL of tokens straight from hidden states: the executable specification and the CPU path.
 
 Logits of L tokens over V words do not fit (16,384 x 151,936 in float32 are 10 GB), so they exist one tile at a time:
-all L rows, C words. With z = hidden weight^T / temperature, p = softmax(z) and q likewise of the reference,
+all L rows, C words. With z = hidden weight^T / temperature, one sweep over the tiles adds up, around the running
+maximum m of a row,
 
-    logprob_l = z_l,y - lse_l                    lse_l = log sum_v exp(z_lv), merged tile by tile
-    entropy_l = -sum_v p_lv log p_lv
-    exact_l   = sum_v p_lv (log p_lv - log q_lv) + q_lv - p_lv            KL(policy || ref)
-    reverse_l = sum_v q_lv (log q_lv - log p_lv) + p_lv - q_lv            KL(ref || policy)
+    s = sum_v exp(z_v - m)      t = sum_v exp(z_v - m) (z_v - m)      U = sum_v exp(z_v - m) W_v
+
+and from them, with p = softmax(z), q likewise of the reference, and lse = m + log s,
+
+    logprob_l = z_y - lse                 entropy_l = -sum_v p_v log p_v = log s - t / s
+    exact_l   = sum_v p_v (log p_v - log q_v) + q_v - p_v                 KL(policy || ref)
+    reverse_l = sum_v q_v (log q_v - log p_v) + p_v - q_v                 KL(ref || policy)
 
 The last two terms of a KL add up to 0 over the vocabulary; with them an error of lse enters only squared, so float32 is
-right to a few 1e-8 even for tiny KLs. If policy and reference are the same, every summand is exactly 0.
+right to a few 1e-8 even for tiny KLs. If policy and reference are the same, every summand is exactly 0. A KL needs lse
+first, so it makes a second sweep.
 
-The backward pass forms each tile again and takes, with the upstream gradients g of the outputs,
+Gradients, in two ways. The log-probability's with a frozen head does not depend on what comes after,
 
-    d/dz_lv = (g_logprob (1[v = y] - p) - g_entropy p (log p + entropy)
-               + g_exact p (log p - log q - exact) + g_reverse (p - q))
+    d logprob / d hidden = (W_y - U / s) / temperature
 
-from which d/dhidden = d/dz weight / T is summed over the tiles and the rows of d/dweight = d/dz^T hidden / T are
-written once each. Gradients are returned to autograd, never written to `.grad`: ZeRO-3 reduces them in its hooks.
+so the forward pass stashes it, and the backward pass is one product. All others form each tile of logits again and take
+the line of `kernels/coefficients.py`; d/dhidden = d/dz weight is summed over the tiles, the rows of d/dweight =
+d/dz^T hidden are written once each. Gradients are returned to autograd, never written to `.grad`: ZeRO-3 reduces them
+in its hooks.
 
-Memory beyond inputs and outputs, in float32 elements (float64 for float64 inputs); a tile is at most TILE_ELEMENTS and
+Memory beyond inputs and outputs, in float32 numbers (float64 for float64 inputs); a tile is at most TILE_ELEMENTS and
 nothing grows with V:
-    forward    L H + 3 tiles; with a KL 2 L H + 6 tiles
-    backward   2 L H + 6 tiles; with a KL 3 L H + 8 tiles
-L H is the upcast of half-precision hidden states, and in the backward their gradient. Saved between the two passes: the
-inputs themselves and at most four [L] vectors.
+    forward    3 tiles; with the stash 2 L H more; with a KL 6 tiles
+    backward   of the stash L H; else L H + 2 tiles, with a KL 3
+Half-precision inputs need a tile more, and L H for the upcast hidden states (2 L H with a KL). Saved between the
+passes: the stash [L, H], or the inputs themselves; and at most four [L] vectors.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from kernels.coefficients import Coefficients, coefficients
+from kernels.matmul import add_matmul, matmul
+
 TILE_ELEMENTS = 2**22  # bounds a tile of logits and the slice of the weight behind it: 16 MiB each in float32
+
+LOW = -1e30  # a logit of probability 0 that can still be multiplied
 
 Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -67,7 +78,10 @@ def fused_logprob(
     """
     if ref_weight_VH is None:
         ref_weight_VH = weight_VH
-    return _FusedLogprob.apply(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, kl, entropy)
+    stashes = torch.is_grad_enabled() and hidden_LH.requires_grad and not weight_VH.requires_grad and kl is None
+    return _FusedLogprob.apply(
+        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, kl, entropy, stashes
+    )
 
 
 class _Logits:
@@ -90,19 +104,54 @@ class _Logits:
         return self.weight_VH[words].to(self.dtype)
 
     def tile(self, words: slice) -> torch.Tensor:
-        """[L, C] logits; -inf becomes the lowest finite number, because 0 * -inf is not 0."""
-        logits_LC = _matmul(self.hidden_LH, self.weight(words).T).div_(self.temperature)
-        return logits_LC.clamp_(min=torch.finfo(self.dtype).min)
+        """[L, C] logits; -inf becomes LOW, because 0 * -inf is not 0."""
+        return matmul(self.hidden_LH, self.weight(words).T).div_(self.temperature).clamp_(min=LOW)
 
-    def score(self, token_L: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """([L] log-probability of the tokens, [L] log-sum-exp of the logits)."""
-        lse_L = self.hidden_LH.new_full(token_L.shape, -torch.inf)
-        target_L = self.hidden_LH.new_zeros(token_L.shape)
+    def sums(self, token_L: torch.Tensor, *, entropy: bool, stash: bool) -> "_Sums":
+        """One sweep over the vocabulary, around the running maximum: what was summed around an older one shrinks."""
+        rows = self.hidden_LH
+        top_L = rows.new_full(token_L.shape, LOW)
+        sum_L, moment_L, target_L = rows.new_zeros(3, len(rows))
+        mean_LH = torch.zeros_like(rows) if stash else None
         for words in self.slices():
             logits_LC = self.tile(words)
-            lse_L = torch.logaddexp(lse_L, logits_LC.logsumexp(dim=1))
-            target_L += torch.where(_one_hot(token_L, words), logits_LC, 0.0).sum(dim=1)
-        return target_L - lse_L, lse_L
+            column_L, inside_L = _place(token_L, words)
+            target_L = torch.where(inside_L, logits_LC.gather(1, column_L[:, None])[:, 0], target_L)
+            new_L = torch.maximum(top_L, logits_LC.amax(dim=1))
+            shrink_L = (top_L - new_L).exp()
+            over_LC = logits_LC.sub_(new_L[:, None])
+            weight_LC = over_LC.exp()
+            if entropy:
+                moment_L = shrink_L * (moment_L + (top_L - new_L) * sum_L) + (weight_LC * over_LC).sum(dim=1)
+            sum_L = shrink_L * sum_L + weight_LC.sum(dim=1)
+            if stash:
+                mean_LH.mul_(shrink_L[:, None])
+                add_matmul(mean_LH, weight_LC, self.weight(words))
+            top_L = new_L
+            del logits_LC, over_LC, weight_LC  # before the next tile is made
+        return _Sums(top_L, sum_L, moment_L, target_L, mean_LH)
+
+
+class _Sums(NamedTuple):
+    """s = sum_v exp(z_v - top), t = sum_v exp(z_v - top) (z_v - top), z_y, and U = sum_v exp(z_v - top) W_v."""
+
+    top_L: torch.Tensor
+    sum_L: torch.Tensor
+    moment_L: torch.Tensor
+    target_L: torch.Tensor
+    mean_LH: torch.Tensor | None
+
+    @property
+    def lse_L(self) -> torch.Tensor:
+        return self.top_L + self.sum_L.log()
+
+    @property
+    def logprob_L(self) -> torch.Tensor:
+        return (self.target_L - self.top_L) - self.sum_L.log()
+
+    @property
+    def entropy_L(self) -> torch.Tensor:
+        return self.sum_L.log() - self.moment_L / self.sum_L
 
 
 class _FusedLogprob(torch.autograd.Function):
@@ -117,29 +166,30 @@ class _FusedLogprob(torch.autograd.Function):
         temperature: float,
         kl: str | None,
         entropy: bool,
+        stashes: bool,
     ) -> Outputs:
         policy = _Logits(hidden_LH, weight_VH, temperature)
-        logprob_L, lse_L = policy.score(token_L)
-        ref, ref_lse_L = None, None
+        sums = policy.sums(token_L, entropy=entropy, stash=stashes)
+        lse_L, entropy_L = sums.lse_L, sums.entropy_L if entropy else None
+        stashed_LH = sums.mean_LH
+        if stashes:
+            stashed_LH.div_(-sums.sum_L[:, None]).add_(weight_VH[token_L]).div_(temperature)
+        ref_lse_L, kl_L = None, None
         if kl is not None:
             ref = _Logits(ref_hidden_LH, ref_weight_VH, temperature)
-            _, ref_lse_L = ref.score(token_L)
-        entropy_L = torch.zeros_like(lse_L) if entropy else None
-        kl_L = torch.zeros_like(lse_L) if kl else None
-        for words in policy.slices() if entropy or kl else []:
-            logp_LC = policy.tile(words) - lse_L[:, None]
-            if entropy:
-                entropy_L -= (logp_LC.exp() * logp_LC).sum(dim=1)
-            if kl:
-                logq_LC = ref.tile(words) - ref_lse_L[:, None]
+            ref_lse_L = ref.sums(token_L, entropy=False, stash=False).lse_L
+            kl_L = torch.zeros_like(lse_L)
+            for words in policy.slices():
+                logp_LC, logq_LC = policy.tile(words) - lse_L[:, None], ref.tile(words) - ref_lse_L[:, None]
                 kl_L += _divergence(logp_LC, logq_LC) if kl == "exact" else _divergence(logq_LC, logp_LC)
         ctx.temperature, ctx.kl = temperature, kl
-        # The head goes in as the Parameter it is: ZeRO-3 frees its data now and gathers it again before the backward.
-        ctx.save_for_backward(
-            hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, lse_L, ref_lse_L, entropy_L, kl_L
-        )
         ctx.set_materialize_grads(False)
-        return logprob_L, entropy_L, kl_L
+        # The head goes in as the Parameter it is: ZeRO-3 frees its data now and gathers it again before the backward.
+        inputs = (hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH)
+        again = (None,) * 5 if stashes and not entropy else inputs
+        ctx.hidden_dtype = hidden_LH.dtype
+        ctx.save_for_backward(*again, stashed_LH, lse_L, ref_lse_L, entropy_L, kl_L)
+        return sums.logprob_L, entropy_L, kl_L
 
     @staticmethod
     @once_differentiable
@@ -149,47 +199,56 @@ class _FusedLogprob(torch.autograd.Function):
         grad_entropy_L: torch.Tensor | None,
         grad_kl_L: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
-        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, *rows = ctx.saved_tensors
+        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, stashed_LH, *rows = ctx.saved_tensors
         lse_L, ref_lse_L, entropy_L, kl_L = rows
+        nothing = (None,) * 7
+        if stashed_LH is not None and grad_entropy_L is None:
+            grad_LH = None if grad_logprob_L is None else (grad_logprob_L[:, None] * stashed_LH).to(ctx.hidden_dtype)
+            return grad_LH, None, *nothing
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grads = (grad_logprob_L, grad_entropy_L, grad_kl_L)
+        reverse = ctx.kl == "reverse"
+        rows = coefficients(grads, entropy_L, kl_L, lse_L, temperature=ctx.temperature, reverse=reverse)
         policy = _Logits(hidden_LH, weight_VH, ctx.temperature)
         ref = None if grad_kl_L is None else _Logits(ref_hidden_LH, ref_weight_VH, ctx.temperature)
         grad_hidden_LH = torch.zeros_like(policy.hidden_LH) if needs_hidden else None
         grad_weight_VH = torch.empty_like(weight_VH) if needs_weight else None
         for words in policy.slices():
-            logp_LC = policy.tile(words) - lse_L[:, None]
-            p_LC = logp_LC.exp()
-            grad_LC = torch.zeros_like(p_LC)
-            if grad_logprob_L is not None:
-                grad_LC += grad_logprob_L[:, None] * (_one_hot(token_L, words).to(p_LC.dtype) - p_LC)
-            if grad_entropy_L is not None:
-                grad_LC -= grad_entropy_L[:, None] * p_LC * (logp_LC + entropy_L[:, None])
-            if grad_kl_L is not None:
-                logq_LC = ref.tile(words) - ref_lse_L[:, None]
-                exact = ctx.kl == "exact"
-                slope_LC = p_LC * (logp_LC - logq_LC - kl_L[:, None]) if exact else p_LC - logq_LC.exp()
-                grad_LC += grad_kl_L[:, None] * slope_LC
-            grad_LC /= ctx.temperature
+            logp_LC = policy.tile(words).sub_(lse_L[:, None])
+            logq_LC = None if ref is None else ref.tile(words).sub_(ref_lse_L[:, None])
+            grad_LC = _slope(logp_LC, logq_LC, rows, reverse=reverse)
+            column_L, inside_L = _place(token_L, words)
+            grad_LC.scatter_add_(1, column_L[:, None], torch.where(inside_L, rows.g_L, 0.0)[:, None])
+            del logp_LC, logq_LC
             if needs_hidden:
-                grad_hidden_LH += _matmul(grad_LC, policy.weight(words))
+                add_matmul(grad_hidden_LH, grad_LC, policy.weight(words))
             if needs_weight:
-                grad_weight_VH[words] = _matmul(grad_LC.T, policy.hidden_LH)
+                grad_weight_VH[words] = matmul(grad_LC.T, policy.hidden_LH)
+            del grad_LC
         grad_hidden_LH = grad_hidden_LH.to(hidden_LH.dtype) if needs_hidden else None
-        return grad_hidden_LH, grad_weight_VH, None, None, None, None, None, None
+        return grad_hidden_LH, grad_weight_VH, *nothing
+
+
+def _slope(
+    logp_LC: torch.Tensor, logq_LC: torch.Tensor | None, rows: Coefficients, *, reverse: bool
+) -> torch.Tensor:
+    """[L, C] gradient with respect to a tile of logits, but for the tokens' own."""
+    slope_LC = logp_LC.exp()
+    factor_LC = logp_LC.mul_(rows.b_L[:, None]).add_(rows.a_L[:, None])
+    if logq_LC is None:
+        return slope_LC.mul_(factor_LC)
+    if reverse:
+        return slope_LC.mul_(factor_LC).add_(logq_LC.exp_().mul_(rows.c_L[:, None]))
+    return slope_LC.mul_(factor_LC.add_(logq_LC.mul_(rows.c_L[:, None])))
+
+
+def _place(token_L: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """([L] int64 column of each token in a tile of these words, 0 where it has none; [L] bool, whether it has one)."""
+    inside_L = (token_L >= words.start) & (token_L < words.stop)
+    return torch.where(inside_L, token_L - words.start, 0), inside_L
 
 
 def _divergence(logp_LC: torch.Tensor, logq_LC: torch.Tensor) -> torch.Tensor:
     """[L] the tile's part of KL(p || q)."""
     p_LC, q_LC = logp_LC.exp(), logq_LC.exp()
     return (p_LC * (logp_LC - logq_LC) + q_LC - p_LC).sum(dim=1)
-
-
-def _one_hot(token_L: torch.Tensor, words: slice) -> torch.Tensor:
-    """[L, C] bool, True where the column is the row's token."""
-    return token_L[:, None] == torch.arange(words.start, words.stop, device=token_L.device)
-
-
-def _matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    # Autocast would round the operands of this float32 product to bfloat16.
-    with torch.autocast(left.device.type, enabled=False):
-        return left @ right

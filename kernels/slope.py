@@ -1,13 +1,7 @@
 """Triton, backward: the gradient with respect to a tile of logits, and the gradient that the forward pass stashed.
 
-With logp = log softmax(z), p = exp(logp), q of the reference, and the upstream gradients g (logprob), e (entropy) and
-k (kl) of a row, the gradient of all three outputs with respect to z_v is one line,
-
-    exact     p (a + b logp + c logq) + g 1[v = y]     a = -g - e entropy - k kl   b = k - e   c = -k
-    reverse   p (a + b logp) + c q    + g 1[v = y]     a = -g - e entropy + k      b = -e      c = -k
-
-each over the temperature: `slope` writes it for one slice of the vocabulary, from logits it computes again, and cuBLAS
-makes d/dhidden and d/dweight of it. The one-hot stands inside it, so nothing is ever scattered into the head.
+`slope` writes the line of `kernels/coefficients.py` for one slice of the vocabulary, from logits it computes again, and
+cuBLAS makes d/dhidden and d/dweight of it. The one-hot stands inside it, so nothing is ever scattered into the head.
 
 One program owns a [ROWS, WORDS] tile: it reads ROWS + WORDS rows of H and writes the tile once, in the operands' type.
 """
@@ -24,7 +18,7 @@ def slope(hidden, weight, ref_hidden, ref_weight, token, coefficients, grad, num
           stride_coefficient, H: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, INNER: tl.constexpr,
           DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, UPCAST: tl.constexpr, GIVEN: tl.constexpr,
           REF: tl.constexpr, REVERSE: tl.constexpr):
-    """grad [num_rows, last - first] = the line above, for `ROWS` tokens and `WORDS` of the words [first, last).
+    """grad [num_rows, last - first] = that line, for `ROWS` tokens and `WORDS` of the words [first, last).
 
     coefficients [6, num_rows] float32: a, b, c, g, lse and the reference's lse, the last two in base 2. GIVEN: `hidden`
     and `ref_hidden` are not hidden states but [num_rows, last - first] products.

@@ -15,7 +15,7 @@ there m is the running maximum (`ONLINE`), exact for any logits. With a referenc
     exact     c = sum_v 2^(z_v - m) (z_v - r_v)        kl = ln2 (c / s   - (lse - lse_r))      KL(policy || ref)
     reverse   c = sum_v 2^(r_v - m_r) (r_v - z_v)      kl = ln2 (c / s_r - (lse_r - lse))      KL(ref || policy)
 
-right to about 2e-6, and exactly 0 where the two are equal: c is then a sum of zeros and the two lse the same.
+exactly 0 where the two are equal: c is then a sum of zeros and the two lse the same.
 
 One program owns `ROWS` tokens and `span` words. Row blocks are the fast index, so that the programs that run together
 share one slice of the head in L2: hidden and weight are each read about once from memory, and what is written is three
@@ -185,7 +185,8 @@ def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_
         tl.store(place + 3 * stride_merged_stat, sums, mask=inside)
         if REF:
             ref_lse = ref_top + tl.log2(ref_sums)
-            kl = cross / ref_sums - (ref_lse - lse) if REVERSE else cross / sums - (lse - ref_lse)
+            lead = (top - ref_top) + tl.log2(sums / ref_sums)  # lse - ref_lse, but right where that is tiny
+            kl = cross / ref_sums + lead if REVERSE else cross / sums - lead
             tl.store(place + 4 * stride_merged_stat, kl * LN2, mask=inside)
             tl.store(place + 5 * stride_merged_stat, ref_lse, mask=inside)
             tl.store(place + 6 * stride_merged_stat, ref_sums, mask=inside)

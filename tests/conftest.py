@@ -11,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels are Python then; before anything imports Triton
 torch.set_num_threads(1)
 
 

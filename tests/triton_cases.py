@@ -1,0 +1,252 @@
+"""Inputs, right answers and a shrunken world for the tests of the Triton kernels.
+
+Without a GPU they run in Triton's interpreter, which decides when a kernel is defined: `kernels.fused` is imported here.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from kernels import LogprobOutput, fused_logprob
+from kernels.tiles import FOLD
+
+COMPILED = torch.cuda.is_available()
+DEVICE = "cuda" if COMPILED else "cpu"
+SPAN = 256 if COMPILED else 64  # words: a multiple of every tile's
+HIDDEN, HEAD = "hidden_LH", "weight_VH"
+
+
+def interpret() -> None:
+    """Make plain Python of the kernels; and of Triton's own, which bitsandbytes may have imported before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for name in ("triton.language.standard", "triton.language"):
+            importlib.reload(importlib.import_module(name))
+        importlib.import_module("kernels.fused")
+
+
+if not COMPILED:
+    interpret()
+    from triton.runtime.interpreter import ReduceOps
+    SLOW_REDUCTION = ReduceOps.generic_reduce
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Several spans, blocks and slices in a small case; new memory full of NaN; an interpreter that runs, and faster."""
+    patch.setattr("kernels.launch.span_of", lambda num_tokens: SPAN)
+    patch.setattr("kernels.fused.BLOCK", 16)
+    patch.setattr("kernels.fused.TILE", 16 * SPAN)
+    for name in ("torch.empty", "torch.empty_like", "torch.Tensor.new_empty"):
+        patch.setattr(name, full_of_nan(pkgutil.resolve_name(name)))
+    if not COMPILED:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setattr("kernels.launch.FOLD", FOLD._replace(words=32))
+        patch.setattr("triton.runtime.interpreter.ReduceOps.generic_reduce", add_up)
+
+
+def add_up(reduction: Any, tensors: tuple) -> list:
+    """Our one custom reduction, `add_pairs`: the interpreter would call it for each pair of numbers, a second a call."""
+    return [reduction.sum(tensor) for tensor in tensors]
+
+
+def full_of_nan(function: Callable) -> Callable:
+    """A function that makes a tensor, and fills it."""
+    def filled(*args: Any, **options: Any) -> torch.Tensor:
+        tensor = function(*args, **options)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+    return filled
+
+
+def calls_of(name: str, patch: pytest.MonkeyPatch) -> list[tuple]:
+    """The positional arguments of each call of a function, as they come."""
+    function, calls = pkgutil.resolve_name(name), []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return function(*args, **options)
+    patch.setattr(name, noted)
+    return calls
+
+
+class Case(NamedTuple):
+    """The tensors of a call."""
+
+    hidden_LH: torch.Tensor
+    weight_VH: torch.Tensor
+    token_L: torch.Tensor
+    ref_hidden_LH: torch.Tensor
+    ref_weight_VH: torch.Tensor
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        """The same values in another type."""
+        return Case(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in self))
+
+    def rows(self, rows: Any) -> "Case":
+        """Some of the rows."""
+        return self._replace(**{name: getattr(self, name)[rows] for name in (HIDDEN, "token_L", "ref_hidden_LH")})
+
+
+def draw(rows: int = 33, words: int = 301, hidden: int = 72, *, scale: float = 1.0, offset: float = 0.0) -> Case:
+    """float32, a reference near by, tokens at both ends and borders, and twice.
+
+    Args:
+        rows: L.
+        words: V.
+        hidden: H.
+        scale: at temperature 0.7 the logits are normal with a standard deviation of 2.1 times this,
+        offset: around this number.
+    """
+    generator = torch.Generator().manual_seed(0)
+    hidden_LH, noise_LH = torch.randn(2, rows, hidden, generator=generator)
+    weight_VH, noise_VH = torch.randn(2, words, hidden, generator=generator) * 1.5 / hidden ** 0.5
+    hidden_LH, weight_VH = scale * hidden_LH, weight_VH.clone()
+    ref_hidden_LH, ref_weight_VH = hidden_LH + 0.2 * noise_LH, weight_VH + 0.2 * noise_VH
+    if offset:
+        hidden_LH[:, 0] = ref_hidden_LH[:, 0] = 1
+        weight_VH[:, 0] = ref_weight_VH[:, 0] = 0.7 * offset
+    token_L = torch.randint(words, (rows,), generator=generator)
+    special_K = torch.tensor([words - 1, 0, SPAN - 1, SPAN, SPAN, 0])[:rows] % words
+    token_L[: len(special_K)] = special_K
+    return Case(*(tensor.to(DEVICE) for tensor in (hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH)))
+
+
+class Mode(NamedTuple):
+    """What is asked of a call.
+
+    Args:
+        leaves: the inputs that need a gradient.
+        loss: the outputs that are differentiated.
+        kl: as in `fused_logprob`.
+        ref: what is given of the reference: "logprob", "shared" (hidden states) or "separate" (and a head of its own).
+        entropy: as in `fused_logprob`.
+    """
+
+    leaves: tuple[str, ...] = ()
+    loss: tuple[str, ...] = ("logprob_L",)
+    kl: str | None = None
+    ref: str | None = None
+    entropy: bool = False
+
+
+ALL, BOTH = LogprobOutput._fields, (HIDDEN, HEAD)
+MODES = {
+    "no gradient": Mode(entropy=True),
+    "frozen head": Mode((HIDDEN,)),
+    "frozen head, entropy as a value": Mode((HIDDEN,), entropy=True),
+    "entropy gradient": Mode((HIDDEN,), ("entropy_L", "logprob_L"), entropy=True),
+    "trained head": Mode(BOTH),
+    "trained head alone": Mode((HEAD,), ("entropy_L",), entropy=True),
+    "exact": Mode(BOTH, ALL, "exact", "shared", entropy=True),
+    "exact, two heads": Mode(BOTH, ("kl_L",), "exact", "separate"),
+    "exact, two heads, no gradient": Mode((), (), "exact", "separate", entropy=True),
+    "exact as a value": Mode(BOTH, ("logprob_L",), "exact", "shared"),
+    "reverse": Mode(BOTH, ("kl_L",), "reverse", "shared"),
+    "reverse, two heads": Mode(BOTH, ALL, "reverse", "separate", entropy=True),
+    "reverse, no gradient": Mode((), (), "reverse", "shared"),
+    "k1": Mode((HIDDEN,), ("kl_L",), "k1", "logprob"),
+    "k2": Mode((HIDDEN,), ("kl_L",), "k2", "logprob"),
+    "k3": Mode(BOTH, ("kl_L", "logprob_L"), "k3", "logprob"),
+    "k3_unbiased": Mode((HIDDEN,), ("kl_L",), "k3_unbiased", "logprob"),
+    "k3 of hidden states, no gradient": Mode((), (), "k3", "shared", entropy=True),
+    "k3 of hidden states, two heads, no gradient": Mode((), (), "k3", "separate"),
+    "k3 of hidden states": Mode((HIDDEN,), ("kl_L",), "k3", "shared"),
+    "k3_unbiased of hidden states, two heads": Mode(BOTH, ("kl_L",), "k3_unbiased", "separate"),
+}
+
+
+def whole_logits(
+    hidden_LH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    token_L: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    ref_hidden_LH: torch.Tensor | None = None,
+    ref_weight_VH: torch.Tensor | None = None,
+    ref_logprob_L: torch.Tensor | None = None,
+    kl: str | None = None,
+    entropy: bool = False,
+) -> LogprobOutput:
+    """`fused_logprob` by definition."""
+    logp_LV = (hidden_LH @ weight_VH.T / temperature).log_softmax(dim=1)
+    logprob_L = logp_LV.gather(1, token_L[:, None])[:, 0]
+    entropy_L = -(logp_LV.exp() * logp_LV).sum(dim=1) if entropy else None
+    if kl is None:
+        return LogprobOutput(logprob_L, entropy_L)
+    if ref_hidden_LH is not None:
+        ref_weight_VH = weight_VH.detach() if ref_weight_VH is None else ref_weight_VH
+        logq_LV = (ref_hidden_LH @ ref_weight_VH.T / temperature).log_softmax(dim=1)
+        ref_logprob_L = logq_LV.gather(1, token_L[:, None])[:, 0]
+    if kl == "exact":
+        return LogprobOutput(logprob_L, entropy_L, (logp_LV.exp() * (logp_LV - logq_LV)).sum(dim=1))
+    if kl == "reverse":
+        return LogprobOutput(logprob_L, entropy_L, (logq_LV.exp() * (logq_LV - logp_LV)).sum(dim=1))
+    d_L = logprob_L - ref_logprob_L
+    k2_L, k3_L = d_L ** 2 / 2, (-d_L).exp() - 1 + d_L
+    kl_L = {"k1": d_L, "k2": k2_L, "k3": k3_L, "k3_unbiased": k2_L + (k3_L - k2_L).detach()}[kl]
+    return LogprobOutput(logprob_L, entropy_L, kl_L)
+
+
+def call(case: Case, mode: Mode, impl: str | Callable, *, temperature: float = 0.7, **options: Any) -> LogprobOutput:
+    """One call, of `fused_logprob` or of a function like it."""
+    function = partial(fused_logprob, impl=impl) if isinstance(impl, str) else impl
+    ref = {} if mode.ref is None else {"ref_hidden_LH": case.ref_hidden_LH}
+    if mode.ref == "separate":
+        ref["ref_weight_VH"] = case.ref_weight_VH
+    if mode.ref == "logprob":
+        rows = (case.ref_hidden_LH.double(), case.weight_VH.detach().double(), case.token_L)
+        ref = {"ref_logprob_L": whole_logits(*rows, temperature=temperature).logprob_L.float()}
+    with torch.set_grad_enabled(bool(mode.leaves)):
+        return function(*case[:3], temperature=temperature, kl=mode.kl, entropy=mode.entropy, **ref, **options)
+
+
+def with_leaves(case: Case, mode: Mode) -> Case:
+    """The case, with new tensors where the mode wants a gradient."""
+    return case._replace(**{name: getattr(case, name).detach().clone().requires_grad_() for name in mode.leaves})
+
+
+def gradients(case: Case, mode: Mode, output: LogprobOutput) -> dict[str, torch.Tensor]:
+    """Of a weighed sum, by the names of the leaves: another weight for each output and for most rows, for some 0."""
+    weight_L = torch.tensor([-2.0, 1.0, 3.0, 0.0, -1.0], device=DEVICE)[case.token_L % 5]
+    total = sum((n * weight_L * getattr(output, name)).sum() for n, name in enumerate(mode.loss, start=1))
+    return dict(zip(mode.leaves, torch.autograd.grad(total, [getattr(case, name) for name in mode.leaves])))
+
+
+def compute(case: Case, mode: Mode, impl: str | Callable, **options: Any) -> dict[str, torch.Tensor]:
+    """All that a call gives, by the names of the outputs and of the leaves."""
+    case = with_leaves(case, mode)
+    output = call(case, mode, impl, **options)
+    found = {name: tensor.detach() for name, tensor in output._asdict().items() if tensor is not None}
+    return found | gradients(case, mode, output) if mode.leaves else found
+
+
+def errors(case: Case, mode: Mode, impl: str) -> dict[str, float]:
+    """Against float64: of outputs the largest, nats; of gradients the norm, relative to the gradient's if above 1."""
+    found, right = compute(case, mode, impl), compute(case.to(torch.float64), mode, whole_logits)
+    assert found.keys() == right.keys()
+    difference = {name: (found[name] - right[name]).nan_to_num(nan=torch.inf) for name in right}
+    return {
+        name: (x.norm() / right[name].norm().clamp(min=1) if name in BOTH else x.abs().max()).item()
+        for name, x in difference.items()
+    }
+
+
+def wrong(tolerance: float, case: Case, mode: Mode, impl: str) -> dict[str, float]:
+    """The errors above the tolerance."""
+    return {name: error for name, error in errors(case, mode, impl).items() if error > tolerance}
+
+
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit; a nan is like itself."""
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name].nan_to_num(nan=1e38), expected[name].nan_to_num(nan=1e38)) for name in found
+    )
+
+
+def rows_of(found: dict[str, torch.Tensor], rows: Any) -> dict[str, torch.Tensor]:
+    """What belongs to some of the rows: all but the head's gradient."""
+    return {name: tensor[rows] for name, tensor in found.items() if name != HEAD}
