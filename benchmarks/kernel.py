@@ -3,6 +3,8 @@
 Writes benchmarks/results/kernel.json and kernel.md. Needs no peer; one that is not installed gets a row that says so:
 
     pip install --no-deps trl==1.16.0 liger-kernel cut-cross-entropy
+
+`--compile` and `--tune` do something else instead: see benchmarks/compiled.py and benchmarks/tune.py.
 """
 
 import argparse
@@ -14,17 +16,15 @@ import math
 import platform
 import random
 import statistics
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from benchmarks.memory import peak_bytes
-from benchmarks.peers import PROVIDERS, Cannot, Inputs, Peer, Wanted, draw, float64
-from benchmarks.toy import RESULTS, ROOT
+from benchmarks.peers import PROVIDERS, Cannot, Inputs, draw, float64
+from benchmarks.tasks import TASKS, Task, call, seconds
+from benchmarks.toy import RESULTS, commit
 from benchmarks.toy import machine as processor
 
 COMMAND = "python -m benchmarks.kernel"
@@ -51,72 +51,12 @@ The providers:
 """
 
 
-class Task(NamedTuple):
-    """One thing to compute.
-
-    Args:
-        wanted: the outputs.
-        gradients: the fields of `Inputs` to differentiate the log-probability, or the KL, with respect to.
-        gemms: products of L x H x V that it needs at least, 2 L H V operations each.
-        says: the task in words.
-    """
-
-    wanted: Wanted
-    gradients: tuple[str, ...]
-    gemms: int
-    says: str
-
-    def errors(self) -> list[str]:
-        """The keys of ERRORS that it is checked by."""
-        if self.wanted.exact:
-            return ["kl_L", *self.gradients]
-        return ["logprob_L", *(["entropy_L"] if self.wanted.entropy else []), *self.gradients]
-
-
-TASKS = {
-    "score": Task(Wanted(entropy=True), (), 1, "log-probability and entropy, forward"),
-    "frozen": Task(Wanted(), ("hidden_LH",), 2, "log-probability, forward and backward to the hidden states"),
-    "trained": Task(Wanted(), ("hidden_LH", "weight_VH"), 3, "the same, backward to hidden states and head"),
-    "exact": Task(Wanted(exact=True), (), 2, "KL(policy || reference) over the vocabulary, forward"),
-    "exact-grad": Task(Wanted(exact=True), ("hidden_LH",), 3, "the same KL, forward and backward to the hidden states"),
-}
-
-
-def call(peer: Peer, task: Task, inputs: Inputs, upstream_L: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What one provider computes: outputs by their names in Outputs, gradients by those of the inputs."""
-    leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in task.gradients}
-    with torch.set_grad_enabled(bool(leaves)):
-        outputs = peer.adapter(inputs._replace(**leaves), task.wanted)
-    result = {name: tensor.detach() for name, tensor in outputs._asdict().items() if tensor is not None}
-    if leaves:
-        output_L = outputs.kl_L if task.wanted.exact else outputs.logprob_L
-        gradients = torch.autograd.grad(output_L, list(leaves.values()), upstream_L.to(output_L.dtype))
-        result |= dict(zip(leaves, gradients))
-    return result
-
-
 def error(name: str, found: torch.Tensor, right: torch.Tensor, checked_K: torch.Tensor) -> float:
     """Of an output the largest absolute error in nats; of a gradient the error's norm relative to the gradient's."""
     difference = (found if name == "weight_VH" else found[checked_K]).double() - right
     if name in ("hidden_LH", "weight_VH"):
         return (difference.norm() / right.norm()).item()
     return difference.abs().max().item()
-
-
-def seconds(run: Callable[[], dict], scratch: torch.Tensor | None, device: str) -> float:
-    """Of one call; writing the scratch memory before it empties a GPU's caches."""
-    if scratch is not None:
-        scratch.zero_()
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 def try_out(run: Callable[[], dict], errors_of: Callable, clock: Callable[[Callable], float], device: str) -> dict:
@@ -201,13 +141,10 @@ def environment(options: argparse.Namespace, device: str) -> dict:
     for name, value in vars(options).items():
         if value is not None and name != "output":
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    commit = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "unknown"
-    changed = git(["git", "status", "--porcelain"]).stdout.strip()
     there = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in importlib.metadata.distributions()}
     return {
         "command": " ".join(words),
-        "commit": f"{commit} with uncommitted changes" if changed else commit,
+        "commit": commit(),
         "device": device,
         "machine": torch.cuda.get_device_name() if device == "cuda" else f"{processor()}; one thread",
         "python": platform.python_version(),
@@ -258,19 +195,8 @@ def markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, measure, and write both files."""
-    parser = argparse.ArgumentParser(description="Compare kernels.fused_logprob with its peers.")
-    parser.add_argument("--tokens", type=int, nargs="+", help="numbers of tokens")
-    parser.add_argument("--hidden", type=int, nargs="+", help="hidden sizes")
-    parser.add_argument("--vocab", type=int, nargs="+", help="vocabulary sizes, one for each hidden size")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16; on a CPU both")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of kernel.json and kernel.md")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    if len(options.hidden or [0]) != len(options.vocab or [0]):
-        parser.error("--vocab needs one size for each of --hidden")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def compare_all(options: argparse.Namespace, device: str) -> None:
+    """Measure every case, and write both files."""
     torch.set_num_threads(1)
     result = {**environment(options, device), "cases": []}
     dtypes = [options.dtype] if options.dtype else ["bfloat16"] if device == "cuda" else ["float32", "bfloat16"]
@@ -284,6 +210,34 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "kernel.json").write_text(json.dumps(result, indent=2) + "\n")
     (options.output / "kernel.md").write_text(markdown(result))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, and do what it says."""
+    parser = argparse.ArgumentParser(description="Compare kernels.fused_logprob with its peers.")
+    parser.add_argument("--tokens", type=int, nargs="+", help="numbers of tokens")
+    parser.add_argument("--hidden", type=int, nargs="+", help="hidden sizes")
+    parser.add_argument("--vocab", type=int, nargs="+", help="vocabulary sizes, one for each hidden size")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16; on a CPU both")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--seed", type=int, default=0)
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--compile", action="store_true", default=None, help="report registers and spills; no GPU")
+    instead.add_argument("--tune", action="store_true", default=None, help="choose tiles for this GPU")
+    options = parser.parse_args(arguments)
+    if len(options.hidden or [0]) != len(options.vocab or [0]):
+        parser.error("--vocab needs one size for each of --hidden")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.compile:
+        from benchmarks import compiled  # imports Triton
+
+        compiled.main(options.output)
+    elif options.tune:
+        from benchmarks import tune
+
+        tune.main(options, device)
+    else:
+        compare_all(options, device)
 
 
 if __name__ == "__main__":

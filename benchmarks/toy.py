@@ -3,6 +3,7 @@
 Writes benchmarks/results/toy.json and toy.md. Takes three times as long as `make train`.
 """
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -23,6 +24,13 @@ def run(seed: int, folder: Path) -> dict[str, float]:
     output = folder / f"seed{seed}"
     subprocess.run([*COMMAND.split(), f"ARGS=--seed {seed} --output_dir {output}"], cwd=ROOT, check=True)
     return {"seed": seed, **json.loads((output / "summary.json").read_text())}
+
+
+def commit() -> str:
+    """The commit of the code, and whether it is only that."""
+    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    name = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "unknown"
+    return f"{name} with uncommitted changes" if git(["git", "status", "--porcelain"]).stdout.strip() else name
 
 
 def machine() -> str:
@@ -62,10 +70,9 @@ def main() -> None:
     """Run, and write both files."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [run(seed, Path(folder)) for seed in SEEDS]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     result = {
         "command": COMMAND,
-        "commit": commit.strip(),
+        "commit": commit(),
         "machine": machine(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

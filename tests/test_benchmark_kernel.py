@@ -1,17 +1,25 @@
-"""benchmarks.kernel at a tiny size: every row has numbers or a reason, and peak_bytes counts right. 3 seconds.
+"""benchmarks.kernel at a tiny size: every row has numbers or a reason, and peak_bytes counts right; --compile, --tune.
 
-Passes with and without the peers installed.
+5 seconds. Passes with and without the peers installed.
 """
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from benchmarks import tune
 from benchmarks.kernel import TASKS, main, markdown, number
 from benchmarks.memory import peak_bytes
 from benchmarks.peers import PROVIDERS
+from benchmarks.toy import ROOT
+from benchmarks.tune import SPECIALISED, Candidate
+from kernels import tiles
+from kernels.tiles import HOPPER, PLAIN
 
 MIB = 2**20
 SIZES = "--tokens 8 --hidden 32 --vocab 64 --dtype float32".split()
@@ -23,6 +31,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.delenv("TRITON_INTERPRET", raising=False)  # which would take most of the time
         main([*SIZES, "--output", str(folder)])
     return json.loads((folder / "kernel.json").read_text()), (folder / "kernel.md").read_text()
 
@@ -102,3 +111,92 @@ def test_peak_bytes_sees_into_autograd_functions_and_the_backward_pass():
         return y, torch.autograd.grad(y, x, upstream)
 
     assert peak_bytes(keep_the_output, "cpu") == 6 * MIB
+
+
+def timed(candidate, score, frozen, why=None):
+    return {"candidate": candidate, "why": why, "ms": {} if why else {"score": score, "frozen": frozen}}
+
+
+def test_tuning_takes_the_least_sum_of_both_passes_and_none_that_does_not_count():
+    plain, fast = timed(Candidate(PLAIN), 3, 6), timed(Candidate(HOPPER), 4, 4)
+    wrong = timed(Candidate(SPECIALISED), 1, 1, why="logprob_L off by 1.0e+00")
+    assert tune.choose([plain, fast, wrong]) == {"tile": list(HOPPER), "hybrid": False}
+    assert tune.choose([plain, timed(Candidate(HOPPER), 5, 5)]) == {"tile": list(PLAIN), "hybrid": False}
+
+
+@pytest.mark.parametrize("score, hybrid", [(3.9, False), (3, True), (5, False)])
+def test_tuning_takes_cublas_only_if_it_is_clearly_faster(score, hybrid):
+    rows = [timed(Candidate(PLAIN), 5, 5), timed(Candidate(HOPPER), 4, 4)]
+    rows.append(timed(Candidate(PLAIN, hybrid=True), score, 4))
+    assert tune.choose(rows) == {"tile": list(HOPPER), "hybrid": hybrid}
+
+
+def test_tuning_measures_what_the_table_of_tiles_says(monkeypatch):
+    """On the CPU, where every tile is the same reference: one raises, one is wrong, two count."""
+    table, seen = {}, []
+    monkeypatch.setattr(tiles, "tuned", lambda: table)
+    right = tune.call
+
+    def call(peer, task, inputs, upstream_L):
+        (entry,) = table.values()
+        seen.append(entry)
+        if entry["tile"] == list(SPECIALISED):
+            raise RuntimeError
+        result = right(peer, task, inputs, upstream_L)
+        return result if entry["tile"] != list(HOPPER) else {name: 1.1 * tensor for name, tensor in result.items()}
+
+    monkeypatch.setattr(tune, "call", call)
+    offered = [Candidate(PLAIN), Candidate(SPECIALISED), Candidate(HOPPER), Candidate(PLAIN, hybrid=True)]
+    rows = tune.measure((8, 32, 64), offered, "cpu", 0)
+    assert list(table) == ["cpu H32 N8"] and all(candidate.entry() in seen for candidate in offered)
+    assert [row["candidate"] for row in rows] == offered
+    assert [list(row["ms"]) for row in rows] == [["score", "frozen"], [], [], ["score", "frozen"]]
+    assert rows[1]["why"] == "raises RuntimeError" and rows[2]["why"].startswith("logprob_L off by")
+
+
+def test_a_wrong_gradient_does_not_count():
+    right = {"logprob_L": torch.ones(3), "hidden_LH": torch.ones(3, 2)}
+    assert tune.disagrees(right, right) is None
+    wrong = right | {"hidden_LH": torch.full((3, 2), 1.1)}
+    assert tune.disagrees(wrong, right) == "gradient of hidden_LH off by 1.0e-01"
+    assert tune.disagrees({**right, "logprob_L": torch.full((3,), math.nan)}, right) == "logprob_L off by nan"
+
+
+def test_tuned_entries_join_those_of_other_sizes_and_are_read_back(tmp_path, monkeypatch):
+    path = tmp_path / "tuned.json"
+    monkeypatch.setattr(tiles, "TUNED", path)
+    tune.merge({"sm_80 H896 N64": Candidate(HOPPER).entry()}, path)
+    tune.merge({"sm_80 H896 N16384": Candidate(PLAIN).entry()}, path)
+    tune.merge({"sm_80 H896 N64": Candidate(SPECIALISED, hybrid=True).entry()}, path)
+    monkeypatch.setattr(tiles, "tuned", tiles.tuned.__wrapped__)
+    assert list(tiles.tuned()) == ["sm_80 H896 N16384", "sm_80 H896 N64"]
+    assert tiles.tile_of("sm_80", torch.bfloat16, 896, 33) == SPECIALISED
+    assert tiles.prefers_hybrid("sm_80", torch.bfloat16, 896, 33)[0]
+
+
+def test_tuning_without_a_gpu_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as exit_:
+        main(["--tune"])
+    assert exit_.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_kernel_compiles_for_a_gpu_that_is_not_there_and_spills_nothing():
+    pytest.importorskip("triton")
+    code = """if True:
+        from benchmarks.compiled import compile_kernel
+        from kernels.tiles import Tile
+        print(compile_kernel("sweep (no gradient)", Tile(32, 32, 32, num_warps=4, num_stages=2), 64, "sm_80"))
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "'spilled_bytes': 0," in found.stdout and "'threads': 128" in found.stdout, found.stderr
+
+
+def test_a_kernel_that_needs_more_shared_memory_than_its_card_has_is_refused():
+    compiled = pytest.importorskip("benchmarks.compiled")
+    fits, too_big = ({"shared_bytes": 1024 * kib} for kib in (99, 100))
+    row = {"arch": "sm_120", "kernel": "slope", "H": 896, "tile": list(PLAIN), "any": fits}
+    compiled.check([row | {"aligned": fits}, row | {"aligned": {"why": "does not compile: RuntimeError"}}])
+    with pytest.raises(SystemExit, match="slope on sm_120 at H 896.* needs 102,400 bytes of shared memory"):
+        compiled.check([row | {"aligned": too_big}])
