@@ -17,11 +17,12 @@ A token less likely than 2^-100 overflows E. Such rows are found after the pass 
 the GPU) and computed again, around the running maximum.
 
 Memory beyond inputs and outputs, L tokens, H hidden, in bytes for 2-byte operands; nothing grows with V but V / span:
-    no gradient      12 L ceil(V / span); span is 4096 words, for L >= 2,048                    8 MB at 16,384 tokens
-    frozen head      that + 2 L H (saved: D) + min(L, 4096) 4 H + 2 TILE                           80 MB, H 896
-    otherwise        forward as without gradient; backward 4 L H + 2 L max(2048, 2 TILE / L) + 2 H of those words
-    hybrid           4 TILE more (8 with an exact KL)
-with TILE = 2^24 numbers. The gradient of the head is written once, slice by slice, in its own type.
+    no gradient      12 L ceil(V / span), 24 with an exact KL; span is 4096 words from 2,048 tokens on
+    frozen head      2 L H (saved: D), and for at most BLOCK tokens at a time the above + 4 H each + 2 TILE
+    otherwise        forward as without gradient; backward 4 L H + (2 L + 4 H) words, words = max(2048, 2 TILE / L)
+    hybrid           4 TILE more in forward, 4 L words in backward; both twice with an exact KL
+At 16,384 tokens and H = 896 that is 8, 80 and 141 MB. The gradient of the head is written once, slice by slice,
+in its own type.
 """
 
 from collections.abc import Iterator
@@ -155,8 +156,7 @@ def _pass(
     num_tokens, num_words = len(problem.token_L), len(problem.weight_VH)
     ref = problem.ref_hidden_LH is not None
     num_parts = -(-num_words // problem.span)
-    parts_KPL = problem.hidden_LH.new_empty(6 if ref else 3, num_parts, num_tokens, dtype=torch.float32)
-    out_KL = parts_KPL.new_empty(7 if ref else 4, num_tokens)
+    out_KL = problem.hidden_LH.new_empty(7 if ref else 4, num_tokens, dtype=torch.float32)
     logit_L = launch.target(problem)
     ref_logit_L = launch.target(problem, reference=True) if ref else None
     shift_L = logit_L if shift_L is None else shift_L
@@ -166,13 +166,15 @@ def _pass(
         rows = problem.rows(block)
         shifts = None if online else (shift_L[block], ref_logit_L[block] if ref else None)
         width = max(TILE // len(rows.token_L) // problem.span, 1) * problem.span if in_memory else num_words
+        parts_KPL = out_KL.new_empty(6 if ref else 3, num_parts, len(rows.token_L))
         mean_LH = None if stashed_LH is None else torch.zeros_like(rows.hidden_LH, dtype=torch.float32)
         for words in _slices(num_words, width):
-            part_KPL = parts_KPL[:, words.start // problem.span :, block]
+            part_KPL = parts_KPL[:, words.start // problem.span :]
             emitted_LC = launch.sweep(rows, words, part_KPL, shifts, emit=mean_LH is not None)
             if mean_LH is not None:
                 add_matmul(mean_LH, emitted_LC, rows.head(words))
-        launch.merge(rows, parts_KPL[:, :, block], out_KL[:, block], logit_L[block])
+            del emitted_LC  # before the next is made
+        launch.merge(rows, parts_KPL, out_KL[:, block], logit_L[block])
         if stashed_LH is not None:
             launch.stash(rows, out_KL[3, block], mean_LH, stashed_LH[block])
     return out_KL
@@ -200,6 +202,7 @@ def gradients(
             add_matmul(grad_LH, slope_LC, problem.head(words))
         if needs_weight:
             grad_VH[words] = matmul(slope_LC.T, problem.hidden_LH.to(slope_LC.dtype))
+        del slope_LC
     return grad_LH.to(problem.hidden_LH.dtype) if needs_hidden else None, grad_VH
 
 

@@ -59,8 +59,9 @@ class Problem:
         """The tile and the span follow from the sizes, so that calls with and without gradient add up alike."""
         ref_hidden_LH = None if ref_hidden_LH is None else ref_hidden_LH.contiguous()
         tile = FOLD if hybrid else _tile(hidden_LH, weight_VH, two_sums=ref_hidden_LH is not None)
-        rows = (hidden_LH.contiguous(), weight_VH, token_L, ref_hidden_LH, ref_weight_VH)
-        return cls(*rows, temperature, kl == "reverse", hybrid, tile, span_of(len(token_L)))
+        rows = (hidden_LH.contiguous(), weight_VH.contiguous(), token_L.contiguous())
+        ref = (ref_hidden_LH, ref_weight_VH.contiguous())
+        return cls(*rows, *ref, temperature, kl == "reverse", hybrid, tile, span_of(len(token_L)))
 
     @property
     def grad_dtype(self) -> torch.dtype:

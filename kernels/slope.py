@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.sweep import LN2
-from kernels.tile import logits, operand
+from kernels.logits import logits, operand
 
 
 @triton.jit

@@ -28,7 +28,7 @@ E is what the gradient of a log-probability is made of: see `kernels/fused.py`.
 import triton
 import triton.language as tl
 
-from kernels.tile import LOW, logits, operand
+from kernels.logits import LOW, logits, operand
 
 LN2 = tl.constexpr(0.6931471805599453)
 

@@ -1,4 +1,4 @@
-"""Peak memory against what kernels/reference.py and kernels/fused.py say of it, on the CPU; 15 seconds on one core.
+"""Peak memory against what kernels/reference.py and kernels/fused.py say of it, on the CPU; 10 seconds on one core.
 
 A bound may be passed by 10 %, and by 4 KiB for the [L] vectors. The interpreter holds a program's registers outside
 PyTorch, so they do not count, as on a GPU they would not.

@@ -1,6 +1,6 @@
 """Each thing that a Triton kernel could forget makes a difference above 1e-3: the comparison of test_triton.py sees it.
 
-A mutation is a copy of the kernels' source with one text replaced, run by the launches as they are; 20 seconds.
+A mutation is a copy of the kernels' source with one text replaced, run by the launches as they are; 10 seconds.
 """
 
 import importlib.util
@@ -15,10 +15,10 @@ from triton_cases import MODES, SPAN, draw, improbable, shrink, wrong
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SEEN_BY = ["no gradient", "frozen head", "exact", "reverse, two heads"]
 MUTATIONS = [  # name, module, old, new
-    ("temperature", "tile", "sum_RW * scale", "sum_RW * 1.4426950408889634"),
+    ("temperature", "logits", "sum_RW * scale", "sum_RW * 1.4426950408889634"),
     ("temperature of the token's logit", "sweep", "tl.sum(sum_I) * scale", "tl.sum(sum_I) * 1.4426950408889634"),
     ("temperature of the stash", "slope", "/ sums_R[:, None]) * scale", "/ sums_R[:, None])"),
-    ("end of the vocabulary", "tile", "return tl.where((word + tl.arange(0, WORDS) < stop)[None, :], logit_RW, LOW)",
+    ("end of the vocabulary", "logits", "return tl.where((word + tl.arange(0, WORDS) < stop)[None, :], logit_RW, LOW)",
      "return logit_RW"),
     ("first span", "sweep", "first = tl.program_id(1) * group", "first = tl.program_id(1) * group + 1"),
     ("token's own logit", "sweep", "((logit_y - top) - log_sum)", "(-top - log_sum)"),
@@ -49,7 +49,7 @@ MUTATIONS = [  # name, module, old, new
 
 def mutate(patch, folder, module, old, new):
     """Launch copies of the kernels; in one module, the only place that says `old` says `new`."""
-    for name in ("tile", "sweep", "slope"):
+    for name in ("logits", "sweep", "slope"):
         source = (ROOT / "kernels" / f"{name}.py").read_text()
         if name == module:
             assert source.count(old) == 1, f"kernels/{name}.py says {source.count(old)} times: {old}"
@@ -58,7 +58,7 @@ def mutate(patch, folder, module, old, new):
         path.write_text(source)
         spec = importlib.util.spec_from_file_location(f"kernels.{name}", path)
         copy = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, spec.name, copy)  # where the next one's `from kernels.tile import` finds it
+        patch.setitem(sys.modules, spec.name, copy)  # where the next one's `from kernels.logits import` finds it
         spec.loader.exec_module(copy)
     patch.setattr(launch, "forward", sys.modules["kernels.sweep"])
     patch.setattr(launch, "backward", sys.modules["kernels.slope"])
