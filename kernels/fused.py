@@ -1,14 +1,14 @@
 """Log-prob, entropy and KL by Triton: which GEMMs run, what they leave behind, and the gradients. On a GPU.
 
-Three modes, by what needs a gradient (N V H multiply-adds are one GEMM):
+Three modes, by what needs a gradient (L V H multiply-adds are one GEMM):
 
     no gradient      1 GEMM    `sweep` multiplies and folds at once; the logits stay in registers (2 with an exact KL)
     frozen head      2 GEMMs   d logprob / d hidden = (W_y - sum_v p_v W_v) / T does not depend on what comes after, so
                                the forward pass forms it: `sweep` also stores E = 2^(z - z_y), a second GEMM adds up
                                U = E W, and D = (W_y - U / s) / T is stashed. Backward is one product, g D.
-    otherwise        4 GEMMs   a trained head, or a gradient of the entropy or of an exact KL: forward as without
-                               gradient; backward computes the logits again, one slice of the vocabulary at a time, and
-                               multiplies their gradient (`slope`) with the head and with the hidden states
+    trained head     4 GEMMs   forward as without gradient; backward computes the logits again, one slice of the
+                               vocabulary at a time, and multiplies their gradient (`slope`) with the head and with the
+                               hidden states. So does a gradient of the entropy, or of an exact KL (2 GEMMs more)
 
 In the hybrid, cuBLAS writes float32 products of BLOCK tokens and some words, and the same kernels fold those. In either
 case float32 logits, and the same bits with or without a gradient: where policy and reference are the same, the KL is 0.
@@ -19,7 +19,7 @@ the GPU) and computed again, around the running maximum.
 Memory beyond inputs and outputs, L tokens, H hidden, in bytes for 2-byte operands; nothing grows with V but V / span:
     no gradient      12 L ceil(V / span), 24 with an exact KL; span is 4096 words from 2,048 tokens on
     frozen head      2 L H (saved: D), and for at most BLOCK tokens at a time the above + 4 H each + 2 TILE
-    otherwise        forward as without gradient; backward 4 L H + (2 L + 4 H) words, words = max(2048, 2 TILE / L)
+    trained head     forward as without gradient; backward 4 L H + (2 L + 4 H) words, words = max(2048, 2 TILE / L)
     hybrid           4 TILE more in forward, 4 L words in backward; both twice with an exact KL
 At 16,384 tokens and H = 896 that is 8, 80 and 141 MB. The gradient of the head is written once, slice by slice,
 in its own type.

@@ -9,13 +9,13 @@ from which `merge` has, whatever m is,
     lse = m + log2 s             logprob = ln2 (z_y - lse)          entropy = ln2 (log2 s - t / s)
 
 Two shifts: m = z_y, the token's own logit (`target` computes it from one row of the head), needs no maximum and no
-rescaling, and makes E = 2^(z - z_y) exactly 1 at the token. It overflows where a token is less likely than 2^-100;
-there m is the running maximum (`ONLINE`), exact for any logits. With a reference's logits r, its m and s, and
+rescaling, and makes E = 2^(z - z_y) 1 at the token. It overflows where a token is less likely than 2^-100; there m is
+the running maximum (`ONLINE`), exact for any logits. With a reference's logits r, and its own m_r, s_r and lse_r,
 
     exact     c = sum_v 2^(z_v - m) (z_v - r_v)        kl = ln2 (c / s   - (lse - lse_r))      KL(policy || ref)
     reverse   c = sum_v 2^(r_v - m_r) (r_v - z_v)      kl = ln2 (c / s_r - (lse_r - lse))      KL(ref || policy)
 
-exactly 0 where the two are equal: c is then a sum of zeros and the two lse the same.
+each exactly 0 where the two are equal: c is then a sum of zeros and the two lse the same.
 
 One program owns `ROWS` tokens and `span` words. Row blocks are the fast index, so that the programs that run together
 share one slice of the head in L2: hidden and weight are each read about once from memory, and what is written is three
