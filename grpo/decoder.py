@@ -2,25 +2,41 @@
 
 The trainer's engine shards its weights and gathers them in every forward; sampling needs a forward without collectives.
 This one works on plain tensors under their Hugging Face names, rounds in the order in which transformers rounds, and
-keeps LoRA as a side branch in the order peft computes it, so that the sampler agrees with the trainer.
+keeps LoRA as a side branch, so that the sampler agrees with the trainer.
 
-Axes beside those of `grpo/types.py`: J key/value heads, D head size, R LoRA rank, I inputs and O outputs of a module.
+Axes beside those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D head
+size, E = J * F + 2 * J heads of query (head h = j * F + f), key and value side by side.
 """
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig
 
-from grpo.kv_cache import KVCache, matmul_float32
+from grpo.attention import causal_attention, matmul_float32
+from grpo.kv_cache import Attention, KVCache
+from grpo.linear import Branch, JoinedLinear, Weight
 
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+PREFILL_TOKENS = 4096  # of one forward over the prompts' rests: bounds its activations
 
-# (layer, query [N, J*F, L, D], key [N, J, L, D], value [N, J, L, D]) -> output like query
-Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+class Layer(NamedTuple):
+    """One transformer layer: its products, and the full names of its norms' weights by their short names."""
+
+    query_key_value: JoinedLinear
+    output: JoinedLinear
+    gate_up: JoinedLinear
+    down: JoinedLinear
+    norms: dict[str, str]
+
+    def linears(self) -> tuple[JoinedLinear, ...]:
+        """The four products."""
+        return self[:4]
 
 
 class Decoder:
@@ -28,8 +44,9 @@ class Decoder:
 
     Args:
         config: the transformers config of the model.
-        weight: Hugging Face name to tensor; "lm_head.weight" is ignored on a tied model.
+        weight: Hugging Face name to tensor, 4-bit ones packed; "lm_head.weight" is ignored on a tied model.
         lora: module name ("model.layers.0.self_attn.q_proj") to (A_RI, B_OR, scaling).
+        form: how weights are held, "lora", "merged" or "nf4", see `JoinedLinear`.
 
     Raises:
         ValueError: the config asks for what is not implemented here, or a LoRA module is none of the seven projections.
@@ -38,27 +55,77 @@ class Decoder:
     def __init__(
         self,
         config: PretrainedConfig,
-        weight: dict[str, torch.Tensor],
-        lora: dict[str, tuple[torch.Tensor, torch.Tensor, float]],
+        weight: dict[str, Weight],
+        lora: dict[str, Branch],
+        *,
+        form: str = "lora",
     ) -> None:
         _check_supported(config, lora)
         assert all(f"{name}.weight" in weight for name in lora), f"LoRA without its module: {sorted(lora)[:3]}"
         self.config = config
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.head_name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        unused = "lm_head.weight" if config.tie_word_embeddings else None
-        self.weight = {name: tensor.detach().clone() for name, tensor in weight.items() if name != unused}
-        self.lora = {name: (A.detach().clone(), B.detach().clone(), scaling) for name, (A, B, scaling) in lora.items()}
-        self.device = self.weight["model.embed_tokens.weight"].device
+        head_name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        names = [name for name in weight if "_proj." not in name and (name != "lm_head.weight" or name == head_name)]
+        self.plain = {name: weight[name].detach().clone() for name in names}  # norms, embeddings, head
+        self.layers = [
+            self._layer(f"model.layers.{index}", weight, lora, form) for index in range(config.num_hidden_layers)
+        ]
+        self.head_name = head_name
         self.frequency_D = rotary_frequencies(config, self.head_size).to(self.device)
+
+    def _layer(self, name: str, weight: dict[str, Weight], lora: dict[str, Branch], form: str) -> Layer:
+        def joined(*modules: str) -> JoinedLinear:
+            return JoinedLinear([f"{name}.{one}" for one in modules], weight, lora, form=form)
+
+        return Layer(
+            query_key_value=joined("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            output=joined("self_attn.o_proj"),
+            gate_up=joined("mlp.gate_proj", "mlp.up_proj"),
+            down=joined("mlp.down_proj"),
+            norms={norm: f"{name}.{norm}.weight" for norm in NORMS if f"{name}.{norm}.weight" in self.plain},
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.plain["model.embed_tokens.weight"].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.plain["model.embed_tokens.weight"].dtype
+
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        pair = 2 * self.config.num_key_value_heads * self.head_size
+        return self.config.num_hidden_layers * pair * self.dtype.itemsize
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor that training can change, by name, for `copy_`: weights, and branches as "….lora_A.weight"."""
-        branches = {}
-        for name, (A_RI, B_OR, _) in self.lora.items():
-            branches[f"{name}.lora_A.weight"] = A_RI
-            branches[f"{name}.lora_B.weight"] = B_OR
-        return self.weight | branches
+        views = dict(self.plain)
+        for layer in self.layers:
+            for linear in layer.linears():
+                views |= linear.tensors()
+        return views
+
+    def merge(self) -> None:
+        """Take over what has been copied into `tensors()`; only the merged form has something to do."""
+        for layer in self.layers:
+            for linear in layer.linears():
+                linear.merge()
+
+    def nbytes(self) -> int:
+        """Bytes of the whole copy."""
+        linears = (linear for layer in self.layers for linear in layer.linears())
+        return sum(tensor.nbytes for tensor in self.plain.values()) + sum(linear.nbytes() for linear in linears)
+
+    def move(self, device: torch.device | str) -> None:
+        """Move the whole copy to another device, for instance out of the way of an update."""
+        self.plain = {name: tensor.to(device) for name, tensor in self.plain.items()}
+        self.frequency_D = self.frequency_D.to(device)
+        for layer in self.layers:
+            for linear in layer.linears():
+                linear.move(device)
 
     @torch.no_grad()
     def logits(self, token_NL: torch.Tensor) -> torch.Tensor:
@@ -70,107 +137,108 @@ class Decoder:
         Returns:
             logits_NLV, [N, L, V] float32.
         """
+        num_texts, length = token_NL.shape
 
-        def attention(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        def attention(layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
+            return causal_attention(heads_XED, num_texts, self.config.num_key_value_heads)
 
-        position_NL = torch.arange(token_NL.shape[1], device=self.device).expand_as(token_NL)
-        hidden_NLH = self._hidden(token_NL.to(self.device), position_NL, attention)
-        return self._head(hidden_NLH.flatten(0, 1)).unflatten(0, token_NL.shape)
+        position_X = torch.arange(length, device=self.device).repeat(num_texts)
+        hidden_XH = self._hidden(token_NL.flatten().to(self.device), position_X, attention)
+        return self._head(hidden_XH).unflatten(0, (num_texts, length))
 
-    @torch.no_grad()
-    def prefill(
-        self, prefix: list[int], rests: list[list[int]], *, num_generations: int
-    ) -> tuple[KVCache, torch.Tensor]:
-        """Read the prompts: the prefix once, each prompt's rest once.
-
-        Args:
-            prefix: tokens that all prompts start with, may be empty.
-            rests: B lists of the tokens that follow it, none empty.
-            num_generations: G rows that will continue each prompt.
-
-        Returns:
-            The cache that `step` goes on with, and logits_BV, [B, V] float32, of each prompt's first completion token.
-        """
-        length_B = torch.tensor([len(rest) for rest in rests], device=self.device)
-        cache = KVCache(prefix_length=len(prefix), length_B=length_B, num_generations=num_generations)
-        if prefix:
-            token_1P = torch.tensor([prefix], device=self.device)
-            position_1P = torch.arange(len(prefix), device=self.device)[None]
-            self._hidden(token_1P, position_1P, cache.prefix_attention)
-        longest = int(length_B.max())
-        token_BQ = torch.tensor([rest + [0] * (longest - len(rest)) for rest in rests], device=self.device)
-        position_BQ = (len(prefix) + torch.arange(longest, device=self.device)).expand_as(token_BQ)
-        hidden_BQH = self._hidden(token_BQ, position_BQ, cache.prompt_attention)
-        row_B = torch.arange(len(rests), device=self.device)
-        return cache, self._head(hidden_BQH[row_B, length_B - 1])
+    def new_cache(self, **sizes: int) -> KVCache:
+        """An empty cache of this model's shape; `sizes` as `KVCache` takes them."""
+        return KVCache(
+            num_layers=self.config.num_hidden_layers, num_kv_heads=self.config.num_key_value_heads,
+            head_size=self.head_size, dtype=self.dtype, device=self.device, **sizes)
 
     @torch.no_grad()
-    def step(self, cache: KVCache, token_N: torch.Tensor) -> torch.Tensor:
-        """Append one token to every row of the cache.
+    def read_prefix(self, cache: KVCache, prefix: list[int]) -> None:
+        """Store the tokens that all prompts start with, as many as the cache was made for."""
+        token_P = torch.tensor(prefix, device=self.device)
+        self._hidden(token_P, torch.arange(len(prefix), device=self.device), cache.prefix_attention)
+
+    @torch.no_grad()
+    def read_rests(self, cache: KVCache, places: list[int], rests: list[list[int]]) -> None:
+        """Store what follows the prefix in some prompts, each in its place; a rest may be empty."""
+        place_A = torch.tensor(places, device=self.device)
+        cache.length_A[place_A] = torch.tensor([len(rest) for rest in rests], device=self.device)
+        at_once = max(1, PREFILL_TOKENS // max(1, *map(len, rests)))
+        for start in range(0, len(rests), at_once):
+            part = slice(start, start + at_once)
+            longest = max(map(len, rests[part]))
+            if longest:
+                token_AQ = torch.tensor([rest + [0] * (longest - len(rest)) for rest in rests[part]])
+                position_X = cache.prefix_length + torch.arange(longest, device=self.device).repeat(len(token_AQ))
+                self._hidden(token_AQ.flatten().to(self.device), position_X, cache.rest_attention(place_A[part]))
+
+    @torch.no_grad()
+    def step(self, cache: KVCache, token_M: torch.Tensor) -> torch.Tensor:
+        """Append one token to each of the first M slots.
 
         Args:
-            cache: from `prefill`, changed in place.
-            token_N: [N] int64 tokens just sampled.
+            cache: changed in place.
+            token_M: [M] int64 tokens, the last of a prompt or those just sampled.
 
         Returns:
-            logits_NV, [N, V] float32, of the next tokens.
+            logits_MV, [M, V] float32, of the next tokens.
         """
-        hidden_N1H = self._hidden(token_N[:, None], cache.position_N[:, None], cache.own_attention)
-        cache.advance()
-        return self._head(hidden_N1H[:, 0])
+        num_slots = len(token_M)
+        hidden_MH = self._hidden(token_M, cache.positions(num_slots), cache.own_attention(num_slots))
+        cache.advance(num_slots)
+        return self._head(hidden_MH)
 
-    def _hidden(self, token_NL: torch.Tensor, position_NL: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """Final hidden states [N, L, H]; what a token sees and what is remembered of it is `attention`'s affair."""
-        hidden_NLH = F.embedding(token_NL, self.weight["model.embed_tokens.weight"])
-        angle_N1LD = (position_NL[:, None, :, None] * self.frequency_D).repeat(1, 1, 1, 2)
-        rotary = angle_N1LD.cos().to(hidden_NLH.dtype), angle_N1LD.sin().to(hidden_NLH.dtype)
-        for layer in range(self.config.num_hidden_layers):
-            name = f"model.layers.{layer}"
-            normed_NLH = self._norm(f"{name}.input_layernorm", hidden_NLH)
-            query, key, value = self._query_key_value(f"{name}.self_attn", normed_NLH, rotary)
-            out_NLO = attention(layer, query, key, value).transpose(1, 2).flatten(2)
-            hidden_NLH = hidden_NLH + self._linear(f"{name}.self_attn.o_proj", out_NLO)
-            normed_NLH = self._norm(f"{name}.post_attention_layernorm", hidden_NLH)
-            gate = F.silu(self._linear(f"{name}.mlp.gate_proj", normed_NLH))
-            up = self._linear(f"{name}.mlp.up_proj", normed_NLH)
-            hidden_NLH = hidden_NLH + self._linear(f"{name}.mlp.down_proj", gate * up)
-        return self._norm("model.norm", hidden_NLH)
+    def _hidden(self, token_X: torch.Tensor, position_X: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """Final hidden states [X, H]; what a token sees and what is remembered of it is `attention`'s affair."""
+        hidden_XH = F.embedding(token_X, self.plain["model.embed_tokens.weight"])
+        cos, signed_sin = self._rotary(position_X, hidden_XH.dtype)
+        for index, layer in enumerate(self.layers):
+            normed_XH = self._norm(layer.norms["input_layernorm"], hidden_XH)
+            heads_XED = self._heads(layer, normed_XH, cos, signed_sin)
+            hidden_XH = hidden_XH + layer.output(attention(index, heads_XED))
+            normed_XH = self._norm(layer.norms["post_attention_layernorm"], hidden_XH)
+            gate_XI, up_XI = layer.gate_up(normed_XH).chunk(2, dim=-1)
+            hidden_XH = hidden_XH + layer.down(F.silu(gate_XI) * up_XI)
+        return self._norm("model.norm.weight", hidden_XH)
 
-    def _query_key_value(
-        self, name: str, normed_NLH: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query [N, J*F, L, D], key and value [N, J, L, D]; query and key rotated, on Qwen3 normed first."""
-        query, key, value = (
-            self._linear(f"{name}.{module}", normed_NLH).unflatten(-1, (-1, self.head_size))
-            for module in ("q_proj", "k_proj", "v_proj")
-        )
-        if self.config.model_type == "qwen3":
-            query, key = self._norm(f"{name}.q_norm", query), self._norm(f"{name}.k_norm", key)
-        return rotate(query.transpose(1, 2), *rotary), rotate(key.transpose(1, 2), *rotary), value.transpose(1, 2)
+    def _rotary(self, position_X: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [X, 1, D] of each position, as `rotate_` takes them."""
+        angle_X1D = (position_X[:, None] * self.frequency_D)[:, None]
+        cos, sin = angle_X1D.cos(), angle_X1D.sin()
+        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
-    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """`x Wᵀ + b + (x Aᵀ Bᵀ) · scaling`, peft's order; the branch runs in its own dtype, as in peft."""
-        y = F.linear(x, self.weight[f"{name}.weight"], self.weight.get(f"{name}.bias"))
-        if name in self.lora:
-            A_RI, B_OR, scaling = self.lora[name]
-            y = y + (F.linear(F.linear(x.to(A_RI.dtype), A_RI), B_OR) * scaling).to(y.dtype)
-        return y
+    def _heads(
+        self, layer: Layer, normed_XH: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor
+    ) -> torch.Tensor:
+        """Query, key and value heads [X, E, D]; query and key rotated, on Qwen3 normed first."""
+        heads_XED = layer.query_key_value(normed_XH).unflatten(-1, (-1, self.head_size))
+        num_query, num_kv = self.config.num_attention_heads, self.config.num_key_value_heads
+        if "self_attn.q_norm" in layer.norms:
+            for norm, part in (("q_norm", slice(num_query)), ("k_norm", slice(num_query, num_query + num_kv))):
+                heads_XED[:, part] = self._norm(layer.norms[f"self_attn.{norm}"], heads_XED[:, part])
+        rotate_(heads_XED[:, : num_query + num_kv], cos, signed_sin)
+        return heads_XED
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """RMSNorm in float32, rounded before the weight is applied, as in transformers."""
         normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.config.rms_norm_eps)
-        return self.weight[f"{name}.weight"] * normed.to(x.dtype)
+        return self.plain[name] * normed.to(x.dtype)
 
-    def _head(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+    def _head(self, hidden_XH: torch.Tensor) -> torch.Tensor:
         """Float32 logits: rounded to bfloat16 they would move log-probabilities by more than a whole update does."""
-        return matmul_float32(hidden_NH[None], self.weight[self.head_name].mT[None])[0]
+        return matmul_float32(hidden_XH[None], self.plain[self.head_name].mT[None])[0]
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in the half-split layout: `x · cos + (−x₂, x₁) · sin` (Su et al. 2021, equation 34)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+def rotate_(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding in the half-split layout, in place: `x · cos + (−x₂, x₁) · sin` (Su et al. 2021, equation 34).
+
+    Args:
+        x: [..., D] heads.
+        cos: broadcasts to x.
+        signed_sin: likewise, −sin in its first half.
+    """
+    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return x.mul_(cos).add_(swapped.mul_(signed_sin))
 
 
 def rotary_frequencies(config: PretrainedConfig, head_size: int) -> torch.Tensor:

@@ -54,7 +54,7 @@ class Answer:
 def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example], *, num_samples: int = 1,
              temperature: float = 0.0, top_p: float = 1.0, seed: int, max_completion_length: int,
              stop_token_ids: set[int], stop_strings: list[str], prompt_index: list[int] | None = None,
-             batch_size: int = 256, progress: str | None = None) -> list[Answer]:
+             num_slots: int | None = None, progress: str | None = None) -> list[Answer]:
     """Let the decoder answer every example `num_samples` times, and score the answers. No collective inside.
 
     Args:
@@ -70,7 +70,7 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
         stop_token_ids: end-of-sequence tokens.
         stop_strings: texts that end a completion.
         prompt_index: place of each example in the whole set, when this rank holds a part of it; None: 0, 1, 2, ...
-        batch_size: completions decoded at once, which bounds the memory.
+        num_slots: completions continued at once, which bounds the memory; None: all.
         progress: label of a progress bar; None shows none.
 
     Returns:
@@ -84,18 +84,15 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
     indices = list(range(len(examples))) if prompt_index is None else prompt_index
     prompts = [tokenizer.encode(example.prompt) for example in examples]
     _check_room(prompts, indices, max_completion_length, decoder.config.max_position_embeddings)
-    prompts_at_once = max(1, batch_size // num_samples)
-    answers = []
+    if not examples:
+        return []
     with tqdm(total=len(examples) * num_samples, desc=progress, unit="row", disable=progress is None) as bar:
-        for start in range(0, len(examples), prompts_at_once):
-            part = slice(start, start + prompts_at_once)
-            rollout = generate(
-                decoder, prompts[part], tokenizer=tokenizer, num_generations=num_samples,
-                max_completion_length=max_completion_length, temperature=temperature, top_p=top_p,
-                stop_token_ids=stop_token_ids, stop_strings=stop_strings, seed=seed, step=0,
-                prompt_index=indices[part], progress=lambda _, finished: bar.update(len(answers) + finished - bar.n))
-            answers += _score(rollout, examples[part], indices[part], num_samples)
-    return answers
+        rollout = generate(
+            decoder, prompts, tokenizer=tokenizer, num_generations=num_samples,
+            max_completion_length=max_completion_length, temperature=temperature, top_p=top_p,
+            stop_token_ids=stop_token_ids, stop_strings=stop_strings, seed=seed, step=0, prompt_index=indices,
+            num_slots=num_slots, progress=lambda _, finished: bar.update(finished - bar.n))
+    return _score(rollout, examples, indices, num_samples)
 
 
 def _check_room(prompts: list[list[int]], indices: list[int], max_completion_length: int, context: int) -> None:

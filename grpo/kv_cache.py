@@ -1,171 +1,199 @@
-"""The keys and values of a rollout in three parts, and the attention that reads them.
+"""The keys and values of a rollout in three parts, and the attention that stores and reads them.
 
-A text is the prefix that all prompts share, then the rest of its prompt, then its own sampled tokens. The prefix is
-stored once, a prompt's rest once per group, own tokens once per row, so memory grows with what was sampled and not with
-rows times prompt. Attention to each part is computed apart and joined by log-sum-exp, which is exact:
+A text is the prefix that all prompts share, then the rest of its prompt, then its own tokens: the prompt's last one and
+what was sampled. The prefix is stored once, a prompt's rest once per group, own tokens once per row, so memory grows
+with what was sampled and not with rows times prompt. Rows sit in slots; a finished row leaves its slot to another.
 
-    softmax([s₁ s₂]) [v₁ v₂] = Σᵢ exp(lseᵢ − lse) · softmax(sᵢ) vᵢ,    lse = log Σᵢ exp(lseᵢ)
-
-Axes beside those of `grpo/types.py`: J key/value heads, F query heads per key/value head (query head h = j·F + f),
-D head size, P prefix tokens, Q prompt tokens beyond the prefix (right-padded), S padded slots, X any batch, M queries.
+Axes beside those of `grpo/decoder.py`: Y layers, P prefix tokens, A places for a group's rest, Q room of a rest,
+S slots, M slots in use (always the first ones), T room of a row's own tokens, C = 2 key and value.
 """
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Callable
 
-OWN_BLOCK = 64  # tokens by which the room for own tokens grows
+import numpy as np
+import torch
+
+from grpo.attention import attend, causal_attention, join
+from kernels.tree_attention import attend_shared, attend_tree
+
+HIDDEN = -1e9  # added to the score of what a row does not see; finite, because a rest may be hidden as a whole
+
+Attention = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, heads_XED rotated) -> attention output [X, J*F*D]
 
 
 class KVCache:
-    """Keys and values of one rollout phase; its `*_attention` methods store a layer's new ones and attend to all.
-
-    The three methods take the layer's index, query [batch, J*F, tokens, D], and key and value [batch, J, tokens, D],
-    rotated, and return the attention output in the query's shape. Layers come in order.
+    """Keys and values of one rollout phase; its `*_attention` store a layer's new ones and attend to what is seen.
 
     Args:
+        num_layers: Y.
+        num_kv_heads: J.
+        head_size: D.
+        dtype: of the entries.
+        device: of the entries.
         prefix_length: P, may be 0.
-        length_B: [B] int64 number of tokens of each prompt beyond the prefix, at least 1.
-        num_generations: G rows per prompt.
+        num_places: A.
+        rest_room: Q, may be 0.
+        num_slots: S.
+        own_room: T.
     """
 
-    def __init__(self, *, prefix_length: int, length_B: torch.Tensor, num_generations: int) -> None:
-        self.prefix: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: key, value [J, P, D]
-        self.prompt: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: key, value [B, J, Q, D]
-        self.own: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer: key, value [N, J, room, D]
-        self.num_own = 0  # own tokens stored by every row
-        self.position_N = (prefix_length + length_B).repeat_interleave(num_generations)  # of the next token
-        column_Q = torch.arange(int(length_B.max()), device=length_B.device)
-        self.padding_BQ = column_Q >= length_B[:, None]
-        self._seat(torch.arange(len(length_B), device=length_B.device).repeat_interleave(num_generations))
+    def __init__(
+        self, *, num_layers: int, num_kv_heads: int, head_size: int, dtype: torch.dtype, device: torch.device,
+        prefix_length: int, num_places: int, rest_room: int, num_slots: int, own_room: int,
+    ) -> None:
+        self.num_kv_heads, self.prefix_length = num_kv_heads, prefix_length
+        pair, where = (2, num_kv_heads, head_size), {"dtype": dtype, "device": device}
+        self.prefix_YPCJD = torch.empty(num_layers, prefix_length, *pair, **where)
+        self.rest_YAQCJD = torch.zeros(num_layers, num_places, rest_room, *pair, **where)
+        self.own_YSTCJD = torch.empty(num_layers, num_slots, own_room, *pair, **where)
+        self.num_clean = own_room if device.type == "cuda" else 0  # columns of own_YSTCJD that may be read
+        self.length_A = torch.zeros(num_places, dtype=torch.int64, device=device)  # tokens of the rests
+        self.slot_S = torch.arange(num_slots, device=device)
+        self.place_S = torch.zeros_like(self.slot_S)
+        self.column_S = torch.zeros_like(self.slot_S)  # own tokens stored
+        self.seating: Seating | None = None  # with its bias, until rows or rests change places
 
-    def prefix_attention(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """Causal attention within the prefix (batch 1)."""
-        self.prefix.append((key[0], value[0]))
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    def nbytes(self) -> int:
+        """Bytes of all entries."""
+        return self.prefix_YPCJD.nbytes + self.rest_YAQCJD.nbytes + self.own_YSTCJD.nbytes
 
-    def prompt_attention(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention of the prompts' rests to the prefix and to themselves (batch B).
+    def seat(self, slot_X: torch.Tensor, place_X: torch.Tensor) -> None:
+        """Start new rows in these slots, continuing the prompts in these places."""
+        self.place_S[slot_X] = place_X
+        self.column_S[slot_X] = 0
+        self.seating = None
 
-        Causality alone hides the padding from real tokens, which all lie left of it.
+    def move_slot(self, source: int, target: int) -> None:
+        """Give a row another slot."""
+        self.own_YSTCJD[:, target, : self.num_clean] = self.own_YSTCJD[:, source, : self.num_clean]
+        self.place_S[target], self.column_S[target] = self.place_S[source], self.column_S[source]
+        self.seating = None
+
+    def move_place(self, source: int, target: int) -> None:
+        """Give a prompt's rest, and the rows that continue it, another place."""
+        self.rest_YAQCJD[:, target] = self.rest_YAQCJD[:, source]
+        self.length_A[target] = self.length_A[source]
+        self.place_S.masked_fill_(self.place_S == source, target)
+        self.seating = None
+
+    def positions(self, num_slots: int) -> torch.Tensor:
+        """[M] int64 position of each row's next own token."""
+        return self.prefix_length + self.length_A[self.place_S[:num_slots]] + self.column_S[:num_slots]
+
+    def advance(self, num_slots: int) -> None:
+        """Count the token that every layer has stored by now; a row that has no room left stays where it is."""
+        self.column_S[:num_slots].add_(1).clamp_(max=self.own_YSTCJD.shape[2] - 1)
+
+    def prefix_attention(self, layer: int, heads_PED: torch.Tensor) -> torch.Tensor:
+        """Store the prefix; causal attention within it."""
+        self.prefix_YPCJD[layer] = self._split(heads_PED)[1]
+        return causal_attention(heads_PED, 1, self.num_kv_heads)
+
+    def rest_attention(self, place_X: torch.Tensor) -> Attention:
+        """Attention for rests of equal (padded) length, stored in these places: to the prefix and to themselves.
+
+        Causality hides the padding from real tokens, which all lie left of it.
         """
-        self.prompt.append((key, value))
-        no_tokens = key.new_empty(len(self.position_N), key.shape[1], 0, key.shape[3])
-        self.own.append((no_tokens, no_tokens))
-        num_prefix, num_query = 0, key.shape[2]
-        if self.prefix:
-            prefix_key, prefix_value = self.prefix[layer]
-            num_prefix = prefix_key.shape[1]
-            key = torch.cat([prefix_key.expand(len(key), -1, -1, -1), key], dim=2)
-            value = torch.cat([prefix_value.expand(len(value), -1, -1, -1), value], dim=2)
-        seen = torch.ones(num_query, num_prefix + num_query, dtype=torch.bool, device=key.device).tril(num_prefix)
-        # Heads are repeated here because a mask together with enable_gqa has no memory-efficient kernel on GPUs.
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
 
-    def own_attention(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attention of each row's newest token to the three parts (batch N, one token)."""
-        query_NJFD = query.view(len(query), key.shape[1], -1, query.shape[-1])
-        parts = [self._attend_own(layer, query_NJFD, key, value), self._attend_prompt(layer, query_NJFD)]
-        if self.prefix:
-            parts.append(self._attend_prefix(layer, query_NJFD))
-        return join(parts).to(query.dtype).view_as(query)
+        def attention(layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
+            query_XJFD, pair_XCJD = self._split(heads_XED)
+            pair_AQCJD = pair_XCJD.unflatten(0, (len(place_X), -1))
+            num_tokens, num_shared = pair_AQCJD.shape[1], query_XJFD.shape[2]
+            self.rest_YAQCJD[layer, place_X, :num_tokens] = pair_AQCJD
+            query_AHQD = query_XJFD.flatten(1, 2).unflatten(0, (len(place_X), -1)).transpose(1, 2)
+            key, value = (pair_AQCJD[:, :, c].transpose(1, 2).repeat_interleave(num_shared, dim=1) for c in (0, 1))
+            out, lse = attend(query_AHQD, key, value, causal=True)
+            itself = out.transpose(1, 2).reshape(query_XJFD.shape), lse.transpose(1, 2).reshape(query_XJFD.shape[:3])
+            parts = [itself, self._attend_prefix(layer, query_XJFD)] if self.prefix_length else [itself]
+            return join(parts).to(heads_XED.dtype).flatten(1)
 
-    def advance(self) -> None:
-        """Count the token that every layer has stored by now."""
-        self.num_own += 1
-        self.position_N = self.position_N + 1
+        return attention
 
-    def keep(self, row_M: torch.Tensor) -> None:
-        """Forget all rows but these (ascending indices), and the prompts that no row continues."""
-        self.own = [(key[row_M], value[row_M]) for key, value in self.own]
-        self.position_N = self.position_N[row_M]
-        group_B, group_N = self.group_N[row_M].unique(return_inverse=True)
-        if len(group_B) < len(self.padding_BQ):
-            self.prompt = [(key[group_B], value[group_B]) for key, value in self.prompt]
-            self.padding_BQ = self.padding_BQ[group_B]
-        self._seat(group_N)
+    def own_attention(self, num_slots: int) -> Attention:
+        """Attention of the newest token of each of the first M slots to all three parts."""
+        slot_M, column_M, place_M = (tensor[:num_slots] for tensor in (self.slot_S, self.column_S, self.place_S))
+        on_gpu = self.own_YSTCJD.is_cuda
+        bias_M11T, num_own = (None, 0) if on_gpu else self._visible(column_M)
 
-    def _seat(self, group_N: torch.Tensor) -> None:
-        """Give the rows of each group numbered seats, so that a group's queries form one rectangular matmul."""
-        self.group_N = group_N
-        rank_N = torch.arange(len(group_N), device=group_N.device) - torch.searchsorted(group_N, group_N)
-        self.num_seats = int(rank_N.max()) + 1
-        self.seat_N = group_N * self.num_seats + rank_N
+        def attention(layer: int, heads_MED: torch.Tensor) -> torch.Tensor:
+            query_MJFD, pair_MCJD = self._split(heads_MED)
+            own_STCJD = self.own_YSTCJD[layer]
+            own_STCJD.index_put_((slot_M, column_M), pair_MCJD)
+            if on_gpu:
+                return attend_tree(
+                    query_MJFD, prefix_PCJD=self.prefix_YPCJD[layer], prompt_AQCJD=self.rest_YAQCJD[layer],
+                    rest_A=self.length_A, place_M=place_M, own_STCJD=own_STCJD, column_M=column_M).flatten(1)
+            key, value = own_STCJD[:num_slots, :num_own].transpose(1, 3).unbind(2)
+            parts = [attend(query_MJFD, key, value, bias=bias_M11T)]
+            if self.rest_YAQCJD.shape[2]:
+                parts.append(self._attend_rest(layer, query_MJFD))
+            if self.prefix_length:
+                parts.append(self._attend_prefix(layer, query_MJFD))
+            return join(parts).to(heads_MED.dtype).flatten(1)
 
-    def _attend_prefix(self, layer: int, query_NJFD: torch.Tensor) -> list[torch.Tensor]:
-        num_rows, num_kv, num_shared, _ = query_NJFD.shape
-        parts = attend(query_NJFD.transpose(0, 1).flatten(1, 2), *self.prefix[layer])
-        return [part.view(num_kv, num_rows, num_shared, -1).transpose(0, 1) for part in parts]
+        return attention
 
-    def _attend_prompt(self, layer: int, query_NJFD: torch.Tensor) -> list[torch.Tensor]:
-        _, num_kv, num_shared, head_size = query_NJFD.shape
-        num_groups = len(self.padding_BQ)
-        seated_SJFD = query_NJFD.new_zeros(num_groups * self.num_seats, num_kv, num_shared, head_size)
-        seated_SJFD[self.seat_N] = query_NJFD
-        query_XMD = seated_SJFD.unflatten(0, (num_groups, self.num_seats)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-        key, value = self.prompt[layer]
-        padding_X1Q = self.padding_BQ.repeat_interleave(num_kv, dim=0)[:, None]
-        parts = attend(query_XMD, key.flatten(0, 1), value.flatten(0, 1), padding_X1Q)
-        shape = (num_groups, num_kv, self.num_seats, num_shared)
-        return [part.view(*shape, -1).transpose(1, 2).flatten(0, 1)[self.seat_N] for part in parts]
+    def _visible(self, column_M: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+        """What hides the columns a row has not reached, None where all rows are equally long; and the longest."""
+        num_own = int(column_M.max()) + 1
+        if num_own > self.num_clean:  # a hidden column counts 0 times, and 0 times a NaN is a NaN
+            self.own_YSTCJD[:, :, self.num_clean : num_own].zero_()
+            self.num_clean = num_own
+        if int(column_M.min()) + 1 == num_own:
+            return None, num_own
+        hidden_MT = torch.arange(num_own) > column_M[:, None]
+        return (hidden_MT * HIDDEN).to(self.own_YSTCJD.dtype)[:, None, None], num_own
 
-    def _attend_own(
-        self, layer: int, query_NJFD: torch.Tensor, key_NJ1D: torch.Tensor, value_NJ1D: torch.Tensor
-    ) -> list[torch.Tensor]:
-        key, value = self.own[layer]
-        if self.num_own == key.shape[2]:
-            room = key.new_empty(*key.shape[:2], OWN_BLOCK, key.shape[3])
-            key, value = self.own[layer] = torch.cat([key, room], dim=2), torch.cat([value, room], dim=2)
-        key[:, :, self.num_own], value[:, :, self.num_own] = key_NJ1D[:, :, 0], value_NJ1D[:, :, 0]
-        filled = slice(0, self.num_own + 1)
-        parts = attend(query_NJFD.flatten(0, 1), key[:, :, filled].flatten(0, 1), value[:, :, filled].flatten(0, 1))
-        return [part.view(*query_NJFD.shape[:3], -1) for part in parts]
+    def _split(self, heads_XED: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views [X, J, F, D] of the query heads and [X, C, J, D] of the keys and values."""
+        num_query = heads_XED.shape[1] - 2 * self.num_kv_heads
+        query_XJFD = heads_XED[:, :num_query].unflatten(1, (self.num_kv_heads, -1))
+        return query_XJFD, heads_XED[:, num_query:].unflatten(1, (2, -1))
 
+    def _attend_prefix(self, layer: int, query_XJFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if query_XJFD.is_cuda:
+            return attend_shared(query_XJFD, self.prefix_YPCJD[layer])
+        query_1JMD = query_XJFD.transpose(0, 1).flatten(1, 2)[None]
+        key_1JPD, value_1JPD = self.prefix_YPCJD[layer].transpose(0, 2).unbind(1)
+        parts = attend(query_1JMD, key_1JPD[None], value_1JPD[None])
+        return tuple(part[0].unflatten(1, (len(query_XJFD), -1)).transpose(0, 1) for part in parts)
 
-def attend(
-    query_XMD: torch.Tensor, key_XLD: torch.Tensor, value_XLD: torch.Tensor, padding_X1L: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention to one part: `softmax(q kᵀ / √D) v` and the `log Σ exp` of its scores, which `join` needs.
-
-    Args:
-        query_XMD: [X, M, D] queries.
-        key_XLD: [X, L, D] keys.
-        value_XLD: [X, L, D] values.
-        padding_X1L: [X, 1, L] bool, True where there is no key; None where all L count.
-
-    Returns:
-        out [X, M, D] and lse [X, M, 1], nats, both float32.
-    """
-    score_XML = matmul_float32(query_XMD, key_XLD.mT) * query_XMD.shape[-1] ** -0.5
-    if padding_X1L is not None:
-        score_XML = score_XML.masked_fill(padding_X1L, -torch.inf)
-    peak_XM1 = score_XML.amax(-1, keepdim=True)
-    weight_XML = (score_XML - peak_XM1).exp_()
-    total_XM1 = weight_XML.sum(-1, keepdim=True)
-    return torch.bmm(weight_XML.to(value_XLD.dtype), value_XLD) / total_XM1, peak_XM1 + total_XM1.log()
+    def _attend_rest(self, layer: int, query_MJFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.seating is None or len(self.seating.seat_M) != len(query_MJFD):
+            self.seating = Seating(self.place_S[: len(query_MJFD)])
+            padding_AQ = torch.arange(self.rest_YAQCJD.shape[2]) >= self.length_A[: self.seating.num_places, None]
+            self.bias_A11Q = (padding_AQ * HIDDEN).to(query_MJFD.dtype)[:, None, None]
+        seats = self.seating
+        query_AGJFD = query_MJFD[seats.slot_AG]
+        query_AJMD = query_AGJFD.transpose(1, 2).flatten(2, 3)
+        key, value = self.rest_YAQCJD[layer, : seats.num_places].transpose(1, 3).unbind(2)
+        parts = attend(query_AJMD, key, value, bias=self.bias_A11Q)
+        shape = query_AGJFD.shape
+        return tuple(
+            part.unflatten(2, (shape[1], shape[3])).transpose(1, 2).flatten(0, 1)[seats.seat_M] for part in parts)
 
 
-def join(parts: list[list[torch.Tensor]]) -> torch.Tensor:
-    """Attention over all parts from attention over each, `Σᵢ exp(lseᵢ − lse) outᵢ`, in float32.
+class Seating:
+    """Numbered seats for the rows of each place, so that a place's queries form one rectangle.
 
     Args:
-        parts: (out [..., D], lse [..., 1]) of each part, as `attend` returns them.
+        place_M: [M] int64 place of each slot in use, on the CPU.
 
-    Returns:
-        Float32 [..., D].
+    Attributes:
+        num_places: A, up to the last one in use.
+        slot_AG: [A, G] int64 slot in each seat; 0 in an empty one, whose result nobody reads.
+        seat_M: [M] int64 index into A * G of each slot's seat.
     """
-    outs, lses = zip(*parts)
-    share = torch.stack(lses).softmax(0)
-    return (share * torch.stack(outs)).sum(0)
 
-
-def matmul_float32(left_XML: torch.Tensor, right_XLD: torch.Tensor) -> torch.Tensor:
-    """A batched product that keeps its float32 sums instead of rounding them to bfloat16."""
-    if left_XML.is_cuda and left_XML.dtype != torch.float32:
-        return torch.bmm(left_XML, right_XLD, out_dtype=torch.float32)
-    return torch.bmm(left_XML.float(), right_XLD.float())
+    def __init__(self, place_M: torch.Tensor) -> None:
+        place = place_M.numpy()
+        order = np.argsort(place, kind="stable")
+        count = np.bincount(place)
+        rank = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
+        self.num_places, num_seats = len(count), int(count.max())
+        seat = np.empty_like(place)
+        seat[order] = place[order] * num_seats + rank
+        slot = np.zeros(self.num_places * num_seats, dtype=np.int64)
+        slot[seat] = np.arange(len(place))
+        self.slot_AG = torch.from_numpy(slot).view(self.num_places, num_seats)
+        self.seat_M = torch.from_numpy(seat)

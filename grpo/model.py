@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.config import Config
 from grpo.decoder import Decoder
+from grpo.linear import Branch, PackedWeight, Weight
 from grpo.policy import REFERENCE, TRAINED
 
 NF4_BLOCK = 64  # weights that share one scale
@@ -185,27 +186,30 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def build_decoder(model: PreTrainedModel) -> Decoder:
-    """The rollout copy: the base dequantised once, LoRA kept as side branches, so it computes what the engine does.
+def build_decoder(model: PreTrainedModel, *, form: str = "lora") -> Decoder:
+    """The rollout copy, which computes what the engine does: 4-bit weights unpacked once, LoRA kept as side branches.
 
     Call it before the engine shards the model: here every rank still holds all weights.
+
+    Args:
+        model: the model as the engine will train it.
+        form: how the copy holds its weights, see `grpo.linear.JoinedLinear`.
     """
-    weight: dict[str, torch.Tensor] = {}
-    lora: dict[str, tuple[torch.Tensor, torch.Tensor, float]] = {}
+    weight: dict[str, Weight] = {}
+    lora: dict[str, Branch] = {}
     for name, module in model.named_modules():
         if "lora_" in name or ".original_module" in name or f".modules_to_save.{REFERENCE}" in name:
             continue
         if isinstance(module, LoraLayer):
             lora[name] = (module.lora_A[TRAINED].weight, module.lora_B[TRAINED].weight, module.scaling[TRAINED])
         for leaf, parameter in module.named_parameters(recurse=False):
+            value = parameter.data
             if isinstance(parameter, bnb.nn.Params4bit):
-                value = bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state).to(module.compute_dtype)
-            else:
-                value = parameter.data
+                value = PackedWeight(value, parameter.quant_state, module.compute_dtype)
             weight[public_name(f"{name}.{leaf}")] = value
     if model.config.tie_word_embeddings:
         weight.pop("lm_head.weight", None)
-    return Decoder(model.config, weight, lora)
+    return Decoder(model.config, weight, lora, form=form)
 
 
 def load_decoder(

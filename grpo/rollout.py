@@ -1,33 +1,39 @@
 """The sampling loop: G completions for each prompt, without a collective, so no rank waits for another inside it.
 
-The prefix common to the phase's prompts is read once, each prompt's rest once per group, then all unfinished rows go
-forward one token at a time. The noise belongs to (prompt, sample, position), so neither the batch nor its order nor
-the sharing of the prefix changes the text. Masks come from lengths, never from token ids: a sampled end-of-sequence
-token and the tokens that complete a stop string are part of the trajectory.
+The prefix common to the phase's prompts is read once, each prompt's rest once per group. Rows sit in slots and go
+forward together; a row that finishes leaves its slot to the next pending one at once. The noise belongs to (prompt,
+sample, position), so neither the batch nor its order nor the sharing of the prefix changes the text. Masks come from
+lengths, never from token ids: a sampled end-of-sequence token and the tokens that complete a stop string are part of
+the trajectory.
 
-One axis beside those of `grpo/types.py`: M, the rows still in the batch.
+One axis beside those of `grpo/types.py`: M, the rows in slots.
 """
 
+import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from grpo.decoder import Decoder
-from grpo.packing import common_prefix_length
 from grpo.sampling import sample, uniform
+from grpo.slots import Slots, Window
 from grpo.stopping import StopRule
-from grpo.types import Rollout
+from grpo.types import Rollout, RolloutCost
 
-COMPACT_BELOW = 0.75  # finished rows leave the batch when at most this share of it is unfinished
+# Steps between two looks at the tokens, and windows of steps under way while one is looked at. A GPU works on the next
+# window meanwhile; what a row samples beyond its end is cut.
+STEPS, AHEAD = {"cpu": 1, "cuda": 8}, {"cpu": 0, "cuda": 1}
 
 
 @torch.no_grad()
 def generate(
     decoder: Decoder, prompts: list[list[int]], *, tokenizer: PreTrainedTokenizerBase, num_generations: int,
     max_completion_length: int, temperature: float, top_p: float = 1.0, top_k: int = 0, stop_token_ids: set[int],
-    stop_strings: list[str], seed: int, step: int, prompt_index: list[int], share_prefix: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    stop_strings: list[str], seed: int, step: int, prompt_index: list[int], num_slots: int | None = None,
+    share_prefix: bool = True, progress: Callable[[int, int], None] | None = None,
 ) -> Rollout:
     """Sample `num_generations` completions for each prompt, until each row stops or is truncated.
 
@@ -45,8 +51,9 @@ def generate(
         seed: key of the noise.
         step: key of the noise.
         prompt_index: key of the noise, B indices of the prompts in the step's global batch.
+        num_slots: rows continued at once, which bounds the memory; None: all of them.
         share_prefix: read what all prompts start with once.
-        progress: called after every token with the numbers of tokens sampled and of rows finished so far.
+        progress: called with the numbers of tokens sampled and of rows finished so far, whenever these are known.
 
     Returns:
         The B*G rows, prompt-major, on the CPU.
@@ -54,83 +61,89 @@ def generate(
     Raises:
         ValueError: a prompt is empty.
     """
+    start = time.perf_counter()
     for index, prompt in zip(prompt_index, prompts, strict=True):
         if not prompt:
             raise ValueError(f"prompt {index} is empty: a prompt needs at least 1 token")
-    shared = common_prefix_length(prompts) if share_prefix else 0
-    cache, logits_BV = decoder.prefill(
-        prompts[0][:shared], [prompt[shared:] for prompt in prompts], num_generations=num_generations)
-    logits_MV = logits_BV.repeat_interleave(num_generations, dim=0)
-    stop = StopRule(tokenizer, stop_token_ids, stop_strings, vocab_size=logits_BV.shape[1], device=decoder.device)
-    uniform_NT = _noise(seed, step, torch.tensor(prompt_index), num_generations, max_completion_length)
-    rows = _Rows(uniform_NT.to(decoder.device))
-    row_M = torch.arange(len(logits_MV), device=decoder.device)
-    for t in range(max_completion_length):
-        token_M, logprob_M = sample(
-            logits_MV, rows.uniform_NT[row_M, t], temperature=temperature, top_p=top_p, top_k=top_k)
-        rows.append(t, row_M, token_M, logprob_M, stop)
-        num_alive = rows.num_alive()
-        if progress is not None:
-            progress(int(rows.length_N.sum()), len(rows.done_N) - num_alive)
-        if num_alive == 0 or t + 1 == max_completion_length:
-            break
-        if num_alive <= COMPACT_BELOW * len(row_M):
-            alive_M = (~rows.done_N[row_M]).nonzero()[:, 0]
-            cache.keep(alive_M)
-            row_M, token_M = row_M[alive_M], token_M[alive_M]
-        logits_MV = decoder.step(cache, token_M)
-    return rows.collect(prompts, stop)
+    device, prompt_index_B = decoder.device.type, torch.tensor(prompt_index)
+    num_rows, room = len(prompts) * num_generations, -(-max_completion_length // STEPS[device]) * STEPS[device]
+    stop = StopRule(tokenizer, stop_token_ids, stop_strings, vocab_size=decoder.config.vocab_size)
+    rows = _Rows(num_rows, room, max_completion_length)
+    slots = Slots(
+        decoder, prompts, num_slots=min(num_slots or num_rows, num_rows), num_generations=num_generations, room=room,
+        noise=lambda row_X: _noise(seed, step, prompt_index_B, num_generations, row_X, room),
+        sample=partial(sample, temperature=temperature, top_p=top_p, top_k=top_k), share_prefix=share_prefix)
+    windows: deque[Window] = deque()
+    while rows.num_done < num_rows:
+        slots.admit()
+        if slots.rows:
+            windows.append(slots.run(STEPS[device]))
+        if len(windows) > AHEAD[device] or not slots.rows:
+            slots.release(rows.append(windows.popleft().wait(), stop))
+            if progress is not None:
+                progress(int(rows.length_N.sum()), rows.num_done)
+    return rows.collect(prompts, stop, slots, time.perf_counter() - start)
 
 
 class _Rows:
-    """What has been sampled so far, all rows in their place whether they are still in the batch or not."""
+    """What has been sampled so far, every row in its place, on the CPU."""
 
-    def __init__(self, uniform_NT: torch.Tensor) -> None:
-        self.uniform_NT = uniform_NT
-        self.token_NT = torch.zeros_like(uniform_NT, dtype=torch.int64)
-        self.logprob_NT = torch.zeros_like(uniform_NT, dtype=torch.float32)
-        self.length_N = torch.zeros_like(self.token_NT[:, 0])
-        self.done_N = torch.zeros_like(self.length_N, dtype=torch.bool)
+    def __init__(self, num_rows: int, room: int, max_completion_length: int) -> None:
+        self.max_completion_length = max_completion_length
+        self.token_NT = torch.zeros(num_rows, room, dtype=torch.int64)
+        self.logprob_NT = torch.zeros(num_rows, room)
+        self.length_N = torch.zeros(num_rows, dtype=torch.int64)
+        self.done_N = torch.zeros(num_rows, dtype=torch.bool)
+        self.truncated_N = torch.zeros(num_rows, dtype=torch.bool)
+        self.num_done = 0
 
-    def append(
-        self, t: int, row_M: torch.Tensor, token_M: torch.Tensor, logprob_M: torch.Tensor, stop: StopRule
-    ) -> None:
-        """Write column t of the rows in the batch; what a finished row still samples lies beyond its length."""
-        self.token_NT[row_M, t] = token_M
-        self.logprob_NT[row_M, t] = logprob_M
-        self.length_N += ~self.done_N
-        alive = row_M[~self.done_N[row_M]]
-        self.done_N[alive] = stop.ended(self.token_NT[:, : t + 1], alive)
+    def append(self, window: Window, stop: StopRule) -> list[int]:
+        """Add a window's tokens to its rows, up to where each row ends.
 
-    def num_alive(self) -> int:
-        """Number of unfinished rows."""
-        return len(self.done_N) - int(self.done_N.sum())
+        Returns:
+            The rows that have ended in it.
+        """
+        before = self.num_done
+        alive_M, ended = ~self.done_N[window.row_M], []
+        for token_M, logprob_M in zip(window.token_KM, window.logprob_KM):
+            row_M, column_M = window.row_M[alive_M], self.length_N[window.row_M[alive_M]]
+            self.token_NT[row_M, column_M] = token_M[alive_M]
+            self.logprob_NT[row_M, column_M] = logprob_M[alive_M]
+            self.length_N[row_M] += 1
+            ended_M = stop.ended(self.token_NT, row_M, column_M)
+            full_M = column_M + 1 == self.max_completion_length
+            self.truncated_N[row_M] = full_M & ~ended_M
+            ended += row_M[ended_M | full_M].tolist()
+            alive_M[alive_M.clone()] = ~(ended_M | full_M)
+        self.done_N[ended] = True
+        self.num_done = before + len(ended)
+        return ended
 
-    def collect(self, prompts: list[list[int]], stop: StopRule) -> Rollout:
-        """The finished rollout on the CPU, trimmed to the longest row and zero beyond each row's length."""
-        length_N = self.length_N.cpu()
-        longest = int(length_N.max())
-        beyond_NT = torch.arange(longest) >= length_N[:, None]
-        token_NT = self.token_NT[:, :longest].cpu().masked_fill(beyond_NT, 0)
-        completions = [token_T[:length].tolist() for token_T, length in zip(token_NT, length_N.tolist())]
+    def collect(self, prompts: list[list[int]], stop: StopRule, slots: Slots, seconds: float) -> Rollout:
+        """The finished rollout, trimmed to the longest row and zero beyond each row's length."""
+        longest = int(self.length_N.max())
+        token_NT = self.token_NT[:, :longest].clone()
+        completions = [token_T[:length].tolist() for token_T, length in zip(token_NT, self.length_N.tolist())]
         return Rollout(
             prompt_ids=prompts,
             token_NT=token_NT,
-            length_N=length_N,
-            sampler_logprob_NT=self.logprob_NT[:, :longest].cpu().masked_fill(beyond_NT, 0.0),
-            truncated_N=~self.done_N.cpu(),
+            length_N=self.length_N,
+            sampler_logprob_NT=self.logprob_NT[:, :longest].clone(),
+            truncated_N=self.truncated_N,
             text=stop.texts(completions),
+            cost=RolloutCost(
+                num_slots=slots.num_slots, num_steps=slots.num_steps, prefill_s=slots.prefill_s, seconds=seconds),
         )
 
 
 def _noise(
-    seed: int, step: int, prompt_index_B: torch.Tensor, num_generations: int, max_completion_length: int
+    seed: int, step: int, prompt_index_B: torch.Tensor, num_generations: int, row_X: torch.Tensor, room: int
 ) -> torch.Tensor:
-    """[N, T] float64, the uniform number of every token that this phase could sample."""
+    """[X, room] float64, the uniform number of every token that these rows could sample."""
     return uniform(
         seed=seed,
         step=step,
-        prompt_N=prompt_index_B.repeat_interleave(num_generations)[:, None],
-        sample_N=torch.arange(num_generations).repeat(len(prompt_index_B))[:, None],
-        position_N=torch.arange(max_completion_length),
+        prompt_N=prompt_index_B[row_X // num_generations][:, None],
+        sample_N=(row_X % num_generations)[:, None],
+        position_N=torch.arange(room),
     )

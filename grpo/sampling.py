@@ -6,6 +6,9 @@ only: training samples from the whole distribution, because the policy ratio is 
 """
 
 import torch
+import torch.nn.functional as F
+
+BLOCK = 128  # tokens whose probabilities are added before the noise is looked up among the sums
 
 
 def uniform(
@@ -49,15 +52,35 @@ def sample(
     logits_NV = logits_NV.float()
     if temperature == 0:
         token_N = logits_NV.argmax(-1)
-    else:
-        logits_NV = _truncate(logits_NV / temperature, top_p=top_p, top_k=top_k)
-        # Probabilities in whole units of 2⁻⁴⁸ add up in float64 without rounding, so the CDF does not depend on the
-        # order in which a device sums, and a token of no probability adds exactly nothing and is never found.
-        cdf_NV = logits_NV.softmax(-1).double().mul_(2.0**48).floor_().cumsum(-1)
-        # u ≤ 1 − 2⁻⁵³, and rounding keeps u·total below total, so a token is always found.
-        token_N = torch.searchsorted(cdf_NV, uniform_N[:, None] * cdf_NV[:, -1:], right=True)[:, 0]
-    logprob_N = logits_NV.gather(-1, token_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
-    return token_N, logprob_N
+        return token_N, logits_NV.gather(-1, token_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+    if temperature != 1:
+        logits_NV = logits_NV / temperature
+    logits_NV = _truncate(logits_NV, top_p=top_p, top_k=top_k)
+    peak_N1 = logits_NV.amax(-1, keepdim=True)
+    token_N, total_N = _inverse_cdf((logits_NV - peak_N1).exp_(), uniform_N)
+    logprob_N = (logits_NV.gather(-1, token_N[:, None]) - peak_N1)[:, 0].double() - total_N.log()
+    return token_N, logprob_N.float()
+
+
+def _inverse_cdf(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first token up to which the weights exceed `u * total`, and the total; a weight of 0 is never found.
+
+    First the block is found, then the token in it: one pass over the vocabulary, and only block sums in float64.
+    """
+    spare = -weight_NV.shape[1] % BLOCK
+    block_NCW = F.pad(weight_NV, (0, spare)).unflatten(1, (-1, BLOCK)) if spare else weight_NV.unflatten(1, (-1, BLOCK))
+    end_NC = block_NCW.sum(-1).double().cumsum(-1)
+    total_N1 = end_NC[:, -1:]
+    # u ≤ 1 − 2⁻⁵³, and rounding keeps u·total below total, so a block is always found.
+    target_N1 = uniform_N[:, None] * total_N1
+    block_N1 = torch.searchsorted(end_NC, target_N1, right=True)
+    start_N1 = F.pad(end_NC, (1, 0)).gather(1, block_N1)
+    row_N = torch.arange(len(weight_NV), device=weight_NV.device)
+    inner_NW = block_NCW[row_N, block_N1[:, 0]].double().cumsum(-1)
+    # The block's weights, added in another order, may come to a hair less than its sum in float32.
+    target_N1 = torch.minimum(target_N1 - start_N1, inner_NW[:, -1:] * (1 - 2.0**-52))
+    token_N = block_N1[:, 0] * BLOCK + torch.searchsorted(inner_NW, target_N1, right=True)[:, 0]
+    return token_N, total_N1[:, 0]
 
 
 def _truncate(logits_NV: torch.Tensor, *, top_p: float, top_k: int) -> torch.Tensor:

@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from transformers import PreTrainedTokenizerBase
 
+GOES_ON, ENDS, SUSPECT = 0, 1, 2  # what a token does to its row; a suspect may complete a stop string
+
 
 class StopRule:
     """Decides which rows end.
@@ -20,38 +22,36 @@ class StopRule:
         stop_token_ids: every end-of-sequence id.
         stop_strings: texts that end a completion.
         vocab_size: V of the model, which may exceed the tokenizer's.
-        device: of the sampled tokens.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stop_token_ids: set[int], stop_strings: list[str], *,
-        vocab_size: int, device: torch.device,
+        self, tokenizer: PreTrainedTokenizerBase, stop_token_ids: set[int], stop_strings: list[str], *, vocab_size: int
     ) -> None:
         self.tokenizer = tokenizer
         self.stop_strings = stop_strings
-        self.stop_ids = torch.tensor(sorted(stop_token_ids), dtype=torch.int64, device=device)
-        if stop_strings:
-            self.completes_V = _completing_tokens(tokenizer, tuple(stop_strings), vocab_size).to(device)
-            # Every token that shows in the text adds at least one byte; one more for what the first one cuts off.
-            self.tail = max(len(stop.encode()) for stop in stop_strings) + 1
+        self.kind_V = _kinds(tokenizer, tuple(stop_strings), vocab_size).clone()
+        self.kind_V[sorted(stop_token_ids)] = ENDS
+        # Every token that shows in the text adds at least one byte; one more for what the first one cuts off.
+        self.tail = max((len(stop.encode()) for stop in stop_strings), default=0) + 1
 
-    def ended(self, token_NL: torch.Tensor, row_M: torch.Tensor) -> torch.Tensor:
-        """Which of the given rows end with their last token.
+    def ended(self, token_NT: torch.Tensor, row_M: torch.Tensor, column_M: torch.Tensor) -> torch.Tensor:
+        """Which of the given rows end with the given token of theirs, having not ended before.
 
         Args:
-            token_NL: [N, L] int64 tokens sampled so far.
-            row_M: [M] int64 indices of the unfinished rows.
+            token_NT: [N, T] int64 sampled tokens, on the CPU.
+            row_M: [M] int64 rows.
+            column_M: [M] int64 the place of each row's newest token.
 
         Returns:
             [M] bool.
         """
-        last_M = token_NL[row_M, -1]
-        ended_M = torch.isin(last_M, self.stop_ids)
-        if self.stop_strings:
-            suspect = (self.completes_V[last_M] & ~ended_M).nonzero()[:, 0]
-            if len(suspect):
-                tails = self._decode(token_NL[row_M[suspect], -self.tail:].tolist())
-                ended_M[suspect] = torch.tensor([self.cut(tail) != tail for tail in tails], device=ended_M.device)
+        kind_M = self.kind_V[token_NT[row_M, column_M]]
+        ended_M = kind_M == ENDS
+        suspects = (kind_M == SUSPECT).nonzero()[:, 0].tolist()
+        if suspects:
+            ends = zip(row_M[suspects].tolist(), (column_M[suspects] + 1).tolist())
+            tails = self._decode([token_NT[row, max(0, end - self.tail) : end].tolist() for row, end in ends])
+            ended_M[suspects] = torch.tensor([self.cut(tail) != tail for tail in tails])
         return ended_M
 
     def texts(self, completions: list[list[int]]) -> list[str]:
@@ -67,12 +67,13 @@ class StopRule:
 
 
 @lru_cache(maxsize=4)
-def _completing_tokens(
-    tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...], vocab_size: int
-) -> torch.Tensor:
-    """[V] bool, on the CPU: tokens whose text holds the last character of a stop string, or a piece of a character."""
+def _kinds(tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...], vocab_size: int) -> torch.Tensor:
+    """[V] uint8: SUSPECT where a token's text holds the last character of a stop string, or a piece of a character."""
     endings = {stop[-1] for stop in stop_strings}
+    if not endings:
+        return torch.full((vocab_size,), GOES_ON, dtype=torch.uint8)
     if " " in endings:  # which tokens bring a space cannot be told: some tokenizers drop it at the start of a text
-        return torch.ones(vocab_size, dtype=torch.bool)
+        return torch.full((vocab_size,), SUSPECT, dtype=torch.uint8)
     pieces = tokenizer.batch_decode([[token] for token in range(vocab_size)], skip_special_tokens=True)
-    return torch.tensor([not endings.isdisjoint(piece) or "\ufffd" in piece for piece in pieces])
+    suspect = [not endings.isdisjoint(piece) or "\ufffd" in piece for piece in pieces]
+    return torch.tensor(suspect, dtype=torch.uint8) * SUSPECT

@@ -36,6 +36,23 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutCost:
+    """What sampling a Rollout took.
+
+    Args:
+        num_slots: rows that could be continued at once.
+        num_steps: decoder steps, each one token for every row in a slot.
+        prefill_s: seconds of reading prompts.
+        seconds: wall time of the whole phase.
+    """
+
+    num_slots: int
+    num_steps: int
+    prefill_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """What one rank sampled in one phase: G completions for each of its B prompts.
 
@@ -48,6 +65,7 @@ class Rollout:
             length_N.
         truncated_N: [N] bool, True where max_completion_length ended the row, not the policy.
         text: N strings, what the rewards read: decoded without special tokens, cut before the stop string.
+        cost: what it took; None where it was not sampled here.
     """
 
     prompt_ids: list[list[int]]
@@ -56,6 +74,7 @@ class Rollout:
     sampler_logprob_NT: torch.Tensor
     truncated_N: torch.Tensor
     text: list[str]
+    cost: RolloutCost | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,54 +1,106 @@
-"""Attention in joined parts against one softmax over everything. Under 2 seconds on a CPU."""
+"""Attention in joined parts against one softmax over everything, and who sits where. Under 2 seconds on a CPU."""
 
+import pytest
 import torch
 
-from grpo.kv_cache import KVCache, attend, join
+from grpo.attention import attend, attend_plainly, join
+from grpo.kv_cache import KVCache, Seating
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_joined_parts_equal_one_softmax_over_all_keys():
+@pytest.mark.parametrize("attend", [attend, attend_plainly])
+def test_joined_parts_equal_one_softmax_over_all_keys(attend):
     # Queries of norm about 4·√16 make the parts' weights very unequal, as they are in a trained model.
-    query, key, value = 4 * draw(6, 3, 16, seed=0), draw(6, 20, 16, seed=1), draw(6, 20, 16, seed=2)
-    parts = [attend(query, key[:, part], value[:, part]) for part in (slice(0, 7), slice(7, 8), slice(8, 20))]
+    query, key, value = 4 * draw(6, 2, 3, 16, seed=0), draw(6, 2, 20, 16, seed=1), draw(6, 2, 20, 16, seed=2)
+    parts = [attend(query, key[:, :, part], value[:, :, part]) for part in (slice(0, 7), slice(7, 8), slice(8, 20))]
     plain = (query @ key.mT / 4).softmax(-1) @ value
     torch.testing.assert_close(join(parts), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts[1][1], (query @ key[:, :, 7:8].mT / 4)[..., 0], atol=1e-5, rtol=0)
 
 
-def test_padding_keys_take_no_part_in_the_join():
-    query, key, value = draw(2, 3, 16, seed=0), draw(2, 9, 16, seed=1), draw(2, 9, 16, seed=2)
-    padding = torch.zeros(2, 1, 9, dtype=torch.bool)
-    padding[0, :, 4:7] = padding[1, :, 5:7] = True
-    joined = join([attend(query, key[:, :7], value[:, :7], padding[..., :7]), attend(query, key[:, 7:], value[:, 7:])])
-    score = (query @ key.mT / 4).masked_fill(padding, -torch.inf)
+@pytest.mark.parametrize("attend", [attend, attend_plainly])
+def test_hidden_keys_take_no_part_in_the_join_even_if_a_part_is_hidden_whole(attend):
+    query, key, value = draw(2, 1, 3, 16, seed=0), draw(2, 1, 9, 16, seed=1), draw(2, 1, 9, 16, seed=2)
+    hidden = torch.zeros(2, 1, 1, 9, dtype=torch.bool)
+    hidden[0, ..., 4:7] = hidden[1, ..., :7] = True
+    first = attend(query, key[:, :, :7], value[:, :, :7], bias=(hidden * -1e9)[..., :7])
+    joined = join([first, attend(query, key[:, :, 7:], value[:, :, 7:])])
+    score = (query @ key.mT / 4).masked_fill(hidden, -torch.inf)
     torch.testing.assert_close(joined, score.softmax(-1) @ value, atol=1e-5, rtol=0)
 
 
-def test_extreme_scores_do_not_overflow():
-    query, key, value = 1e3 * draw(2, 3, 16, seed=0), 1e3 * draw(2, 8, 16, seed=1), draw(2, 8, 16, seed=2)
-    joined = join([attend(query, key[:, :4], value[:, :4]), attend(query, key[:, 4:], value[:, 4:])])
+@pytest.mark.parametrize("attend", [attend, attend_plainly])
+def test_causal_queries_see_nothing_later(attend):
+    query, key, value = draw(2, 2, 5, 16, seed=0), draw(2, 2, 5, 16, seed=1), draw(2, 2, 5, 16, seed=2)
+    out, lse = attend(query, key, value, causal=True)
+    for m in range(5):
+        score = query[:, :, m : m + 1] @ key[:, :, : m + 1].mT / 4
+        torch.testing.assert_close(out[:, :, m : m + 1], score.softmax(-1) @ value[:, :, : m + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(lse[:, :, m : m + 1], score.logsumexp(-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attend", [attend, attend_plainly])
+def test_extreme_scores_do_not_overflow(attend):
+    query, key = 1e3 * draw(2, 1, 3, 16, seed=0), 1e3 * draw(2, 1, 8, 16, seed=1)
+    value = draw(2, 1, 8, 16, seed=2)
+    joined = join([attend(query, key[:, :, :4], value[:, :, :4]), attend(query, key[:, :, 4:], value[:, :, 4:])])
     # One score wins by thousands: the output is its value.
     winner = (query @ key.mT).argmax(-1)
-    torch.testing.assert_close(joined, value.gather(1, winner[..., None].expand(-1, -1, 16)))
+    torch.testing.assert_close(joined, value.gather(2, winner[..., None].expand(-1, -1, -1, 16)))
 
 
-def test_each_part_is_stored_once_for_all_that_share_it():
-    cache = KVCache(prefix_length=5, length_B=torch.tensor([3, 1]), num_generations=4)
-    cache.prefix_attention(0, draw(1, 4, 5, 8, seed=0), draw(1, 2, 5, 8, seed=1), draw(1, 2, 5, 8, seed=2))
-    cache.prompt_attention(0, draw(2, 4, 3, 8, seed=3), draw(2, 2, 3, 8, seed=4), draw(2, 2, 3, 8, seed=5))
-    cache.own_attention(0, draw(8, 4, 1, 8, seed=6), draw(8, 2, 1, 8, seed=7), draw(8, 2, 1, 8, seed=8))
-    assert cache.prefix[0][0].shape == (2, 5, 8)
-    assert cache.prompt[0][0].shape == (2, 2, 3, 8)
-    assert cache.own[0][0].shape[:2] == (8, 2)
+def cache_of(**sizes: int) -> KVCache:
+    defaults = {"prefix_length": 5, "num_places": 3, "rest_room": 4, "num_slots": 6, "own_room": 10}
+    return KVCache(num_layers=2, num_kv_heads=2, head_size=8, dtype=torch.float32, device=torch.device("cpu"),
+                   **defaults | sizes)
 
 
-def test_dropping_rows_drops_the_prompts_that_nobody_continues():
-    cache = KVCache(prefix_length=0, length_B=torch.tensor([3, 1, 2]), num_generations=2)
-    cache.prompt_attention(0, draw(3, 4, 3, 8, seed=3), draw(3, 2, 3, 8, seed=4), draw(3, 2, 3, 8, seed=5))
-    key = cache.prompt[0][0]
-    cache.keep(torch.tensor([1, 4, 5]))  # one row of prompt 0, both of prompt 2
-    assert torch.equal(cache.prompt[0][0], key[[0, 2]])
-    assert cache.position_N.tolist() == [3, 2, 2]
-    assert cache.group_N.tolist() == [0, 1, 1]
+def test_memory_is_the_prefix_once_a_rest_once_a_group_and_own_tokens_once_a_row():
+    # Floats: 2 layers x (5 prefix + 3 x 4 rests + 6 x 10 own tokens) x 2 (key, value) x 2 heads x 8.
+    assert cache_of().nbytes() == 4 * 2 * (5 + 12 + 60) * 2 * 2 * 8
+    # Eight times the rows add only their own tokens: a longer prompt costs no row anything.
+    more = cache_of(num_slots=48).nbytes() - cache_of().nbytes()
+    assert more == cache_of(num_slots=48, prefix_length=900).nbytes() - cache_of(prefix_length=900).nbytes()
+
+
+def test_rows_sit_in_one_rectangle_whatever_their_order():
+    # Slots 0..4 continue the prompts in places 2, 0, 2, 2, 0; place 1 is empty.
+    seating = Seating(torch.tensor([2, 0, 2, 2, 0]))
+    assert seating.num_places == 3 and seating.slot_AG.shape == (3, 3)
+    assert seating.slot_AG.flatten()[seating.seat_M].tolist() == [0, 1, 2, 3, 4]
+    assert (seating.seat_M // 3).tolist() == [2, 0, 2, 2, 0]
+
+
+def test_a_row_that_moves_takes_its_entries_its_place_and_its_position_along():
+    cache = cache_of()
+    cache.length_A[:] = torch.tensor([4, 0, 2])
+    cache.seat(torch.tensor([0, 1]), torch.tensor([1, 2]))
+    assert cache.positions(2).tolist() == [5 + 0, 5 + 2]
+    for _ in range(3):
+        cache.own_attention(2)(0, draw(2, 8, 8, seed=0))
+        cache.advance(2)
+    cache.seat(torch.tensor([0]), torch.tensor([0]))
+    assert cache.positions(2).tolist() == [5 + 4, 5 + 2 + 3]
+    entries = cache.own_YSTCJD[0, 1, :3].clone()
+    cache.move_slot(1, 0)
+    assert torch.equal(cache.own_YSTCJD[0, 0, :3], entries) and cache.positions(1).tolist() == [10]
+
+
+def test_a_rest_that_moves_keeps_the_rows_that_continue_it():
+    cache = cache_of()
+    cache.length_A[:] = torch.tensor([4, 1, 2])
+    cache.rest_YAQCJD[:, 2] = 7.0
+    cache.seat(torch.tensor([0, 1, 2]), torch.tensor([2, 1, 2]))
+    cache.move_place(2, 0)
+    assert cache.place_S[:3].tolist() == [0, 1, 0] and cache.length_A[0] == 2
+    assert (cache.rest_YAQCJD[:, 0] == 7.0).all()
+
+
+def test_a_full_row_stays_at_its_last_column():
+    cache = cache_of(own_room=2)
+    cache.advance(6)
+    cache.advance(6)
+    assert cache.column_S.tolist() == [1] * 6

@@ -78,11 +78,12 @@ def test_sharing_the_prefix_changes_nothing(decoder):
     assert_same_rows(shared, apart, list(range(12)))
 
 
-def test_finished_rows_leaving_the_batch_changes_nothing(decoder, monkeypatch):
-    compacted = sample_rows(decoder, **STOPPING)
-    assert len(set(compacted.length_N.tolist())) > 3
-    monkeypatch.setattr(rollout, "COMPACT_BELOW", 0.0)
-    assert_same_rows(compacted, sample_rows(decoder, **STOPPING), list(range(12)))
+@pytest.mark.parametrize("num_slots", [1, 2, 5, 64])
+def test_the_number_of_slots_changes_nothing(decoder, num_slots):
+    whole, few = sample_rows(decoder, **STOPPING), sample_rows(decoder, num_slots=num_slots, **STOPPING)
+    assert len(set(whole.length_N.tolist())) > 3
+    assert_same_rows(whole, few, list(range(12)))
+    assert few.cost.num_slots == min(num_slots, 12)
 
 
 def test_samples_seeds_steps_and_prompt_indices_differ(decoder):
@@ -172,13 +173,15 @@ def test_prompts_of_one_token_and_identical_prompts_work(decoder):
 
 @pytest.mark.gpu
 def test_a_gpu_samples_the_text_that_a_cpu_does(decoder):
-    on_gpu = Decoder(decoder.config, {name: tensor.cuda() for name, tensor in decoder.weight.items()}, {})
+    on_gpu = decoder_of(tiny_qwen2())
+    on_gpu.move("cuda")
     assert_same_rows(sample_rows(decoder, **STOPPING), sample_rows(on_gpu, **STOPPING), list(range(12)))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_bfloat16_sampler_logprobs_stay_close_to_plain_rescoring(decoder, device):
-    half = Decoder(decoder.config, {name: tensor.to(device).bfloat16() for name, tensor in decoder.weight.items()}, {})
+    weight = {name: tensor.to(device).bfloat16() for name, tensor in decoder.tensors().items()}
+    half = Decoder(decoder.config, weight, {})
     rows = sample_rows(half)
     for n, token_T in enumerate(rows.token_NT):
         prompt = rows.prompt_ids[n // 3]
