@@ -24,6 +24,7 @@ from grpo.model import dtype_of, load_decoder
 from grpo.options import check, command_line, convert, option, options, refuse
 from grpo.report import NOTE, draw_shares, image, page, percent, table
 
+MOST_SLOTS = 256  # beyond that a step gets no faster per row
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 
 
@@ -42,7 +43,9 @@ class Settings:
     temperature: float = option(0.0, "Of sampling; 0 decodes greedily.", within="[0, inf)")
     top_p: float = option(1.0, "Sample from the fewest tokens that have this probability.", within="(0, 1]")
     num_samples: int = option(1, "Completions per problem.", within="[1, inf)")
-    batch_size: int = option(256, "Completions decoded at once: bounds memory.", within="[1, inf)")
+    rollout_slots: int | None = option(
+        None, f"Completions continued at once; none: up to {MOST_SLOTS}, as far as half of the free memory reaches.",
+        within="[1, inf)")
     load_in_4bit: bool = option(False, "Quantise the model to NF4, as in training.")
     torch_dtype: str = option(
         "auto", "Type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU.",

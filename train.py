@@ -14,6 +14,7 @@ import time
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
 from grpo import checkpoint, evaluation, update
@@ -29,6 +30,7 @@ from grpo.summary import Clock, global_std, reward_metrics, rollout_metrics
 from grpo.types import Example, Rollout
 from rewards import score
 
+PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 
 def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     """One step of GRPO.
@@ -42,6 +44,7 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     # 1. Take this rank's share of the step's prompts.
     examples, prompt_index = my_prompts(run, step)
     # 2. Sample G completions per prompt from the rollout copy; no rank waits for another.
+    run.decoder.move(run.device)
     run.engine.sync(run.decoder)
     clock.lap("sync_s")
     rollout = sample(run, examples, prompt_index, step)
@@ -79,20 +82,33 @@ def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
 
 
 def sample(run: Run, examples: list[Example], prompt_index: list[int], step: int) -> Rollout:
-    """G completions of each prompt."""
-    return generate(
-        run.decoder,
-        [run.tokenizer.encode(example.prompt) for example in examples],
-        tokenizer=run.tokenizer,
-        num_generations=run.config.num_generations,
-        max_completion_length=run.config.max_completion_length,
-        temperature=run.config.temperature,
-        stop_token_ids=run.stop_token_ids,
-        stop_strings=STOP_STRINGS,
-        seed=run.config.seed,
-        step=step,
-        prompt_index=prompt_index,
-    )
+    """G completions of each prompt; a bar shows where a long phase stands."""
+    config, num_rows = run.config, len(examples) * run.config.num_generations
+    with tqdm(total=num_rows, desc=f"sample step {step}", unit="row", delay=PATIENCE_S, leave=False,
+              disable=rank() > 0) as bar:
+
+        def show(tokens: int, finished: int) -> None:
+            bar.set_postfix(tokens=tokens, refresh=False)
+            bar.update(finished - bar.n)
+
+        rollout = generate(
+            run.decoder,
+            [run.tokenizer.encode(example.prompt) for example in examples],
+            tokenizer=run.tokenizer,
+            num_generations=config.num_generations,
+            max_completion_length=config.max_completion_length,
+            temperature=config.temperature,
+            stop_token_ids=run.stop_token_ids,
+            stop_strings=STOP_STRINGS,
+            seed=config.seed,
+            step=step,
+            prompt_index=prompt_index,
+            num_slots=run.num_slots,
+            progress=show,
+        )
+    if not config.rollout_keep:
+        run.decoder.move("cpu")
+    return rollout
 
 
 def score_completions(
@@ -132,6 +148,7 @@ def evaluate(run: Run, when: str) -> None:
 
     Collective: every rank.
     """
+    run.decoder.move(run.device)
     run.engine.sync(run.decoder)
     mine = list(range(rank(), len(run.test_examples), world_size()))
     for mode, temperature, num_samples in (("greedy", 0.0, 1), ("sampled", run.config.temperature, 4)):
@@ -146,6 +163,7 @@ def evaluate(run: Run, when: str) -> None:
             stop_token_ids=run.stop_token_ids,
             stop_strings=STOP_STRINGS,
             prompt_index=mine,
+            num_slots=run.num_slots,
             progress=f"{mode} {when}" if rank() == 0 else None,
         )
         everyone = [answer for part in gather_objects(answers) for answer in part]

@@ -75,6 +75,15 @@ class Config:
     top_k: int = option(
         0, "Only 0 (off) in training.", within="[0, 0]", why="truncated sampling biases the ratio; eval.py allows it")
 
+    rollout_slots: int | None = option(
+        None, "Completions that a rank continues at once; none: all of a step, as far as half of the free memory "
+        "reaches.", unit="completions", within="[1, inf)")
+    rollout_weights: str = option(
+        "lora", "How the rollout copy holds the weights: lora beside the unpacked base, merged into a second copy of it "
+        "(faster, rounded in bfloat16), nf4 still packed (slower, small).", choices=("lora", "merged", "nf4"))
+    rollout_keep: bool = option(
+        True, "Keep the rollout copy on the GPU during the update; false moves it to CPU memory meanwhile.")
+
     # Length of the run
     max_steps: int = option(-1, "Steps of the run; -1: num_train_epochs decides.", unit="steps", within="[-1, inf)")
     num_train_epochs: float = option(1.0, "Passes over the training problems.", unit="epochs", within="(0, inf)")
@@ -93,6 +102,11 @@ class Config:
         "sums over the vocabulary.", choices=("k1", "k2", "k3", "k3_unbiased", "exact"))
     epsilon: float = option(0.2, "The ratio is clipped at 1 - epsilon.", within="(0, 1)")
     epsilon_high: float | None = option(None, "The ratio is clipped at 1 + this; none: epsilon.", within="(0, inf)")
+    rollout_correction: str = option(
+        "none", "Weight each token's policy loss by its probability in the trainer over that in the sampler: truncated "
+        "at the cap, or masked, 0 above it.", choices=("none", "truncated", "masked"))
+    rollout_correction_cap: float = option(
+        2.0, "Largest weight of rollout_correction.", within="[1, inf)", why="where the two agree the weight is 1")
     mask_truncated_completions: bool = option(False, "Leave completions that were cut out of the loss.")
 
     # Optimizer
@@ -153,6 +167,11 @@ class Config:
             refuse("epsilon_high", self.epsilon_high, f"must be at least epsilon={self.epsilon}", self.epsilon)
         if self.max_steps == 0:
             refuse("max_steps", 0, "must be -1 or at least 1", 1)
+        if self.rollout_weights == "nf4" and not (self.load_in_4bit and self.rollout_keep):
+            refuse("rollout_weights", "nf4", "needs load_in_4bit=True, and rollout_keep=True because packed weights stay "
+                   "where they are", "lora")
+        if self.rollout_weights == "merged" and not self.use_peft:
+            refuse("rollout_weights", "merged", "needs use_peft=True: there is nothing to merge", "lora")
         adapter_only = {"load_in_4bit": "false", "adapter_name_or_path": "none", "lora_modules_to_save": "none"}
         for name, off in adapter_only.items():
             if getattr(self, name) and not self.use_peft:
@@ -207,6 +226,7 @@ def _without_effect(values: dict[str, Any]) -> list[str]:
 
     reasons = {
         "beta=0 leaves the KL out of the loss": (value_of("beta") == 0, ["kl_estimator"]),
+        "rollout_correction is none": (value_of("rollout_correction") == "none", ["rollout_correction_cap"]),
         "use_peft=False trains every weight": (not value_of("use_peft"), LORA_SHAPE),
         "adapter_name_or_path brings its own": (value_of("adapter_name_or_path") is not None, LORA_SHAPE),
         "max_steps ends the run": (value_of("max_steps") > 0, ["num_train_epochs"]),

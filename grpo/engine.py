@@ -144,6 +144,7 @@ class Engine:
         with self.gathered(self.trainable.values()):
             for name, parameter in self.trainable.items():
                 target[name].copy_(parameter)
+        decoder.merge()
         checksum = float(sum(target[name].sum(dtype=torch.float64) for name in self.trainable))
         extremes = global_max({"high": checksum, "minus_low": -checksum})
         if extremes["high"] != -extremes["minus_low"]:

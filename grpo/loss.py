@@ -1,4 +1,4 @@
-"""The loss of GRPO: ratio, clip, KL to the reference, and what the sum is divided by. Pure functions of tensors.
+"""The loss of GRPO: ratio, clip, sampler correction, KL, and what the sum is divided by. Pure functions of tensors.
 
 Where this departs from the papers:
 
@@ -18,6 +18,7 @@ from grpo.options import nearest, refuse
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo")
 KL_ESTIMATORS = ("k1", "k2", "k3", "k3_unbiased")
+CORRECTIONS = ("truncated", "masked")
 MAX_LOG_RATIO = 20.0  # exp(20) = 4.9e8 still squares in float32
 
 
@@ -33,15 +34,17 @@ def policy_loss(
     denominator: float,
     kl_NT: torch.Tensor | None = None,
     beta: float = 0.0,
+    weight_NT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The share of these rows in the clipped policy loss of the global batch, plus the KL penalty.
 
         ratio_nt = exp(clamp(logprob_nt - old_logprob_nt, -20, 20))
-        l_nt     = -min(ratio_nt A_n, clip(ratio_nt, 1 - epsilon, 1 + epsilon_high) A_n) + beta kl_nt
+        l_nt     = -weight_nt min(ratio_nt A_n, clip(ratio_nt, 1 - epsilon, 1 + epsilon_high) A_n) + beta kl_nt
         dapo, dr_grpo   loss = sum_nt mask_nt l_nt / denominator
         grpo            loss = sum_n (sum_t mask_nt l_nt / max(1, sum_t mask_nt)) / denominator
 
-    (arXiv 2402.03300 equation 3, with DAPO's two clip bounds, arXiv 2503.14476 equation 10.)
+    (arXiv 2402.03300 equation 3, with DAPO's two clip bounds, arXiv 2503.14476 equation 10. The weight is 1 there; see
+    `correction_weight`. A token of weight 0 still counts in the divisors, and its KL in the sum.)
 
     With one update per rollout the old policy is the policy: every ratio is 1, the value says only -A + beta kl (near 0
     where advantages sum to 0) and the gradient is still the policy gradient.
@@ -57,6 +60,7 @@ def policy_loss(
         denominator: `loss_denominator` of the global batch.
         kl_NT: [N, T] float, nats, KL to the reference per token; any value where masked. Needed when beta > 0.
         beta: coefficient of the KL.
+        weight_NT: [N, T] float, at least 0, factor of the policy term; any value where masked; None means 1.
 
     Returns:
         0-d tensor. The losses of a partition of the batch's rows add up to the loss of the batch.
@@ -64,7 +68,7 @@ def policy_loss(
     Raises:
         ValueError: the loss type is unknown or refused, or beta is given without kl_NT.
 
-    Gradient: to logprob_NT and kl_NT; none to old_logprob_NT.
+    Gradient: to logprob_NT and kl_NT; none to old_logprob_NT. `correction_weight` brings none either.
     """
     _check_loss_type(loss_type)
     if beta and kl_NT is None:
@@ -73,6 +77,8 @@ def policy_loss(
     advantage_NT = torch.where(mask_NT, advantage_N[:, None], 0.0)
     clipped_NT = ratio_NT.clamp(1 - epsilon, 1 + epsilon_high)
     loss_NT = -torch.minimum(ratio_NT * advantage_NT, clipped_NT * advantage_NT)
+    if weight_NT is not None:
+        loss_NT = torch.where(mask_NT, weight_NT, 0.0) * loss_NT
     if beta:
         loss_NT = loss_NT + beta * torch.where(mask_NT, kl_NT, 0.0)
     loss_N = loss_NT.sum(dim=1)
@@ -103,6 +109,49 @@ def loss_denominator(loss_type: str, *, num_tokens: int, num_sequences: int, max
     _check_loss_type(loss_type)
     denominators = {"dapo": num_tokens, "grpo": num_sequences, "dr_grpo": max_completion_length * num_sequences}
     return max(1, denominators[loss_type])
+
+
+def correction_weight(
+    logprob_NT: torch.Tensor,
+    sampler_logprob_NT: torch.Tensor,
+    mask_NT: torch.Tensor,
+    *,
+    correction: str,
+    cap: float,
+) -> torch.Tensor:
+    """Importance weight of each token for the gap between the sampler, whose text it is, and the trainer.
+
+    The two hold the same policy but round differently, so a token is drawn from p_sampler and scored with p_trainer:
+
+        w = exp(clamp(logprob - sampler_logprob, -20, 20))      p_trainer / p_sampler
+        truncated   min(w, cap)              Ionides 2008; for language models Yao et al. 2025, "Your efficient RL
+                                             framework secretly brings you off-policy RL training"
+        masked      w where w <= cap else 0  the upper bound of IcePop, arXiv 2510.18855, which has a lower one too
+
+    (TRL's token_truncate and token_mask.) Over the sampler's tokens w has mean 1, and a gradient weighted by w has the
+    mean it would have over the trainer's, the text before each token held fixed. The cap gives some of that up for a
+    bounded variance.
+
+    Args:
+        logprob_NT: [N, T] float, nats, the trainer's log-probability under the policy that sampled: the first
+            iteration's.
+        sampler_logprob_NT: [N, T] float, nats, what the sampler reported.
+        mask_NT: [N, T] bool, True where the token counts; the two log-probabilities may hold anything elsewhere.
+        correction: "truncated" or "masked".
+        cap: the largest weight, at least 1.
+
+    Returns:
+        [N, T] float of the inputs' type, in [0, cap]; 1 where masked.
+
+    Raises:
+        ValueError: the correction is unknown.
+
+    Gradient: none.
+    """
+    if correction not in CORRECTIONS:
+        refuse("correction", correction, f"must be one of {', '.join(CORRECTIONS)}", nearest(correction, CORRECTIONS))
+    weight_NT = _log_ratio(logprob_NT.detach(), sampler_logprob_NT, mask_NT).exp()
+    return torch.where(weight_NT > cap, cap if correction == "truncated" else 0.0, weight_NT)
 
 
 def kl_divergence(logprob_NT: torch.Tensor, ref_logprob_NT: torch.Tensor, *, estimator: str) -> torch.Tensor:

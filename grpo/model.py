@@ -6,6 +6,7 @@ engine's own type; see `quantization`.
 """
 
 import copy
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.config import Config
 from grpo.decoder import Decoder
+from grpo.distributed import global_max
 from grpo.linear import Branch, PackedWeight, Weight
 from grpo.policy import REFERENCE, TRAINED
 
 NF4_BLOCK = 64  # weights that share one scale
+CLEARLY_FASTER = 1.5  # a ratio that noise does not reach
 
 
 def dtype_of(torch_dtype: str, device: torch.device) -> torch.dtype:
@@ -185,8 +188,29 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {public_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def sampling_dtype(model: PreTrainedModel) -> tuple[torch.dtype, str]:
+    """What the rollout copy computes in, and why: the model's type, unless a CPU is much faster in float32.
+
+    Processors without bfloat16 instructions convert every factor. Float32 holds bfloat16 weights exactly, so the copy
+    samples from the same policy with less rounding. A float32 model is never rounded for speed.
+
+    Collective: every rank, once; the slowest counts.
+    """
+    if model.dtype != torch.bfloat16 or model.device.type != "cpu":
+        return model.dtype, "as the trainer"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x_XH = torch.ones(64, model.config.hidden_size, dtype=dtype)
+        weight_IH = torch.ones(model.config.intermediate_size, model.config.hidden_size, dtype=dtype)
+        seconds[str(dtype)] = min(timeit.repeat(lambda: x_XH @ weight_IH.T, number=3, repeat=5))
+    seconds = global_max(seconds)
+    ratio = seconds["torch.bfloat16"] / seconds["torch.float32"]
+    chosen = torch.float32 if ratio > CLEARLY_FASTER else torch.bfloat16
+    return chosen, f"measured here: a product in bfloat16 takes {ratio:.2g} times as long as in float32"
+
+
 @torch.no_grad()
-def build_decoder(model: PreTrainedModel, *, form: str = "lora") -> Decoder:
+def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dtype | None = None) -> Decoder:
     """The rollout copy, which computes what the engine does: 4-bit weights unpacked once, LoRA kept as side branches.
 
     Call it before the engine shards the model: here every rank still holds all weights.
@@ -194,6 +218,7 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora") -> Decoder:
     Args:
         model: the model as the engine will train it.
         form: how the copy holds its weights, see `grpo.linear.JoinedLinear`.
+        dtype: of the copy; None: the model's. See `sampling_dtype`.
     """
     weight: dict[str, Weight] = {}
     lora: dict[str, Branch] = {}
@@ -201,12 +226,14 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora") -> Decoder:
         if "lora_" in name or ".original_module" in name or f".modules_to_save.{REFERENCE}" in name:
             continue
         if isinstance(module, LoraLayer):
-            lora[name] = (module.lora_A[TRAINED].weight, module.lora_B[TRAINED].weight, module.scaling[TRAINED])
+            A_RI, B_OR = (parts[TRAINED].weight.data for parts in (module.lora_A, module.lora_B))
+            lora[name] = A_RI.to(dtype), B_OR.to(dtype), module.scaling[TRAINED]
         for leaf, parameter in module.named_parameters(recurse=False):
             value = parameter.data
             if isinstance(parameter, bnb.nn.Params4bit):
-                value = PackedWeight(value, parameter.quant_state, module.compute_dtype)
-            weight[public_name(f"{name}.{leaf}")] = value
+                weight[public_name(f"{name}.{leaf}")] = PackedWeight(value, parameter.quant_state, dtype or model.dtype)
+            else:
+                weight[public_name(f"{name}.{leaf}")] = value.to(dtype)
     if model.config.tie_word_embeddings:
         weight.pop("lm_head.weight", None)
     return Decoder(model.config, weight, lora, form=form)

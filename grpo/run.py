@@ -18,11 +18,20 @@ import kernels
 from data import load_examples
 from grpo import distributed
 from grpo.advantage import group_advantages
+from grpo.capacity import choose_slots, free_bytes
 from grpo.config import Config
 from grpo.decoder import Decoder
-from grpo.distributed import world_size
+from grpo.distributed import global_max, world_size
 from grpo.engine import Engine
-from grpo.model import add_adapter, build_decoder, dtype_of, load_base, load_tokenizer, stop_token_ids
+from grpo.model import (
+    add_adapter,
+    build_decoder,
+    dtype_of,
+    load_base,
+    load_tokenizer,
+    sampling_dtype,
+    stop_token_ids,
+)
 from grpo.options import refuse
 from grpo.policy import Policy
 from grpo.schedule import total_steps
@@ -47,6 +56,7 @@ class Run:
     reward_functions: list[RewardFunction]
     peft_config: PeftConfig | None
     num_steps: int
+    num_slots: int
     announcement: list[str]
 
 
@@ -70,17 +80,24 @@ def build(config: Config) -> Run:
     torch.manual_seed(config.seed)  # the start of the LoRA weights
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, **hub)
     model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
-    train_examples, left_out = _fit_context(train_examples, tokenizer, model.config.max_position_embeddings, config)
-    test_examples, _ = _fit_context(test_examples, tokenizer, model.config.max_position_embeddings, config)
+    context = model.config.max_position_embeddings
+    train_examples, prompts, left_out = _fit_context(train_examples, tokenizer, context, config)
+    test_examples, *_ = _fit_context(test_examples, tokenizer, context, config)
     peft_config = add_adapter(model, config, dtype) if config.use_peft else None
     if peft_config is None:
         model.requires_grad_(True)
-    decoder = build_decoder(model)
+    rollout_dtype, why = sampling_dtype(model)
+    decoder = build_decoder(model, form=config.rollout_weights, dtype=rollout_dtype)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, **(config.gradient_checkpointing_kwargs or {})})
     frozen_copy = peft_config is None and config.beta > 0
     policy = Policy(model, temperature=config.temperature, frozen_copy=frozen_copy, impl=config.logprob_impl)
     engine = Engine(policy, config, dtype)
+    slots, slots_line = choose_slots(
+        config.rollout_slots, decoder, prompts, free=int(-global_max({"minus_free": -float(free_bytes(device))})["minus_free"]),
+        num_rows=config.prompts_per_step // world_size() * config.num_generations,
+        num_generations=config.num_generations, max_completion_length=config.max_completion_length)
+    copy_line = f"{config.rollout_weights} weights in {str(rollout_dtype).removeprefix('torch.')} ({why})"
     return Run(
         config=config,
         output_dir=Path(config.output_dir),
@@ -99,7 +116,8 @@ def build(config: Config) -> Run:
             num_train_epochs=config.num_train_epochs,
             max_steps=config.max_steps,
         ),
-        announcement=_announce(config, device, dtype, engine, decoder, left_out),
+        num_slots=slots,
+        announcement=_announce(config, device, dtype, engine, decoder, [slots_line, copy_line], left_out),
     )
 
 
@@ -127,15 +145,16 @@ def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
 
 def _fit_context(
     examples: list[Example], tokenizer: PreTrainedTokenizerBase, context: int, config: Config
-) -> tuple[list[Example], int]:
-    """Examples whose prompt leaves room for a completion, and how many `max_prompt_length` left out.
+) -> tuple[list[Example], list[list[int]], int]:
+    """Examples whose prompt leaves room for a completion, these prompts, and how many `max_prompt_length` left out.
 
     Raises:
         ValueError: no prompt is short enough, or one is too long for the model and no limit says to leave it out.
     """
     room = context - config.max_completion_length
     limit = min(config.max_prompt_length or room, room)
-    length = [len(tokenizer.encode(example.prompt)) for example in examples]
+    encoded = [tokenizer.encode(example.prompt) for example in examples]
+    length = [len(prompt) for prompt in encoded]
     kept = [example for example, tokens in zip(examples, length) if tokens <= limit]
     if examples and (not kept or len(kept) < len(examples) and config.max_prompt_length is None):
         raise ValueError(
@@ -144,18 +163,19 @@ def _fit_context(
             f"nearest valid: max_completion_length={max(context - max(length), 1)}, fewer num_shots, "
             f"or max_prompt_length={max(room, 1)} to leave such problems out"
         )
-    return kept, len(examples) - len(kept)
+    return kept, [prompt for prompt in encoded if len(prompt) <= limit], len(examples) - len(kept)
 
 
 def _announce(
-    config: Config, device: torch.device, dtype: torch.dtype, engine: Engine, decoder: Decoder, left_out: int
+    config: Config, device: torch.device, dtype: torch.dtype, engine: Engine, decoder: Decoder, rollout: list[str],
+    left_out: int,
 ) -> list[str]:
     """The start-up block: what runs here, why, and what it costs in memory."""
     hidden_size, num_tokens = decoder.config.hidden_size, config.micro_batch_tokens
     implementation, reason = kernels.choose(
         config.logprob_impl, device, dtype=dtype, hidden_size=hidden_size, num_tokens=num_tokens
     )
-    held, copied = engine.held_bytes(), sum(t.numel() * t.element_size() for t in decoder.tensors().values())
+    held, copied, synced = engine.held_bytes(), decoder.nbytes(), engine.num_trained() * dtype.itemsize
     quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
     example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
     advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
@@ -165,10 +185,14 @@ def _announce(
         f"trained    {engine.num_trained():,} parameters",
         f"log-probs  {implementation}: {reason}",
         "attention  sdpa with a tree mask over packed rows",
-        f"memory     {held / 2**20:,.1f} MiB of weights and {copied / 2**20:,.1f} MiB of rollout copy on rank 0",
+        *(f"rollout    {line}" for line in rollout),
+        f"memory     {held / 2**20:,.1f} MiB of weights and {copied / 2**20:,.1f} MiB of rollout copy on rank 0, of which "
+        f"{synced / 2**20:,.1f} MiB are renewed each step",
         f"group      rewards (1, 0, 0, 0) become the advantages ({advantages})",
         "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
     ]
+    if not config.rollout_keep and device.type == "cpu":
+        lines.append("note       rollout_keep=False has no effect: the rollout copy is in CPU memory anyway")
     if left_out:
         lines.append(f"data       {left_out} problems left out: their prompt is longer than max_prompt_length")
     return lines + [f"note       {note}" for note in config.notes]

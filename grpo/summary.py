@@ -71,11 +71,15 @@ def reward_metrics(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> di
 
 def rollout_metrics(rollout: Rollout, clock: Clock) -> dict[str, float]:
     """Lengths over all ranks, and the slowest rank's seconds. Collective: every rank, once per step."""
+    cost = rollout.cost
     sums = global_sum(
         {
             "rows": float(len(rollout.length_N)),
             "tokens": float(rollout.length_N.sum()),
             "truncated": float(rollout.truncated_N.sum()),
+            "slot_steps": float(cost.num_slots * cost.num_steps),
+            "prefill_s": cost.prefill_s,
+            "seconds": cost.seconds,
         }
     )
     on_gpu = torch.cuda.is_available()
@@ -86,5 +90,8 @@ def rollout_metrics(rollout: Rollout, clock: Clock) -> dict[str, float]:
         "completion_length": sums["tokens"] / sums["rows"],
         "truncated_share": sums["truncated"] / sums["rows"],
         "tokens_per_s": sums["tokens"] / slowest["step_s"],
+        "rollout_tokens_per_s": sums["tokens"] / slowest["rollout_s"],
+        "slot_occupancy": sums["tokens"] / sums["slot_steps"],
+        "prefill_share": sums["prefill_s"] / sums["seconds"],
         **slowest,
     }

@@ -9,7 +9,7 @@ import torch
 
 from grpo.config import Config
 from grpo.distributed import global_max, global_sum
-from grpo.loss import ratio_stats
+from grpo.loss import correction_weight, ratio_stats
 from grpo.policy import Scores
 from grpo.types import Batch
 
@@ -38,6 +38,7 @@ class Tally:
         logprob_NT: torch.Tensor,
         old_logprob_NT: torch.Tensor | None,
         kl_NT: torch.Tensor | None,
+        weight_NT: torch.Tensor | None,
     ) -> None:
         """Measure one micro-batch of one iteration; without an old policy it is the first iteration."""
         stats = ratio_stats(
@@ -53,10 +54,15 @@ class Tally:
         self._add("clip_share_high", stats.num_clipped_high)
         self._raise("ratio_max", stats.ratio_max)
         if old_logprob_NT is None:
-            self._add_sampled(batch, scores, logprob_NT, kl_NT)
+            self._add_sampled(batch, scores, logprob_NT, kl_NT, weight_NT)
 
     def _add_sampled(
-        self, batch: Batch, scores: Scores, logprob_NT: torch.Tensor, kl_NT: torch.Tensor | None
+        self,
+        batch: Batch,
+        scores: Scores,
+        logprob_NT: torch.Tensor,
+        kl_NT: torch.Tensor | None,
+        weight_NT: torch.Tensor | None,
     ) -> None:
         """What describes the policy that sampled the tokens, before the first update moves it."""
         def counted(value_NT: torch.Tensor) -> torch.Tensor:
@@ -71,9 +77,16 @@ class Tally:
         self._add("advantage_mass", advantage_NT.abs().sum())
         self._add("sampler_gap_mean", gap_NT.sum())
         self._raise("sampler_gap_max", gap_NT.max())
+        if weight_NT is not None:
+            uncapped_NT = correction_weight(
+                logprob_NT, self.sampler_logprob_NT, batch.mask_NT, correction="truncated", cap=math.inf
+            )
+            self._add("correction_weight_mean", counted(weight_NT).sum())
+            self._add("correction_capped_share", (weight_NT < uncapped_NT).sum())
 
     def metrics(self, num_tokens: float) -> dict[str, float]:
-        """The values of the table in grpo/metrics.py, over all ranks; kl is NaN where no reference was asked.
+        """The values of the table in grpo/metrics.py, over all ranks; kl is NaN where no reference was asked, and
+        the two of rollout_correction are there only where it is on.
 
         Args:
             num_tokens: counted tokens of all ranks.

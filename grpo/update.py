@@ -11,7 +11,7 @@ import torch
 from grpo.config import Config
 from grpo.distributed import global_max, global_sum
 from grpo.engine import Engine
-from grpo.loss import kl_divergence, loss_denominator, policy_loss
+from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss
 from grpo.packing import filler, pack
 from grpo.policy import Scores
 from grpo.tally import Tally
@@ -88,11 +88,13 @@ def apply(engine: Engine, update: Update, config: Config, learning_rate: float) 
 
     In the first iteration the old policy is the policy itself: ratio = exp(logprob - stopgrad(logprob)), whose value is
     1 and whose gradient is right. Later iterations compare with those first log-probabilities, which were scored in
-    the same micro-batches, because in bfloat16 the score of a token depends on the shape of the batch it is in.
+    the same micro-batches, because in bfloat16 the score of a token depends on the shape of the batch it is in. The
+    weights of rollout_correction compare those first log-probabilities with the sampler's, in every iteration.
 
     Returns:
-        The update's metrics over all ranks: kl, entropy, surrogate and the sampler gap of the first iteration, where
-        the policy is still the one that sampled; loss, grad_norm and clip shares as means over iterations.
+        The update's metrics over all ranks: kl, entropy, surrogate, the sampler gap and its correction of the first
+        iteration, where the policy is still the one that sampled; loss, grad_norm and clip shares as means over
+        iterations.
 
     Collective: every rank, once per step.
     """
@@ -106,6 +108,7 @@ def apply(engine: Engine, update: Update, config: Config, learning_rate: float) 
             scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=iteration == 0)
             current_NT = batch.scatter(scores.logprob_K)
             kl_NT = _kl(update, config, batch, scores, current_NT)
+            weight_NT = _weight(update, config, batch, current_NT if old_logprob_NT is None else old_logprob_NT)
             loss = policy_loss(
                 current_NT,
                 old_logprob_NT,
@@ -117,9 +120,10 @@ def apply(engine: Engine, update: Update, config: Config, learning_rate: float) 
                 denominator=update.denominator,
                 kl_NT=kl_NT,
                 beta=config.beta,
+                weight_NT=weight_NT,
             )
             engine.backward(loss, last=index == len(update.micro_batches) - 1)
-            tally.add(batch, scores, loss.detach(), current_NT.detach(), old_logprob_NT, kl_NT)
+            tally.add(batch, scores, loss.detach(), current_NT.detach(), old_logprob_NT, kl_NT, weight_NT)
             logprob_NT += current_NT.detach() * batch.mask_NT
         grad_norm += engine.step(learning_rate) / config.num_iterations
         if iteration == 0:
@@ -136,3 +140,15 @@ def _kl(
     if config.kl_estimator == "exact":
         return batch.scatter(scores.kl_K)
     return kl_divergence(logprob_NT, update.ref_logprob_NT, estimator=config.kl_estimator)
+
+
+def _weight(update: Update, config: Config, batch: Batch, first_logprob_NT: torch.Tensor) -> torch.Tensor | None:
+    if config.rollout_correction == "none":
+        return None
+    return correction_weight(
+        first_logprob_NT,
+        update.sampler_logprob_NT,
+        batch.mask_NT,
+        correction=config.rollout_correction,
+        cap=config.rollout_correction_cap,
+    )

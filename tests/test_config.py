@@ -175,10 +175,16 @@ def test_both_clip_ends_are_epsilon_unless_the_upper_one_is_named():
     (["--use_peft", "false", "--load_in_4bit", "false", "--lora_r", "8"], "lora_r=8 has no effect: use_peft=False"),
     (["--max_steps", "5", "--num_train_epochs", "2"], "num_train_epochs=2.0 has no effect: max_steps"),
     (["--save_strategy", "epoch", "--save_steps", "7"], "save_steps=7 has no effect: save_strategy"),
+    (["--rollout_correction_cap", "3"], "rollout_correction_cap=3.0 has no effect: rollout_correction is none"),
     (["--packing", "false"], "packing=False has no effect: rows are always packed"),
 ])
 def test_a_setting_that_another_one_silences_is_named(argv, note, place):
     assert [note in line for line in load(argv).notes] == [True]
+
+
+def test_the_cap_of_a_correction_that_is_on_is_taken_without_a_note(place):
+    config = load(["--rollout_correction", "masked", "--rollout_correction_cap", "3"])
+    assert (config.rollout_correction, config.rollout_correction_cap, config.notes) == ("masked", 3.0, ())
 
 
 # option and value as given, the start of the message, the rule, the nearest valid value
@@ -195,6 +201,8 @@ BAD = [
     ("--loss_type dr-grpo", "loss_type='dr-grpo'", "one of dapo, grpo, dr_grpo", "dr_grpo"),
     ("--lr_scheduler_type cosin", "lr_scheduler_type='cosin'", "one of cosine, linear, constant", "cosine"),
     ("--kl_estimator k4", "kl_estimator='k4'", "one of k1, k2, k3, k3_unbiased, exact", "k3"),
+    ("--rollout_correction truncate", "rollout_correction='truncate'", "one of none, truncated, masked", "truncated"),
+    ("--rollout_correction_cap 0.5", "rollout_correction_cap=0.5", "[1, inf)", "1"),
     ("--scale_rewards groups", "scale_rewards='groups'", "one of group, batch, none", "group"),
     ("--torch_dtype float16", "torch_dtype='float16'", "one of auto, float32, bfloat16", "bfloat16"),
     ("--torch_dtype float32 --bf16", "torch_dtype='float32'", "contradicts bf16=True", "bfloat16"),

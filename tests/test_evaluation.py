@@ -198,11 +198,11 @@ def test_a_completion_without_an_end_counts_as_truncated(model, tokenizer):
     assert answers[3].completion == TAUGHT["ten"][:len(answers[3].completion)] != ""
 
 
-def test_sampled_answers_depend_on_neither_the_batch_size_nor_the_split_over_ranks(tokenizer):
+def test_sampled_answers_depend_on_neither_the_number_of_slots_nor_the_split_over_ranks(tokenizer):
     decoder = decoder_of(tiny_qwen2())
     options = dict(num_samples=3, temperature=1.0, max_completion_length=8)
     whole = run_evaluate(decoder, tokenizer, **options)
-    small = run_evaluate(decoder, tokenizer, batch_size=1, **options)
+    small = run_evaluate(decoder, tokenizer, num_slots=1, **options)
     ranks = [
         run_evaluate(decoder, tokenizer, EXAMPLES[rank::2], prompt_index=[rank, rank + 2], **options) for rank in (0, 1)
     ]

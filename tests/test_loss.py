@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from grpo.loss import kl_divergence, loss_denominator, policy_loss, ratio_stats
+from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss, ratio_stats
 from kernels import fused_logprob
 
 NAN, INF = math.nan, math.inf
@@ -22,6 +22,7 @@ RATIO_NT = torch.tensor([[1.5, 0.5, 1.1], [0.5, 1.5, 9.0]], dtype=torch.float64)
 ADVANTAGE_N = torch.tensor([2.0, -1.0], dtype=torch.float64)
 MASK_NT = torch.tensor([[True, True, True], [True, True, False]])
 KL_NT = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, NAN]], dtype=torch.float64)
+WEIGHT_NT = torch.tensor([[0.5, 2.0, 0.0], [1.0, 0.2, NAN]], dtype=torch.float64)
 
 
 def losses(loss_type, denominator, **options):
@@ -56,6 +57,41 @@ def test_kl_is_a_penalty_under_the_same_mask_and_divisors():
     assert losses("dapo", 5, kl_NT=KL_NT, beta=0.0)[0] == pytest.approx(-0.7)
 
 
+def test_the_weight_acts_on_the_policy_term_alone():
+    # -2.6 / 2 - 1.0 * 2 - 0 + 0.8 + 1.5 / 5 = -2.2 with gradients 2 * -0.2 and 0.3 / 5; the KL stays 1 + 2 + 3 + 4 + 5.
+    # A token of weight 0 stays in the divisors: grpo (-3.3 / 3 + 1.1 / 2) / 2 and 0.1 (6 / 3 + 9 / 2) / 2.
+    loss, grad_NT = losses("dapo", 5, weight_NT=WEIGHT_NT)
+    assert loss == pytest.approx(-2.2 / 5)
+    torch.testing.assert_close(grad_NT, torch.tensor([[0.0, -0.4, 0.0], [0.0, 0.06, 0.0]], dtype=torch.float64))
+    kl = {"kl_NT": KL_NT, "beta": 0.1, "weight_NT": WEIGHT_NT}
+    assert losses("dapo", 5, **kl)[0] == pytest.approx(-2.2 / 5 + 0.3)
+    assert losses("grpo", 2, **kl)[0] == pytest.approx((-3.3 / 3 + 1.1 / 2) / 2 + 0.325)
+
+
+def test_without_a_weight_the_loss_is_that_of_weight_one_to_the_last_bit():
+    one, other = (losses("dapo", 5, kl_NT=KL_NT, beta=0.1, weight_NT=w) for w in (None, torch.ones_like(KL_NT)))
+    assert one[0] == other[0] and torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize(("correction", "cap", "weight"), [
+    # trainer 0.25 / sampler 0.5 = 0.5; 0.9 / 0.3 = 3; 0.7 / 0.7 = 1 exactly, which is no more than a cap of 1
+    ("truncated", 2.0, [0.5, 2.0, 1.0]), ("truncated", 4.0, [0.5, 3.0, 1.0]), ("truncated", 1.0, [0.5, 1.0, 1.0]),
+    ("masked", 2.0, [0.5, 0.0, 1.0]), ("masked", 4.0, [0.5, 3.0, 1.0]), ("masked", 1.0, [0.5, 0.0, 1.0]),
+])
+def test_weights_by_hand_without_gradient_and_1_where_masked(correction, cap, weight):
+    trainer_NT = torch.tensor([[0.25, 0.9, 0.7, NAN, 1.0, 1.0]]).log().requires_grad_()
+    sampler_NT = torch.tensor([[0.5, 0.3, 0.7, 0.5, NAN, 0.0]]).log().requires_grad_()
+    weight_NT = correction_weight(trainer_NT, sampler_NT, torch.arange(6)[None] < 3, correction=correction, cap=cap)
+    assert weight_NT.dtype == torch.float32 and not weight_NT.requires_grad
+    assert weight_NT[0].tolist() == pytest.approx([*weight, 1.0, 1.0, 1.0])
+
+
+def test_a_weight_that_is_not_a_number_stays_one_and_a_huge_one_is_bounded():
+    pair = torch.tensor([[NAN, -1.0, 0.0]]), torch.tensor([[-1.0, NAN, -INF]])
+    weight_NT = correction_weight(*pair, torch.ones(1, 3, dtype=torch.bool), correction="masked", cap=1e12)
+    assert weight_NT[0].tolist() == pytest.approx([NAN, NAN, math.exp(20.0)], nan_ok=True)
+
+
 def test_stats_count_what_the_clip_stops():
     old_NT = torch.zeros_like(RATIO_NT)
     low, high, largest = ratio_stats(RATIO_NT.log(), old_NT, ADVANTAGE_N, MASK_NT, **CLIP)
@@ -88,7 +124,8 @@ def test_masked_tokens_have_gradient_exactly_zero_whatever_they_hold(loss_type):
     old_NT = torch.tensor([[-1.0, INF, -INF], [NAN, -1.0, 0.0]])
     kl_NT = torch.tensor([[0.5, INF, NAN], [NAN, INF, -INF]], requires_grad=True)
     mask_NT = torch.tensor([[True, False, False], [False, False, False]])
-    options = {"loss_type": loss_type, "denominator": 1, "kl_NT": kl_NT, "beta": 2.0, **CLIP}
+    weight_NT = correction_weight(logprob_NT, old_NT, mask_NT, correction="masked", cap=2.0)
+    options = {"loss_type": loss_type, "denominator": 1, "kl_NT": kl_NT, "beta": 2.0, "weight_NT": weight_NT, **CLIP}
     loss = policy_loss(logprob_NT, old_NT, torch.tensor([3.0, NAN]), mask_NT, **options)
     loss.backward()
     assert loss.item() == pytest.approx(-3.0 + 2.0 * 0.5)
@@ -113,11 +150,12 @@ def test_micro_batches_add_up_to_the_batch(loss_type):
     advantage_N = torch.randn(6, generator=generator, dtype=torch.float64)
     mask_NT = torch.arange(4) < torch.tensor([4, 1, 0, 2, 3, 4])[:, None]
     count = loss_denominator(loss_type, num_tokens=14, num_sequences=6, max_completion_length=4)
+    weight_NT = correction_weight(old_NT, kl_NT, mask_NT, correction="masked", cap=2.0)
 
     def loss_of(rows):
         return policy_loss(
             logprob_NT[rows], old_NT[rows], advantage_N[rows], mask_NT[rows], kl_NT=kl_NT[rows], beta=0.1,
-            loss_type=loss_type, denominator=count, **CLIP,
+            loss_type=loss_type, denominator=count, weight_NT=weight_NT[rows], **CLIP,
         )
 
     parts = loss_of(slice(0, 1)) + loss_of(slice(1, 4)) + loss_of(slice(4, 6))
@@ -139,6 +177,8 @@ def test_unusable_values_are_refused_in_one_line():
         losses("dapo", 5, beta=0.1)
     with pytest.raises(ValueError, match="^estimator='k33' must be one of .*; nearest valid value: k3$"):
         kl_divergence(torch.zeros(1), torch.zeros(1), estimator="k33")
+    with pytest.raises(ValueError, match="^correction='mask' must be one of .*; nearest valid value: masked$"):
+        correction_weight(RATIO_NT, RATIO_NT, MASK_NT, correction="mask", cap=2.0)
 
 
 @pytest.mark.parametrize(("estimator", "value", "grad"), [
@@ -240,3 +280,20 @@ def test_expected_policy_gradient_by_enumeration(world, loss_type, share):
     )
     expected_reward = logprob_NT.sum(dim=1).exp() @ reward_N
     torch.testing.assert_close(gradient(loss, policy), -share * gradient(expected_reward, policy), rtol=0, atol=1e-14)
+
+
+def test_weighted_words_of_another_sampler_give_the_policy_gradient_by_enumeration(world):
+    policy, _, logprob_NT, sampler_logprob_NT, _, _ = world
+    logprob_V1, sampler_V1 = pair = logprob_NT[::NUM_WORDS, :1], sampler_logprob_NT[::NUM_WORDS, :1].detach()
+    drawn_V, mask_V1 = sampler_V1[:, 0].exp(), torch.ones(NUM_WORDS, 1, dtype=torch.bool)
+    reward_V = torch.randn(NUM_WORDS, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = -gradient(logprob_V1[:, 0].exp() @ reward_V, policy)
+    options = {"loss_type": "dapo", "denominator": 1, **CLIP}
+
+    def error(weight_V1):
+        loss = policy_loss(logprob_V1, None, reward_V * drawn_V, mask_V1, weight_NT=weight_V1, **options)
+        return ((gradient(loss, policy) - expected).norm() / expected.norm()).item()
+
+    free_V1, capped_V1 = (correction_weight(*pair, mask_V1, correction="truncated", cap=cap) for cap in (1e6, 1.5))
+    assert (drawn_V @ free_V1).item() == pytest.approx(1.0, abs=1e-14) and (drawn_V @ capped_V1).item() < 0.9
+    assert error(free_V1) < 1e-14 < 0.1 < error(capped_V1) < error(None)

@@ -107,6 +107,16 @@ def test_the_run_does_something(alone: Path) -> None:
         assert all(isinstance(record[key], int | float) for record in records), key
 
 
+def test_correcting_for_a_sampler_that_agrees_changes_nothing(folder: Path, sharded: Path) -> None:
+    corrected = train(folder, "corrected", "--rollout_correction", "truncated", num_ranks=2)
+    assert completions(corrected) == completions(sharded)
+    assert_same_metrics(sharded, corrected, 1e-4)
+    for record, plain in zip(lines(corrected / "metrics.jsonl"), lines(sharded / "metrics.jsonl"), strict=True):
+        assert record["correction_weight_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert record["correction_capped_share"] == 0.0
+        assert record.keys() - plain.keys() == {"correction_weight_mean", "correction_capped_share"}
+
+
 def test_a_run_writes_the_files_of_the_fixed_interface(alone: Path) -> None:
     for name in ("config.yaml", "metrics.jsonl", "completions.jsonl", "report.html", "summary.json",
                  "adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
