@@ -15,14 +15,18 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
 from data.prompts import STOP_STRINGS
 from grpo import evaluation
+from grpo.capacity import choose_slots, free_bytes
+from grpo.decoder import Decoder
 from grpo.evaluation import Answer
 from grpo.model import dtype_of, load_decoder
 from grpo.options import check, command_line, convert, option, options, refuse
 from grpo.report import NOTE, draw_shares, image, page, percent, table
+from grpo.types import Example
 
 MOST_SLOTS = 256  # beyond that a step gets no faster per row
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
@@ -101,8 +105,25 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
                 decoder, tokenizer, examples[num_shots], num_samples=settings.num_samples,
                 temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
                 max_completion_length=settings.max_completion_length, stop_token_ids=stop_token_ids,
-                stop_strings=STOP_STRINGS, batch_size=settings.batch_size, progress=f"{label}, {num_shots} shots")
+                stop_strings=STOP_STRINGS, num_slots=slots(settings, decoder, tokenizer, examples[num_shots]),
+                progress=f"{label}, {num_shots} shots")
     return answers
+
+
+def slots(
+    settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example]
+) -> int:
+    """The completions to continue at once: those asked for, or what memory allows.
+
+    Raises:
+        ValueError: so many do not fit.
+    """
+    most = settings.rollout_slots or MOST_SLOTS
+    number, _ = choose_slots(
+        settings.rollout_slots, decoder, [tokenizer.encode(example.prompt) for example in examples],
+        free=free_bytes(decoder.device), num_rows=min(most, len(examples) * settings.num_samples),
+        num_generations=settings.num_samples, max_completion_length=settings.max_completion_length)
+    return number
 
 
 def summarize(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, Any]]:

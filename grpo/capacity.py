@@ -71,8 +71,9 @@ def choose_slots(
                f"{(fixed + each) / MIB:,.0f} MiB for a single rollout slot, and half of {free / MIB:,.0f} MiB free is "
                "the most it may take", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
     if asked is not None and asked > fit:
-        refuse("rollout_slots", asked, f"slots of {each / MIB:,.1f} MiB do not fit in half of the {free / MIB:,.0f} MiB "
-               "that are free", fit)
+        refuse("rollout_slots", asked, f"slots of {each / MIB:,.1f} MiB do not fit in half of the "
+               f"{free / MIB:,.0f} MiB that are free", fit)
     slots = min(asked or fit, num_rows)
-    return slots, (f"{slots} slots for {num_rows} rows, {each / MIB:,.2f} MiB each, {(fixed + slots * each) / MIB:,.0f} "
-                   f"MiB together; {fit:,} would fit in half of the free memory")
+    return slots, (
+        f"{slots} slots for {num_rows} rows, {each / MIB:,.2f} MiB each, {(fixed + slots * each) / MIB:,.0f} MiB "
+        f"together; {fit:,} would fit in half of the free memory")

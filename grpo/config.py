@@ -79,8 +79,8 @@ class Config:
         None, "Completions that a rank continues at once; none: all of a step, as far as half of the free memory "
         "reaches.", unit="completions", within="[1, inf)")
     rollout_weights: str = option(
-        "lora", "How the rollout copy holds the weights: lora beside the unpacked base, merged into a second copy of it "
-        "(faster, rounded in bfloat16), nf4 still packed (slower, small).", choices=("lora", "merged", "nf4"))
+        "lora", "How the rollout copy holds the weights: lora beside the unpacked base, merged into a second copy of "
+        "it (faster, rounded in bfloat16), nf4 still packed (slower, small).", choices=("lora", "merged", "nf4"))
     rollout_keep: bool = option(
         True, "Keep the rollout copy on the GPU during the update; false moves it to CPU memory meanwhile.")
 
@@ -168,8 +168,8 @@ class Config:
         if self.max_steps == 0:
             refuse("max_steps", 0, "must be -1 or at least 1", 1)
         if self.rollout_weights == "nf4" and not (self.load_in_4bit and self.rollout_keep):
-            refuse("rollout_weights", "nf4", "needs load_in_4bit=True, and rollout_keep=True because packed weights stay "
-                   "where they are", "lora")
+            refuse("rollout_weights", "nf4", "needs load_in_4bit=True, and rollout_keep=True because packed weights "
+                   "stay where they are", "lora")
         if self.rollout_weights == "merged" and not self.use_peft:
             refuse("rollout_weights", "merged", "needs use_peft=True: there is nothing to merge", "lora")
         adapter_only = {"load_in_4bit": "false", "adapter_name_or_path": "none", "lora_modules_to_save": "none"}

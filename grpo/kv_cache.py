@@ -9,12 +9,12 @@ S slots, M slots in use (always the first ones), T room of a row's own tokens, C
 """
 
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import torch
 
 from grpo.attention import attend, causal_attention, join
-from kernels.tree_attention import attend_shared, attend_tree
 
 HIDDEN = -1e9  # added to the score of what a row does not see; finite, because a rest may be hidden as a whole
 
@@ -46,7 +46,8 @@ class KVCache:
         self.prefix_YPCJD = torch.empty(num_layers, prefix_length, *pair, **where)
         self.rest_YAQCJD = torch.zeros(num_layers, num_places, rest_room, *pair, **where)
         self.own_YSTCJD = torch.empty(num_layers, num_slots, own_room, *pair, **where)
-        self.num_clean = own_room if device.type == "cuda" else 0  # columns of own_YSTCJD that may be read
+        self.fused = device.type == "cuda"  # attend in a kernel that reads the lengths on the device
+        self.num_clean = own_room if self.fused else 0  # columns of own_YSTCJD that may be read
         self.length_A = torch.zeros(num_places, dtype=torch.int64, device=device)  # tokens of the rests
         self.slot_S = torch.arange(num_slots, device=device)
         self.place_S = torch.zeros_like(self.slot_S)
@@ -112,15 +113,14 @@ class KVCache:
     def own_attention(self, num_slots: int) -> Attention:
         """Attention of the newest token of each of the first M slots to all three parts."""
         slot_M, column_M, place_M = (tensor[:num_slots] for tensor in (self.slot_S, self.column_S, self.place_S))
-        on_gpu = self.own_YSTCJD.is_cuda
-        bias_M11T, num_own = (None, 0) if on_gpu else self._visible(column_M)
+        bias_M11T, num_own = (None, 0) if self.fused else self._visible(column_M)
 
         def attention(layer: int, heads_MED: torch.Tensor) -> torch.Tensor:
             query_MJFD, pair_MCJD = self._split(heads_MED)
             own_STCJD = self.own_YSTCJD[layer]
             own_STCJD.index_put_((slot_M, column_M), pair_MCJD)
-            if on_gpu:
-                return attend_tree(
+            if self.fused:
+                return tree_attention().attend_tree(
                     query_MJFD, prefix_PCJD=self.prefix_YPCJD[layer], prompt_AQCJD=self.rest_YAQCJD[layer],
                     rest_A=self.length_A, place_M=place_M, own_STCJD=own_STCJD, column_M=column_M).flatten(1)
             key, value = own_STCJD[:num_slots, :num_own].transpose(1, 3).unbind(2)
@@ -151,8 +151,8 @@ class KVCache:
         return query_XJFD, heads_XED[:, num_query:].unflatten(1, (2, -1))
 
     def _attend_prefix(self, layer: int, query_XJFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if query_XJFD.is_cuda:
-            return attend_shared(query_XJFD, self.prefix_YPCJD[layer])
+        if self.fused:
+            return tree_attention().attend_shared(query_XJFD, self.prefix_YPCJD[layer])
         query_1JMD = query_XJFD.transpose(0, 1).flatten(1, 2)[None]
         key_1JPD, value_1JPD = self.prefix_YPCJD[layer].transpose(0, 2).unbind(1)
         parts = attend(query_1JMD, key_1JPD[None], value_1JPD[None])
@@ -171,6 +171,13 @@ class KVCache:
         shape = query_AGJFD.shape
         return tuple(
             part.unflatten(2, (shape[1], shape[3])).transpose(1, 2).flatten(0, 1)[seats.seat_M] for part in parts)
+
+
+def tree_attention() -> ModuleType:
+    """The kernel; it imports Triton, which not every machine without a GPU has."""
+    from kernels import tree_attention
+
+    return tree_attention
 
 
 class Seating:

@@ -93,8 +93,9 @@ def build(config: Config) -> Run:
     frozen_copy = peft_config is None and config.beta > 0
     policy = Policy(model, temperature=config.temperature, frozen_copy=frozen_copy, impl=config.logprob_impl)
     engine = Engine(policy, config, dtype)
-    slots, slots_line = choose_slots(
-        config.rollout_slots, decoder, prompts, free=int(-global_max({"minus_free": -float(free_bytes(device))})["minus_free"]),
+    least_free = -global_max({"minus_free": -float(free_bytes(device))})["minus_free"]
+    num_slots, slots_line = choose_slots(
+        config.rollout_slots, decoder, prompts, free=int(least_free),
         num_rows=config.prompts_per_step // world_size() * config.num_generations,
         num_generations=config.num_generations, max_completion_length=config.max_completion_length)
     copy_line = f"{config.rollout_weights} weights in {str(rollout_dtype).removeprefix('torch.')} ({why})"
@@ -116,7 +117,7 @@ def build(config: Config) -> Run:
             num_train_epochs=config.num_train_epochs,
             max_steps=config.max_steps,
         ),
-        num_slots=slots,
+        num_slots=num_slots,
         announcement=_announce(config, device, dtype, engine, decoder, [slots_line, copy_line], left_out),
     )
 
@@ -186,8 +187,8 @@ def _announce(
         f"log-probs  {implementation}: {reason}",
         "attention  sdpa with a tree mask over packed rows",
         *(f"rollout    {line}" for line in rollout),
-        f"memory     {held / 2**20:,.1f} MiB of weights and {copied / 2**20:,.1f} MiB of rollout copy on rank 0, of which "
-        f"{synced / 2**20:,.1f} MiB are renewed each step",
+        f"memory     {held / 2**20:,.1f} MiB of weights and {copied / 2**20:,.1f} MiB of rollout copy on rank 0",
+        f"sync       {synced / 2**20:,.1f} MiB of trained weights are gathered and copied each step",
         f"group      rewards (1, 0, 0, 0) become the advantages ({advantages})",
         "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
     ]

@@ -74,7 +74,8 @@ class Slots:
         self.uniform_ST = torch.zeros(num_slots, room, dtype=torch.float64, device=decoder.device)
         self.sample = sample
         self.step = Replay(self._step, decoder.device)
-        self.num_steps, self.prefill_s = 0, 0.0
+        self.num_steps = 0
+        self.prefills: list[Callable[[], float]] = []
         if shared:
             self._timed(lambda: decoder.read_prefix(self.cache, prompts[0][:shared]))
 
@@ -112,7 +113,7 @@ class Slots:
         self.num_steps += num_steps
         event = None
         if device.type == "cuda":
-            token_KM, logprob_KM = (tensor.to("cpu", non_blocking=True) for tensor in (token_KM, logprob_KM))
+            token_KM, logprob_KM = (_to_host(tensor) for tensor in (token_KM, logprob_KM))
             event = torch.cuda.Event()
             event.record()
         return Window(torch.tensor(self.rows), token_KM, logprob_KM, event)
@@ -146,13 +147,28 @@ class Slots:
         uniform_M = self.uniform_ST[:width].gather(1, column_M[:, None])[:, 0]
         self.token_S[:width], self.logprob_S[:width] = self.sample(logits_MV, uniform_M)
 
+    def prefill_s(self) -> float:
+        """Seconds of reading prompts so far; waits for a GPU."""
+        return sum(mark() for mark in self.prefills)
+
     def _timed(self, read: Callable[[], None]) -> None:
-        """Read prompts, and count the seconds; a GPU is waited for, once a prompt at most."""
-        start = time.perf_counter()
-        read()
+        """Read prompts, and note how to tell the seconds, which a GPU knows only later."""
         if self.decoder.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.prefill_s += time.perf_counter() - start
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            read()
+            end.record()
+            self.prefills.append(lambda: end.synchronize() or start.elapsed_time(end) / 1e3)
+        else:
+            start = time.perf_counter()
+            read()
+            seconds = time.perf_counter() - start
+            self.prefills.append(lambda: seconds)
 
     def _tensor(self, values: Iterable[int]) -> torch.Tensor:
         return torch.tensor(list(values), device=self.decoder.device)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU that does not wait for the GPU, which only page-locked memory allows."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

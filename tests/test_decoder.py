@@ -86,15 +86,18 @@ def test_rank_stabilised_scaling_is_taken_from_the_module():
     torch.testing.assert_close(decoder.logits(tokens(1, 9)), reference(model, tokens(1, 9)), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("num_prefix", [0, 1, 11])
 @pytest.mark.parametrize("build", [tiny_qwen2, tiny_qwen3, tiny_llama])
-def test_cached_logits_equal_plain_logits_while_rows_come_and_go(build, num_prefix):
+def test_cached_logits_equal_plain_logits_while_rows_come_and_go(build, num_prefix, fused):
+    """Fused is a GPU's way, here in Triton's interpreter."""
     decoder = decoder_of(build())
     prefix = tokens(num_prefix, seed=1).tolist()
     rests = [tokens(length, seed=length).tolist() for length in (6, 0, 13)]
     own_NT = tokens(6, 24, seed=2)
     plain = [decoder.logits(torch.tensor([prefix + rests[n // 2] + own_NT[n].tolist()]))[0] for n in range(6)]
     cache = decoder.new_cache(prefix_length=num_prefix, num_places=3, rest_room=13, num_slots=4, own_room=24)
+    cache.fused, cache.num_clean = fused, 24 if fused else 0
     if prefix:
         decoder.read_prefix(cache, prefix)
     decoder.read_rests(cache, [0, 1, 2], rests)
@@ -109,8 +112,8 @@ def test_cached_logits_equal_plain_logits_while_rows_come_and_go(build, num_pref
         rows[slot] = rows[-1]
         rows.pop()
 
-    events = {0: lambda: seat(0, 2, 5), 2: lambda: seat(1), 5: lambda: leave(1), 6: lambda: seat(4), 9: lambda: leave(0),
-              10: lambda: leave(0), 11: lambda: seat(3)}
+    events = {0: lambda: seat(0, 2, 5), 2: lambda: seat(1), 5: lambda: leave(1), 6: lambda: seat(4),
+              9: lambda: leave(0), 10: lambda: leave(0), 11: lambda: seat(3)}
     for t in range(20):
         events.get(t, lambda: None)()
         logits_MV = decoder.step(cache, torch.stack([own_NT[n, said[n]] for n in rows]))
@@ -168,7 +171,8 @@ def test_lora_on_another_module_is_refused():
 
 def test_branches_of_some_modules_and_of_unequal_scaling_are_kept_apart():
     model = tiny_qwen2()
-    wide, narrow = (torch.full((4, 64), 0.1), torch.full((64, 4), 0.1), 2.0), (torch.ones(2, 64), torch.ones(32, 2), 0.5)
+    wide = torch.full((4, 64), 0.1), torch.full((64, 4), 0.1), 2.0
+    narrow = torch.ones(2, 64), torch.ones(32, 2), 0.5
     name = "model.layers.1.self_attn"
     weight = dict(model.named_parameters())
     both = Decoder(model.config, weight, {f"{name}.q_proj": wide, f"{name}.v_proj": narrow})

@@ -168,7 +168,7 @@ def test_a_killed_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     assert refused.returncode != 0 and "holds another run" in refused.stderr
     train(folder, "killed", *options, "--resume")
     timing = {"step_s", "rollout_s", "reward_s", "sync_s", "reference_s", "update_s", "tokens_per_s",
-              "peak_memory_bytes", "rewards/vowels", "rewards/dies"}
+              "rollout_tokens_per_s", "prefill_share", "peak_memory_bytes", "rewards/vowels", "rewards/dies"}
     expected, found = (
         [{name: value for name, value in record.items() if name not in timing} for record in lines(path)]
         for path in (whole / "metrics.jsonl", output / "metrics.jsonl")
