@@ -32,6 +32,7 @@ from rewards import score
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 
+
 def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     """One step of GRPO.
 

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from grpo.attention import causal_attention, matmul_float32
 from grpo.kv_cache import Attention, KVCache
 from grpo.linear import Branch, JoinedLinear, Weight
+from grpo.pointwise import add_norm, rms_norm, rotate_, swiglu
 
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -192,14 +193,14 @@ class Decoder:
         """Final hidden states [X, H]; what a token sees and what is remembered of it is `attention`'s affair."""
         hidden_XH = F.embedding(token_X, self.plain["model.embed_tokens.weight"])
         cos, signed_sin = self._rotary(position_X, hidden_XH.dtype)
+        update_XH = torch.zeros_like(hidden_XH)
         for index, layer in enumerate(self.layers):
-            normed_XH = self._norm(layer.norms["input_layernorm"], hidden_XH)
+            hidden_XH, normed_XH = self._add_norm(hidden_XH, update_XH, layer.norms["input_layernorm"])
             heads_XED = self._heads(layer, normed_XH, cos, signed_sin)
-            hidden_XH = hidden_XH + layer.output(attention(index, heads_XED))
-            normed_XH = self._norm(layer.norms["post_attention_layernorm"], hidden_XH)
-            gate_XI, up_XI = layer.gate_up(normed_XH).chunk(2, dim=-1)
-            hidden_XH = hidden_XH + layer.down(F.silu(gate_XI) * up_XI)
-        return self._norm("model.norm.weight", hidden_XH)
+            update_XH = layer.output(attention(index, heads_XED))
+            hidden_XH, normed_XH = self._add_norm(hidden_XH, update_XH, layer.norms["post_attention_layernorm"])
+            update_XH = layer.down(swiglu(layer.gate_up(normed_XH)))
+        return self._add_norm(hidden_XH, update_XH, "model.norm.weight")[1]
 
     def _rotary(self, position_X: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [X, 1, D] of each position, as `rotate_` takes them."""
@@ -215,30 +216,19 @@ class Decoder:
         num_query, num_kv = self.config.num_attention_heads, self.config.num_key_value_heads
         if "self_attn.q_norm" in layer.norms:
             for norm, part in (("q_norm", slice(num_query)), ("k_norm", slice(num_query, num_query + num_kv))):
-                heads_XED[:, part] = self._norm(layer.norms[f"self_attn.{norm}"], heads_XED[:, part])
+                weight_D = self.plain[layer.norms[f"self_attn.{norm}"]]
+                heads_XED[:, part] = rms_norm(heads_XED[:, part], weight_D, self.config.rms_norm_eps)
         rotate_(heads_XED[:, : num_query + num_kv], cos, signed_sin)
         return heads_XED
 
-    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """RMSNorm in float32, rounded before the weight is applied, as in transformers."""
-        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.config.rms_norm_eps)
-        return self.plain[name] * normed.to(x.dtype)
+    def _add_norm(
+        self, hidden_XH: torch.Tensor, update_XH: torch.Tensor, name: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_norm(hidden_XH, update_XH, self.plain[name], self.config.rms_norm_eps)
 
     def _head(self, hidden_XH: torch.Tensor) -> torch.Tensor:
         """Float32 logits: rounded to bfloat16 they would move log-probabilities by more than a whole update does."""
         return matmul_float32(hidden_XH[None], self.plain[self.head_name].mT[None])[0]
-
-
-def rotate_(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in the half-split layout, in place: `x · cos + (−x₂, x₁) · sin` (Su et al. 2021, equation 34).
-
-    Args:
-        x: [..., D] heads.
-        cos: broadcasts to x.
-        signed_sin: likewise, −sin in its first half.
-    """
-    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    return x.mul_(cos).add_(swapped.mul_(signed_sin))
 
 
 def rotary_frequencies(config: PretrainedConfig, head_size: int) -> torch.Tensor:

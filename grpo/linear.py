@@ -76,17 +76,17 @@ class JoinedLinear:
             self.scaling_R = torch.cat(scalings)
 
     def __call__(self, x_XI: torch.Tensor) -> torch.Tensor:
-        """[X, O]; the branch runs in its own dtype, as in peft."""
+        """[X, O]."""
         if self.merged_OI is not None:
             return F.linear(x_XI, self.merged_OI, self.bias_O)
         weight_OI = torch.cat([part.unpack() for part in self.packed]) if self.packed else self.weight_OI
         y_XO = F.linear(x_XI, weight_OI, self.bias_O)
         if self.A_RI is None:
             return y_XO
-        inner_XR = F.linear(x_XI.to(self.A_RI.dtype), self.A_RI)
+        inner_XR = F.linear(x_XI, self.A_RI)
         if self.scaling_R is not None:
             inner_XR = inner_XR * self.scaling_R
-        return y_XO.add_(F.linear(inner_XR, self.B_OR))
+        return y_XO.addmm_(inner_XR, self.B_OR.T)
 
     def merge(self) -> None:
         """Take over what has been copied into `tensors()`, in the merged form."""

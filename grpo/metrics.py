@@ -78,6 +78,8 @@ METRICS: dict[str, Metric] = {
                             "> 0: read the dumped batch; learning_rate too high"),
     "step_s": Metric("wall time of the step", "s", "steady", "grows: completion_length"),
     "rollout_s": Metric("wall time of sampling, slowest rank", "s", "the largest part", ""),
+    "warmup_s": Metric("part of rollout_s that compiles and records the decoder's step, slowest rank", "s", "small",
+                       "0 on a CPU; large every step: many different rollout sizes"),
     "reward_s": Metric("wall time of scoring, slowest rank", "s", "small", "large: a slow reward function"),
     "sync_s": Metric("wall time of copying trained weights into the sampler", "s", "small", ""),
     "reference_s": Metric("wall time of the reference log-probabilities", "s", "< update_s / 2", ""),

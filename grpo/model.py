@@ -220,6 +220,7 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
         form: how the copy holds its weights, see `grpo.linear.JoinedLinear`.
         dtype: of the copy; None: the model's. See `sampling_dtype`.
     """
+    dtype = dtype or model.dtype
     weight: dict[str, Weight] = {}
     lora: dict[str, Branch] = {}
     for name, module in model.named_modules():
@@ -231,7 +232,7 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
         for leaf, parameter in module.named_parameters(recurse=False):
             value = parameter.data
             if isinstance(parameter, bnb.nn.Params4bit):
-                weight[public_name(f"{name}.{leaf}")] = PackedWeight(value, parameter.quant_state, dtype or model.dtype)
+                weight[public_name(f"{name}.{leaf}")] = PackedWeight(value, parameter.quant_state, dtype)
             else:
                 weight[public_name(f"{name}.{leaf}")] = value.to(dtype)
     if model.config.tie_word_embeddings:

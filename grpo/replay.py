@@ -1,6 +1,8 @@
 """A step whose launches are recorded once and replayed: on a GPU a small model spends its time launching kernels."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -23,6 +25,7 @@ class Replay:
         self.step = step
         self.records = device.type == "cuda"
         self.seen: set[int] = set()
+        self.warmup_s = 0.0
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def width(self, num_rows: int, num_slots: int) -> int:
@@ -34,14 +37,27 @@ class Replay:
 
     def __call__(self, width: int) -> None:
         """One step."""
-        if not self.records or width not in self.seen:
-            self.seen.add(width)
+        if not self.records:
             self.step(width)
-            return
-        if width not in self.graphs:
-            graph = torch.cuda.CUDAGraph()
-            pool = next(iter(self.graphs.values())).pool() if self.graphs else None
-            with torch.cuda.graph(graph, pool=pool):
+        elif width in self.graphs:
+            self.graphs[width].replay()
+        elif width in self.seen:
+            with self._counted():
+                self.graphs[width] = torch.cuda.CUDAGraph()
+                pool = next(iter(self.graphs.values())).pool() if len(self.graphs) > 1 else None
+                with torch.cuda.graph(self.graphs[width], pool=pool):
+                    self.step(width)
+            self.graphs[width].replay()
+        else:
+            self.seen.add(width)
+            with self._counted():
                 self.step(width)
-            self.graphs[width] = graph
-        self.graphs[width].replay()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Add the seconds of compiling and recording to the warm-up."""
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        yield
+        torch.cuda.synchronize()
+        self.warmup_s += time.perf_counter() - start

@@ -132,7 +132,8 @@ class _Rows:
             truncated_N=self.truncated_N,
             text=stop.texts(completions),
             cost=RolloutCost(
-                num_slots=slots.num_slots, num_steps=slots.num_steps, prefill_s=slots.prefill_s(), seconds=seconds),
+                num_slots=slots.num_slots, num_steps=slots.num_steps, prefill_s=slots.prefill_s(),
+                warmup_s=slots.step.warmup_s, seconds=seconds),
         )
 
 

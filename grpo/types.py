@@ -43,12 +43,14 @@ class RolloutCost:
         num_slots: rows that could be continued at once.
         num_steps: decoder steps, each one token for every row in a slot.
         prefill_s: seconds of reading prompts.
+        warmup_s: seconds of compiling and recording steps; 0 on a CPU.
         seconds: wall time of the whole phase.
     """
 
     num_slots: int
     num_steps: int
     prefill_s: float
+    warmup_s: float
     seconds: float
 
 

@@ -86,8 +86,8 @@ def attend_shared(query_XJFD: torch.Tensor, kv_PCJD: torch.Tensor) -> tuple[torc
     out_XJFD = query_XJFD.new_empty(query_XJFD.shape, dtype=torch.float32)
     lse_XJF = query_XJFD.new_empty(query_XJFD.shape[:3], dtype=torch.float32)
     num_rows = num_tokens * num_shared
-    # 64 rows read the keys least often, if that leaves a program for each of a GPU's about 128 multiprocessors.
-    rows = 64 if triton.cdiv(num_rows, 64) * num_kv >= 128 else 16
+    # 64 rows read the keys less often, if a program is left for each of about 128 multiprocessors; float32 would spill.
+    rows = 64 if query_XJFD.itemsize == 2 and triton.cdiv(num_rows, 64) * num_kv >= 128 else 16
     strides = (*query_XJFD.stride()[:3], kv_PCJD.stride(0))
     args = (query_XJFD, kv_PCJD, out_XJFD, lse_XJF, num_rows, len(kv_PCJD), *strides)
     with torch.cuda.device_of(query_XJFD):
@@ -111,11 +111,11 @@ def _constants(query_XJFD: torch.Tensor) -> dict[str, Any]:
     """The compile-time arguments that both kernels share."""
     _, num_kv, num_shared, head_size = query_XJFD.shape
     width = max(16, triton.next_power_of_2(head_size))  # tl.dot takes no less
-    # 16 KiB of keys: with the values, and in two stages, 64 KiB of shared memory, which every card has.
-    keys = min(64, 2**14 // (width * query_XJFD.itemsize))
+    # 8 KiB of keys: with values, and the next block loading meanwhile (it takes 3 stages), 40 KiB of shared memory.
+    keys = max(16, min(64, 2**13 // (width * query_XJFD.itemsize)))
     sizes = {"J": num_kv, "F": num_shared, "D": head_size, "WIDTH": width, "KEYS": keys}
     # The interpreter multiplies bfloat16 wrongly.
-    return sizes | {"UPCAST": not query_XJFD.is_cuda, "num_warps": 4, "num_stages": 2}
+    return sizes | {"UPCAST": not query_XJFD.is_cuda, "num_warps": 4, "num_stages": 3}
 
 
 @triton.jit

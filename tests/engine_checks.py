@@ -17,6 +17,7 @@ from peft import PeftModel
 from ranks import SHARD_EVERYTHING
 from tiny_models import tiny_tokenizer
 
+from benchmarks.memory import peak_bytes
 from grpo import checkpoint, distributed, update
 from grpo.config import Config
 from grpo.distributed import rank, world_size
@@ -55,7 +56,7 @@ def parts(run: Config):
     for name, parameter in model.named_parameters():
         if "lora_B" in name and ".reference" not in name:
             parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.05).to(dtype)
-    decoder = build_decoder(model)
+    decoder = build_decoder(model, form=run.rollout_weights)
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(model, impl=run.logprob_impl).train(), decoder, peft_config
@@ -255,10 +256,14 @@ def decoder_logprobs(decoder, whole: Rollout) -> torch.Tensor:
 def check_copy_equals_engine_after_updates() -> None:
     """The copy's weights are the engine's bit for bit, its log-probs to 1e-4; a copy not synced differs."""
     head = ["lm_head", "embed_tokens"]
-    for options in (dict(), dict(load_in_4bit=True), dict(model="untied", lora_modules_to_save=head)):
+    for options in (dict(), dict(load_in_4bit=True), dict(model="untied", lora_modules_to_save=head),
+                    dict(load_in_4bit=True, rollout_weights="nf4"), dict(rollout_weights="merged")):
         run = config(**options)
         policy, decoder, _ = parts(run)
         engine = Engine(policy, run, torch.float32)
+        # Whole trained tensors, in float32, and for the merged form one layer's largest product twice: nothing else.
+        trained = 4 * engine.num_trained()
+        assert peak_bytes(lambda: engine.sync(decoder), "cpu") < 1.1 * trained + 60_000 * ("rollout_weights" in options)
         for step in range(3):
             train_steps(engine, decoder, run, 1, first=step)
             whole = rollout(seed=77)

@@ -1,4 +1,4 @@
-"""Stop tokens and stop strings on a byte-level tokenizer, token by token. Under 2 seconds on a CPU."""
+"""Stop tokens and stop strings on a byte-level tokenizer, token by token. Under 3 seconds on a CPU."""
 
 import pytest
 import torch
@@ -11,15 +11,15 @@ EOS, END = 1, 2
 
 
 def rule(*stop_strings: str, stop_token_ids: tuple[int, ...] = (EOS,)) -> StopRule:
-    return StopRule(
-        TOKENIZER, set(stop_token_ids), list(stop_strings), vocab_size=330, device=torch.device("cpu")
-    )
+    return StopRule(TOKENIZER, set(stop_token_ids), list(stop_strings), vocab_size=330)
 
 
 def run(stop: StopRule, ids: list[int]) -> int | None:
-    """Number of tokens after which a row with these tokens ends, None if it does not."""
+    """Number of tokens after which a row with these tokens ends, None if it does not; other rows hold end tokens."""
+    token_NT = torch.full((3, len(ids) + 1), EOS)
+    token_NT[1, : len(ids)] = torch.tensor(ids)
     for length in range(1, len(ids) + 1):
-        if stop.ended(torch.tensor([ids[:length]]), torch.tensor([0]))[0]:
+        if stop.ended(token_NT, torch.tensor([1]), torch.tensor([length - 1]))[0]:
             return length
     return None
 
@@ -32,11 +32,19 @@ def tokens_of(*pieces: str) -> list[int]:
 def test_every_stop_token_ends_a_row_and_no_other():
     stop = rule(stop_token_ids=(EOS, END, 77))
     last_N1 = torch.tensor([[EOS], [5], [END], [77], [0]])
-    assert stop.ended(last_N1, torch.arange(5)).tolist() == [True, False, True, True, False]
-    assert stop.ended(last_N1, torch.tensor([1, 3])).tolist() == [False, True]
+    assert stop.ended(last_N1, torch.arange(5), torch.zeros(5).long()).tolist() == [True, False, True, True, False]
+    assert stop.ended(last_N1, torch.tensor([1, 3]), torch.tensor([0, 0])).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("stop_string", ["\nQuestion:", "Question: ", "n", " é", "日本", "42."])
+def test_each_row_is_judged_by_the_token_in_its_own_column():
+    stop = rule("b", stop_token_ids=(EOS, 77))
+    a, b = tokens_of("a", "b")
+    token_NT = torch.tensor([[EOS, a, 77], [a, b, a], [a, a, b]])
+    assert stop.ended(token_NT, torch.tensor([2, 0, 1]), torch.tensor([2, 1, 1])).tolist() == [True, False, True]
+    assert stop.ended(token_NT, torch.tensor([0, 1, 2]), torch.tensor([2, 2, 1])).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("stop_string", ["\nQuestion:", "Question: ", "n", " é", "日本", "42.", "本"])
 def test_a_stop_string_ends_the_row_with_the_token_that_completes_it(stop_string):
     before, after = tokens_of("The answer is 7 日 e"), tokens_of(" and more")
     ids = before + tokens_of(*stop_string) + after  # one character at a time: the string spans tokens
@@ -45,6 +53,15 @@ def test_a_stop_string_ends_the_row_with_the_token_that_completes_it(stop_string
     length = run(stop, ids)
     assert stop_string in TOKENIZER.decode(ids[:length]) and stop_string not in TOKENIZER.decode(ids[: length - 1])
     assert stop.texts([ids[:length]]) == [TOKENIZER.decode(ids).split(stop_string)[0]]
+
+
+def test_a_character_that_arrives_byte_by_byte_ends_the_row_with_its_last_byte():
+    # "é" is two bytes here and "本" three; 日本 shares its first byte with 日 and 本 (E6), which must not end it.
+    assert [len(tokens_of(letter)) for letter in "é日本"] == [2, 3, 3]
+    assert run(rule("é"), tokens_of("caf", "é", "s")) == len(tokens_of("caf")) + 2
+    assert run(rule("本"), tokens_of("日", "日", "本", "日")) == 9
+    assert run(rule("日本"), tokens_of("日", "日", "本", "日")) == 9
+    assert run(rule("日本"), tokens_of("日", "本")[:5]) is None
 
 
 def test_a_token_that_reaches_beyond_the_stop_string_stays_but_its_text_is_cut():
@@ -80,3 +97,31 @@ def test_a_long_row_is_searched_only_at_its_end():
     stop = rule("\nQuestion:")
     assert run(stop, ids) == len(ids)
     assert stop.tail == len("\nQuestion:") + 1
+
+
+def test_only_rows_that_may_have_ended_are_decoded_and_only_their_tails(monkeypatch):
+    stop, decoded = rule("\nQ:", "日"), []
+    monkeypatch.setattr(stop, "_decode", lambda rows: decoded.extend(rows) or [""] * len(rows))
+    ids = tokens_of("a long text\nQ", "x", ":", "y", "é")
+    run(stop, ids)
+    # "\nQ:" ends in ":", the two bytes of "é" are pieces of a character; 3 bytes and one more make a tail of 4.
+    colon = ids.index(tokens_of(":")[0])
+    assert decoded == [ids[end - 4 : end] for end in (colon + 1, len(ids) - 1, len(ids))]
+
+
+# Few letters make the strings frequent; "é" and "日本" come byte by byte, also broken off and interleaved.
+@pytest.mark.parametrize(
+    "stop_strings", [("ab",), ("a b", "ba"), ("é",), ("日本", "b日"), (" ",), ("é\n", "aaa")]
+)
+def test_a_row_ends_as_soon_as_its_whole_text_holds_a_stop_string(stop_strings):
+    letters = sorted(set(tokens_of("a", "b", " ", "\n", "é", "日", "本")))
+    generator, stop, ends = torch.Generator().manual_seed(0), rule(*stop_strings), []
+    for _ in range(40):
+        ids = [letters[k] for k in torch.randint(len(letters), (60,), generator=generator).tolist()]
+        place = int(torch.randint(52, (), generator=generator))
+        ids[place : place + 8] = tokens_of("日", "本", "é")
+        texts = [TOKENIZER.decode(ids[:length]) for length in range(1, 61)]
+        expected = next((n + 1 for n, text in enumerate(texts) if any(one in text for one in stop_strings)), None)
+        ends.append(run(stop, ids))
+        assert ends[-1] == expected
+    assert len(set(ends)) > 3
