@@ -85,7 +85,8 @@ def rollout_metrics(rollout: Rollout, clock: Clock) -> dict[str, float]:
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step_s = time.perf_counter() - clock.start
-    slowest = global_max({**clock.seconds, "warmup_s": cost.warmup_s, "step_s": step_s, "peak_memory_bytes": float(peak)})
+    slowest = global_max(
+        {**clock.seconds, "warmup_s": cost.warmup_s, "step_s": step_s, "peak_memory_bytes": float(peak)})
     return {
         "completion_length": sums["tokens"] / sums["rows"],
         "truncated_share": sums["truncated"] / sums["rows"],

@@ -47,7 +47,7 @@ def draw(prefix=70, rest=(65, 3), place=(1, 0, 1), column=(2, 64, 0), *, heads=(
         "query_MJFD": (2 * query_MED.to(dtype))[:, :num_kv * num_shared].unflatten(1, heads),
         "prefix_PCJD": room_PCJD[:prefix].to(dtype),
         "prompt_AQCJD": prompt_AQCJD.to(dtype),
-        "rest_A": indices(*rest, 10**6),
+        "rest_A": indices(*rest, max(rest) + 5),
         "place_M": indices(*place),
         "own_STCJD": own_STCJD.to(dtype),
         "column_M": indices(*column),
@@ -175,7 +175,8 @@ def test_offsets_may_exceed_32_bits(name, monkeypatch):
     step = 2**31 // (len(close) - 1) + 8
     room = torch.empty(step * (len(close) - 1) + close[0].numel(), dtype=torch.float16, device=DEVICE)
     far = room.as_strided(close.shape, (step, *close.stride()[1:])).copy_(close)
-    assert torch.equal(attend(case | {name: far}), attend(case))
+    case[name] = far
+    assert is_within_two_roundings(attend(case), case)
 
 
 def test_the_same_tensors_with_other_contents_give_the_new_answer():

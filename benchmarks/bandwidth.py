@@ -1,0 +1,138 @@
+"""How near the rollout comes to the speed at which memory can be read: `python -m benchmarks.bandwidth --model FOLDER`.
+
+A decoding step reads every weight once and every row's own keys and values once, and at small batch does little else.
+The time that takes at the measured copy bandwidth is a floor; the share of it in the time of a step says how good the
+step is. Beside it transformers' `generate` on the same prompts, and a profile of where the rest goes.
+
+    python -m benchmarks.random_model --shape 0.5b --data openai/gsm8k --output_dir outputs/random-0.5b
+    python -m benchmarks.bandwidth --model outputs/random-0.5b --slots 64 128 256 512 1024
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.toy import RESULTS, commit
+from data import load_examples
+from grpo.decoder import Decoder
+from grpo.rollout import generate
+from grpo.types import Rollout
+
+NUM_GENERATIONS = 8
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call, a GPU's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written per second by a copy of 1 GiB, the best of 10."""
+    source = torch.ones(2**28, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(10))
+
+
+def bytes_per_step(decoder: Decoder, rollout: Rollout, num_slots: int) -> float:
+    """What a step must read: weights (embeddings only as a head), own keys and values at half their final length."""
+    head = decoder.plain[decoder.head_name]
+    embeddings = sum(tensor.nbytes for name, tensor in decoder.plain.items() if name.endswith("embed_tokens.weight"))
+    weights = decoder.nbytes() - (0 if head is decoder.plain["model.embed_tokens.weight"] else embeddings)
+    return weights + num_slots * float(rollout.length_N.double().mean()) / 2 * decoder.token_bytes()
+
+
+def ours(decoder: Decoder, prompts: list[list[int]], tokenizer, num_tokens: int) -> Rollout:
+    """Every prompt continued by as many rows as fit the slots, without stopping."""
+    return generate(
+        decoder, prompts, tokenizer=tokenizer, num_generations=NUM_GENERATIONS, max_completion_length=num_tokens,
+        temperature=1.0, stop_token_ids=set(), stop_strings=[], seed=0, step=0, prompt_index=list(range(len(prompts))))
+
+
+def theirs(model, prompts: list[list[int]], num_tokens: int) -> None:
+    """transformers' generate on the same rows, left-padded."""
+    rows = [prompt for prompt in prompts for _ in range(NUM_GENERATIONS)]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=model.device)
+    seen = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    model.generate(input_ids=ids, attention_mask=seen, do_sample=True, top_k=0, max_new_tokens=num_tokens,
+                   min_new_tokens=num_tokens, eos_token_id=None, pad_token_id=0)
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """All rows of the table, and the profile of the largest number of slots."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).to(device).eval()
+    decoder = Decoder(model.config, dict(model.named_parameters()), {})
+    examples = load_examples(options.data, "train", num_shots=8, seed=0)
+    bandwidth = copy_bandwidth(device)
+    rows = []
+    for num_slots in options.slots:
+        prompts = [tokenizer.encode(example.prompt) for example in examples[: num_slots // NUM_GENERATIONS]]
+        ours(decoder, prompts, tokenizer, num_tokens=8)  # compiles
+        taken: list[Rollout] = []
+        whole = seconds(lambda: taken.append(ours(decoder, prompts, tokenizer, options.num_tokens)), device)
+        cost, tokens = taken[0].cost, int(taken[0].length_N.sum())
+        step = (cost.seconds - cost.prefill_s - cost.warmup_s) / cost.num_steps
+        floor = bytes_per_step(decoder, taken[0], num_slots) / bandwidth
+        peer = None
+        if num_slots <= options.peer_slots:
+            peer = seconds(lambda: theirs(model, prompts, options.num_tokens), device)
+        rows.append({
+            "slots": num_slots, "seconds": whole, "tokens_per_s": tokens / whole, "prefill_s": cost.prefill_s,
+            "warmup_s": cost.warmup_s, "step_ms": 1e3 * step, "floor_ms": 1e3 * floor, "share_of_floor": floor / step,
+            "generate_tokens_per_s": None if peer is None else tokens / peer})
+        print(json.dumps(rows[-1]), flush=True)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]) as log:
+        ours(decoder, prompts, tokenizer, num_tokens=32)
+    table = log.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=25, max_name_column_width=80)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return {"model": Path(options.model).name, "device": where, "commit": commit(), "torch": torch.__version__,
+            "copy_bandwidth": bandwidth, "num_tokens": options.num_tokens, "rows": rows, "profile": table}
+
+
+def markdown(result: dict) -> str:
+    """The result as a page."""
+    names = list(result["rows"][0])
+    cells = [["" if row[name] is None else f"{row[name]:,.4g}" for name in names] for row in result["rows"]]
+    return "\n".join([
+        f"# Rollout and memory bandwidth: {result['model']} on {result['device']}\n",
+        f"Commit {result['commit']}, torch {result['torch']}. Random weights in bfloat16, 8-shot prompts,",
+        f"{NUM_GENERATIONS} completions of {result['num_tokens']} tokens each. A copy moves",
+        f"{result['copy_bandwidth'] / 1e9:,.0f} GB/s; the floor is what a step must read, at that speed.\n",
+        "| " + " | ".join(names) + " |", "|" + "---|" * len(names),
+        *("| " + " | ".join(row) + " |" for row in cells),
+        "\nWhere the time goes:\n", "```", result["profile"], "```", ""])
+
+
+def main() -> None:
+    """Read the command line, measure, write JSON and Markdown beside the other results."""
+    parser = argparse.ArgumentParser(description="Rollout against the bandwidth of memory.")
+    parser.add_argument("--model", required=True, help="folder from benchmarks.random_model")
+    parser.add_argument("--data", default="openai/gsm8k", help="dataset of the prompts")
+    parser.add_argument("--slots", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--peer_slots", type=int, default=256, help="generate runs for no more rows: its cache grows")
+    parser.add_argument("--num_tokens", type=int, default=256)
+    parser.add_argument("--output_dir", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    result = measure(options)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    name = f"bandwidth-{result['model']}"
+    (options.output_dir / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (options.output_dir / f"{name}.md").write_text(markdown(result))
+
+
+if __name__ == "__main__":
+    main()
