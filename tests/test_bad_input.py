@@ -55,6 +55,7 @@ def options(folder: Path, **changed: str) -> list[str]:
         ({"model_name_or_path": "gpt2", "load_in_4bit": "false", "use_peft": "false"}, ["gpt2", "qwen2, qwen3, llama"]),
         ({"adapter_name_or_path": "adapter"}, ["adapter_name_or_path", "not for this model"]),
         ({"train_dataset_id_or_path": "bare.json"}, ["correctness", "final_answer"]),
+        ({"rollout_slots": "1000000000"}, ["rollout_slots=1000000000", "half of the", "nearest valid value: "]),
         ({"model_name_or_path": "short", "max_completion_length": "36"}, ["max_completion_length=36", "40", "nearest"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

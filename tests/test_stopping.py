@@ -3,6 +3,8 @@
 import pytest
 import torch
 from tiny_models import tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from grpo.stopping import StopRule
 
@@ -10,8 +12,10 @@ TOKENIZER = tiny_tokenizer()
 EOS, END = 1, 2
 
 
-def rule(*stop_strings: str, stop_token_ids: tuple[int, ...] = (EOS,)) -> StopRule:
-    return StopRule(TOKENIZER, set(stop_token_ids), list(stop_strings), vocab_size=330)
+def rule(
+    *stop_strings: str, stop_token_ids: tuple[int, ...] = (EOS,), tokenizer: PreTrainedTokenizerBase = TOKENIZER
+) -> StopRule:
+    return StopRule(tokenizer, set(stop_token_ids), list(stop_strings), vocab_size=330)
 
 
 def run(stop: StopRule, ids: list[int]) -> int | None:
@@ -125,3 +129,44 @@ def test_a_row_ends_as_soon_as_its_whole_text_holds_a_stop_string(stop_strings):
         ends.append(run(stop, ids))
         assert ends[-1] == expected
     assert len(set(ends)) > 3
+
+
+def sentence_piece_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
+    """As Llama 2 has it: a space is part of the word after it and dropped at the start of a text; bytes are tokens."""
+    pieces = ["<pad>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁7", "▁Question", "Question", "▁", ":"]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"), vocab
+
+
+def byte_tokens(text: str) -> list[str]:
+    return [f"<0x{byte:02X}>" for byte in text.encode()]
+
+
+@pytest.mark.parametrize("before", ["", "日日", "\U0001f600", "x"])
+def test_a_tokenizer_that_drops_a_leading_space_and_falls_back_to_bytes(before):
+    tokenizer, vocab = sentence_piece_tokenizer()
+    ids = [vocab[piece] for piece in ("▁7", *byte_tokens(before + "\n"), "Question", ":", "▁7")]
+    assert tokenizer.decode(ids) == f"7{before}\nQuestion: 7"
+    assert run(rule("\nQuestion:", tokenizer=tokenizer), ids) == len(ids) - 1
+    # The space that completes ": " comes with the next word, whose text alone has none.
+    assert tokenizer.decode(ids[-1:]) == "7"
+    assert run(rule(": ", tokenizer=tokenizer), ids) == len(ids)
+
+
+@pytest.mark.xfail(strict=True, reason="a tail that begins inside a character turns the bytes after it to U+FFFD")
+@pytest.mark.parametrize("before", ["日日日", "\U0001f600日日"])
+def test_a_stop_string_behind_many_bytes_of_a_byte_fallback_tokenizer(before):
+    tokenizer, vocab = sentence_piece_tokenizer()
+    ids = [vocab[piece] for piece in ("▁7", *byte_tokens(before + "\n"), "Question", ":")]
+    assert tokenizer.decode(ids) == f"7{before}\nQuestion:"
+    assert run(rule("\nQuestion:", tokenizer=tokenizer), ids) == len(ids)
+
+
+@pytest.mark.xfail(strict=True, reason="special tokens show no byte, but fill the tail")
+def test_a_stop_string_interrupted_by_special_tokens():
+    ids = tokens_of("7", "\n") + [END, END, END] + tokens_of("Q", ":")
+    assert rule("\nQ:").texts([ids]) == ["7"]
+    assert run(rule("\nQ:"), ids) == len(ids)

@@ -1,0 +1,223 @@
+"""Our rollout beside transformers' own generation, in one run: `python -m benchmarks.rollout --data openai/gsm8k`.
+
+Writes rollout.json, rollout.md and rollout.png into benchmarks/results/. `--parts` measures some parts anew and keeps
+what the file says of the others. Each engine runs in its own process.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from benchmarks.rollout_page import draw, engine_table, growth_table, markdown
+from benchmarks.rollout_peers import ENGINES, PAD
+from benchmarks.toy import RESULTS, ROOT, commit
+from benchmarks.toy import machine as processor
+from data import load_examples
+from grpo.packing import common_prefix_length
+
+COMMAND = "python -m benchmarks.rollout"
+PARTS = ("peers", "refill", "growth")
+PACKAGES = ("torch", "transformers", "tokenizers")
+PEERS = [name for name in ENGINES if not name.startswith("ours")]
+FORMS = ("ours", "ours, LoRA merged", "ours, LoRA beside")
+BATCHED = "ours, in batches"  # of the refill part: `ours` again
+DYNAMIC, ONCE = "dynamic cache", "dynamic cache, prompts read once"
+WORKER_SECONDS = 3600  # after which an engine is given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The sizes of everything; the defaults are what the results are for."""
+
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    vocab_size: int = 8192
+    num_shots: int = 8
+    num_generations: int = 8
+    peer_prompts: tuple[int, ...] = (2, 16)
+    peer_tokens: int = 128
+    refill_prompts: int = 32
+    refill_batch: int = 8  # prompts; times `num_generations` the slots
+    refill_tokens: int = 256
+    stop_probability: float = 1 / 90
+    growth_shots: tuple[int, ...] = (0, 2, 4, 8)
+    growth_generations: tuple[int, ...] = (4, 8, 16)
+    growth_prompts: int = 4
+    growth_tokens: int = 64
+    repeats: int = 3
+    enough_s: float = 60
+
+
+class Bench:
+    """A random model and its prompts on disk, and the processes that use them."""
+
+    def __init__(self, folder: Path, data: str, plan: Plan, threads: int) -> None:
+        self.folder, self.plan, self.threads = folder, plan, threads
+        texts = [f"{example.question} {example.answer}" for example in load_examples(data, "train", num_shots=0, seed=0)]
+        tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=plan.vocab_size)
+        tokenizer.save_pretrained(folder)
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(_config(plan))
+        model.save_pretrained(folder)
+        self.num_parameters = model.num_parameters()
+        most = max(*plan.peer_prompts, plan.refill_prompts, plan.growth_prompts)
+        self.prompts = {}
+        for shots in sorted({*plan.growth_shots, plan.num_shots}):
+            examples = load_examples(data, "train", num_shots=shots, seed=0)[:most]
+            self.prompts[shots] = [tokenizer(example.prompt)["input_ids"] for example in examples]
+        if len(self.prompts) > 1 and len(set(map(json.dumps, self.prompts.values()))) == 1:
+            raise ValueError(f"data={data!r}: has ready prompts; must be questions and answers, such as openai/gsm8k")
+        words = [token for token in range(plan.vocab_size) if token != PAD]
+        self.stop_ids = sorted(random.Random(0).sample(words, round(plan.stop_probability * plan.vocab_size)))
+
+    def case(self, num_prompts: int, num_generations: int, max_new_tokens: int, **more: Any) -> dict:
+        """A `Case` as JSON; `shots`, `stop` and `batch` besides."""
+        prompts = self.prompts[more.pop("shots", self.plan.num_shots)][:num_prompts]
+        return {
+            "prompts": prompts, "prompt_index": list(range(num_prompts)), "num_generations": num_generations,
+            "max_new_tokens": max_new_tokens, "stop_ids": self.stop_ids if more.pop("stop", False) else [], **more}
+
+    def measure(self, engine: str, cases: list[dict]) -> list[dict]:
+        """Rows of some cases, measured in turn in a fresh process."""
+        job, result = self.folder / "job.json", self.folder / "result.json"
+        result.unlink(missing_ok=True)
+        spent = {"repeats": self.plan.repeats, "enough_s": self.plan.enough_s, "threads": self.threads}
+        job.write_text(json.dumps({"folder": str(self.folder), "engine": engine, "cases": cases, **spent}))
+        count = str(self.threads)
+        environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rollout_worker", str(job), str(result)]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WORKER_SECONDS)
+            why = f"its process ends with exit code {done.returncode}"
+            last = done.stderr.strip().splitlines()[-1:]
+        except subprocess.TimeoutExpired:
+            why, last = f"takes more than {WORKER_SECONDS:,} s", []
+        rows = json.loads(result.read_text()) if result.exists() else []
+        if len(rows) < len(cases):
+            print(f"{engine}: {why}", *last, sep="\n", file=sys.stderr)
+        return rows + [{"why": why}] * (len(cases) - len(rows))
+
+
+def _config(plan: Plan) -> Qwen2Config:
+    shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    return Qwen2Config(
+        **{name: getattr(plan, name) for name in (*shape, "vocab_size")}, max_position_embeddings=4096,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=PAD, dtype=torch.float32)
+
+
+def _prompt_tokens(prompts: list[list[int]]) -> dict[str, int]:
+    lengths = list(map(len, prompts))
+    return {"min": min(lengths), "max": max(lengths), "shared": common_prefix_length(prompts)}
+
+
+def peers(bench: Bench) -> dict:
+    """Every engine on few prompts and on many, then ours with and without LoRA."""
+    plan, tables = bench.plan, []
+    for num_prompts in plan.peer_prompts:
+        case = bench.case(num_prompts, plan.num_generations, plan.peer_tokens)
+        rows = []
+        for engine in ("ours", *PEERS):
+            rows.append({"engine": engine, **bench.measure(engine, [case])[0]})
+            print(num_prompts, *engine_table(rows)[-1:], flush=True)
+        tables.append({"prompts": num_prompts, "prompt_tokens": _prompt_tokens(case["prompts"]), "rows": rows})
+    forms = []
+    for engine in FORMS:
+        forms.append({"engine": engine, **bench.measure(engine, [case])[0]})
+        print(*engine_table(forms)[-1:], flush=True)
+    return {
+        "engines": {name: engine.says for name, engine in ENGINES.items()}, "tables": tables, "forms": forms,
+        "generations": plan.num_generations, "tokens": plan.peer_tokens}
+
+
+def refill(bench: Bench) -> dict:
+    """Rows of different lengths: with refilled slots, in batches, and what transformers has for it."""
+    plan, rows = bench.plan, []
+    slots = plan.refill_batch * plan.num_generations
+    continuous = "continuous batching" if torch.cuda.is_available() else "continuous batching, 8 at once"
+    turns = [
+        ("ours", "ours", {"at_once": slots}), (BATCHED, "ours", {"batch": plan.refill_batch}),
+        (DYNAMIC, DYNAMIC, {"batch": plan.refill_batch}), (ONCE, ONCE, {"batch": plan.refill_batch}),
+        (continuous, continuous, {"at_once": slots})]
+    for name, engine, how in turns:
+        case = bench.case(plan.refill_prompts, plan.num_generations, plan.refill_tokens, stop=True, **how)
+        rows.append({"engine": name, **bench.measure(engine, [case])[0]})
+        print(*engine_table(rows)[-1:], flush=True)
+    if rows[0].get("digest") != rows[1].get("digest"):
+        raise SystemExit("error: refilled slots and batches gave different completions")
+    return {
+        "rows": rows, "prompts": plan.refill_prompts, "batch": plan.refill_batch, "slots": slots,
+        "generations": plan.num_generations, "tokens": plan.refill_tokens, "stop_ids": len(bench.stop_ids),
+        "stop_probability": plan.stop_probability, "prompt_tokens": _prompt_tokens(case["prompts"])}
+
+
+def growth(bench: Bench) -> dict:
+    """What more solved examples and more completions cost us."""
+    plan = bench.plan
+    sizes = [(shots, count) for shots in plan.growth_shots for count in plan.growth_generations]
+    cases = [bench.case(plan.growth_prompts, count, plan.growth_tokens, shots=shots) for shots, count in sizes]
+    rows = bench.measure("ours", cases)
+    for (shots, count), case, row in zip(sizes, cases, rows):
+        row |= {"shots": shots, "generations": count, "prompt_tokens": _prompt_tokens(case["prompts"])}
+    print(*growth_table(rows), sep="\n", flush=True)
+    return {"rows": rows, "prompts": plan.growth_prompts, "tokens": plan.growth_tokens}
+
+
+def environment(options: argparse.Namespace) -> dict:
+    """What a part's numbers depend on."""
+    cuda = torch.cuda.is_available()
+    threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
+    data = "FOLDER" if Path(options.data).exists() else options.data
+    return {
+        "command": f"{COMMAND} --data {data} --threads {options.threads} --parts {' '.join(options.parts)}",
+        "commit": commit(),
+        "device": "cuda" if cuda else "cpu",
+        "machine": torch.cuda.get_device_name() if cuda else f"{processor()}; {threads}",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
+    """Read the command line, measure, and write the files."""
+    parser = argparse.ArgumentParser(description="Compare grpo.rollout.generate with transformers' generation.")
+    parser.add_argument("--data", default="openai/gsm8k", help="Hub name or folder of raw GSM8K, or wordproblems")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch, on a CPU")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; keeps the rest")
+    parser.add_argument("--output_dir", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args(arguments)
+    path = options.output_dir / "rollout.json"
+    result = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            bench = Bench(Path(folder), options.data, plan, options.threads)
+        except ValueError as error:
+            parser.error(str(error))
+        model = {**asdict(plan), "parameters": bench.num_parameters}
+        for name in options.parts:
+            about = {"environment": environment(options), "model": model}
+            result["parts"][name] = about | {"peers": peers, "refill": refill, "growth": growth}[name](bench)
+            path.write_text(json.dumps(result, indent=2) + "\n")
+    (options.output_dir / "rollout.md").write_text(markdown(result))
+    if "growth" in result["parts"]:
+        draw(result["parts"]["growth"], options.output_dir / "rollout.png")
+
+
+if __name__ == "__main__":
+    main()
