@@ -30,7 +30,7 @@ from grpo.packing import common_prefix_length
 COMMAND = "python -m benchmarks.rollout"
 PARTS = ("peers", "refill", "growth")
 PACKAGES = ("torch", "transformers", "tokenizers")
-PEERS = [name for name in ENGINES if not name.startswith("ours")]
+PEERS = tuple(name for name in ENGINES if not name.startswith("ours"))
 FORMS = ("ours", "ours, LoRA merged", "ours, LoRA beside")
 BATCHED = "ours, in batches"  # of the refill part: `ours` again
 DYNAMIC, ONCE = "dynamic cache", "dynamic cache, prompts read once"
@@ -49,6 +49,7 @@ class Plan:
     vocab_size: int = 8192
     num_shots: int = 8
     num_generations: int = 8
+    peers: tuple[str, ...] = PEERS
     peer_prompts: tuple[int, ...] = (2, 16)
     peer_tokens: int = 128
     refill_prompts: int = 32
@@ -59,8 +60,8 @@ class Plan:
     growth_generations: tuple[int, ...] = (4, 8, 16)
     growth_prompts: int = 4
     growth_tokens: int = 64
-    repeats: int = 3
-    enough_s: float = 60
+    repeats: int = 5
+    enough_s: float = 30
 
 
 class Bench:
@@ -68,7 +69,8 @@ class Bench:
 
     def __init__(self, folder: Path, data: str, plan: Plan, threads: int) -> None:
         self.folder, self.plan, self.threads = folder, plan, threads
-        texts = [f"{example.question} {example.answer}" for example in load_examples(data, "train", num_shots=0, seed=0)]
+        examples = load_examples(data, "train", num_shots=0, seed=0)
+        texts = [f"{example.question} {example.answer}" for example in examples]
         tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=plan.vocab_size)
         tokenizer.save_pretrained(folder)
         torch.manual_seed(0)
@@ -98,8 +100,8 @@ class Bench:
         result.unlink(missing_ok=True)
         spent = {"repeats": self.plan.repeats, "enough_s": self.plan.enough_s, "threads": self.threads}
         job.write_text(json.dumps({"folder": str(self.folder), "engine": engine, "cases": cases, **spent}))
-        count = str(self.threads)
-        environment = os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
+        environment = os.environ | threads | {"TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rollout_worker", str(job), str(result)]
         try:
             done = subprocess.run(
@@ -111,7 +113,7 @@ class Bench:
         rows = json.loads(result.read_text()) if result.exists() else []
         if len(rows) < len(cases):
             print(f"{engine}: {why}", *last, sep="\n", file=sys.stderr)
-        return rows + [{"why": why}] * (len(cases) - len(rows))
+        return rows + [{"why": why} for _ in cases[len(rows):]]
 
 
 def _config(plan: Plan) -> Qwen2Config:
@@ -126,22 +128,27 @@ def _prompt_tokens(prompts: list[list[int]]) -> dict[str, int]:
     return {"min": min(lengths), "max": max(lengths), "shared": common_prefix_length(prompts)}
 
 
+def _show(rows: list[dict]) -> None:
+    """The last row, while the others are being measured; which peer is the fastest is not known yet."""
+    print(engine_table(rows)[-1].replace("**", ""), flush=True)
+
+
 def peers(bench: Bench) -> dict:
     """Every engine on few prompts and on many, then ours with and without LoRA."""
     plan, tables = bench.plan, []
     for num_prompts in plan.peer_prompts:
         case = bench.case(num_prompts, plan.num_generations, plan.peer_tokens)
         rows = []
-        for engine in ("ours", *PEERS):
+        for engine in ("ours", *plan.peers):
             rows.append({"engine": engine, **bench.measure(engine, [case])[0]})
-            print(num_prompts, *engine_table(rows)[-1:], flush=True)
+            _show(rows)
         tables.append({"prompts": num_prompts, "prompt_tokens": _prompt_tokens(case["prompts"]), "rows": rows})
     forms = []
     for engine in FORMS:
         forms.append({"engine": engine, **bench.measure(engine, [case])[0]})
-        print(*engine_table(forms)[-1:], flush=True)
+        _show(forms)
     return {
-        "engines": {name: engine.says for name, engine in ENGINES.items()}, "tables": tables, "forms": forms,
+        "engines": {name: ENGINES[name].says for name in (*FORMS, *plan.peers)}, "tables": tables, "forms": forms,
         "generations": plan.num_generations, "tokens": plan.peer_tokens}
 
 
@@ -157,7 +164,7 @@ def refill(bench: Bench) -> dict:
     for name, engine, how in turns:
         case = bench.case(plan.refill_prompts, plan.num_generations, plan.refill_tokens, stop=True, **how)
         rows.append({"engine": name, **bench.measure(engine, [case])[0]})
-        print(*engine_table(rows)[-1:], flush=True)
+        _show(rows)
     if rows[0].get("digest") != rows[1].get("digest"):
         raise SystemExit("error: refilled slots and batches gave different completions")
     return {
@@ -183,8 +190,9 @@ def environment(options: argparse.Namespace) -> dict:
     cuda = torch.cuda.is_available()
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
     data = "FOLDER" if Path(options.data).exists() else options.data
+    parts = "" if set(options.parts) == set(PARTS) else f" --parts {' '.join(options.parts)}"
     return {
-        "command": f"{COMMAND} --data {data} --threads {options.threads} --parts {' '.join(options.parts)}",
+        "command": f"{COMMAND} --data {data} --threads {options.threads}{parts}",
         "commit": commit(),
         "device": "cuda" if cuda else "cpu",
         "machine": torch.cuda.get_device_name() if cuda else f"{processor()}; {threads}",
@@ -209,13 +217,12 @@ def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
             bench = Bench(Path(folder), options.data, plan, options.threads)
         except ValueError as error:
             parser.error(str(error))
-        model = {**asdict(plan), "parameters": bench.num_parameters}
+        about = {"environment": environment(options), "plan": {**asdict(plan), "parameters": bench.num_parameters}}
         for name in options.parts:
-            about = {"environment": environment(options), "model": model}
             result["parts"][name] = about | {"peers": peers, "refill": refill, "growth": growth}[name](bench)
             path.write_text(json.dumps(result, indent=2) + "\n")
-    (options.output_dir / "rollout.md").write_text(markdown(result))
-    if "growth" in result["parts"]:
+            (options.output_dir / "rollout.md").write_text(markdown(result))
+    if "growth" in options.parts:
         draw(result["parts"]["growth"], options.output_dir / "rollout.png")
 
 

@@ -1,5 +1,6 @@
 """The page and the picture of `benchmarks.rollout`: every number on them is one of rollout.json's."""
 
+import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -7,56 +8,55 @@ from matplotlib.figure import Figure
 from benchmarks.kernel import number
 
 OURS = "ours"
-HEADS = ("engine", "seconds", "runs", "s / ours", "tokens/s", "MiB", "MiB / ours", "prefill s", "occupancy %")
+HEADS = ("engine", "seconds", "runs", "time / ours", "tokens/s", "MiB", "MiB / ours", "prefill s", "occupancy %")
 NO_GPU = """**GPU: not measured.** The same command on a machine with one measures it, in bfloat16, with the memory of
-the CUDA allocator.
-"""
+the CUDA allocator."""
 HOW = """The model is random: a tied Qwen2 of {parameters:,} parameters, hidden size {hidden_size}, intermediate
 {intermediate_size}, {num_hidden_layers} layers, {num_attention_heads} heads, {num_key_value_heads} key/value heads,
 vocabulary {vocab_size:,}; float32 on a CPU. The prompts are the data's first training questions behind {num_shots}
-solved examples, in tokens of a byte-level BPE trained on the data. Sampling is plain, at temperature 1. A random
-model's texts say nothing, and nothing is said about them here; a row's length is set, or drawn by stop tokens.
+solved examples, in tokens of a byte-level BPE trained on the data. Sampling is plain, at temperature 1. What the texts
+say means nothing; how long they are is set, or drawn by stop tokens.
 
-Every engine runs in a process of its own. It loads the model, continues two prompts of 8 tokens by 2, and is then
-timed on the whole phase, reading of the prompts included: up to {repeats} runs, no further one begun after
-{enough_s:g} s, the fastest counts. Every row's length is checked. MiB is the most resident memory in these runs beyond
-that of the process before the first, model loaded and warmed up, freed memory given back; ours has dropped the
-transformers model by then. Occupancy: sampled tokens per row and step the decoder went over, whether the row had ended
-or not; empty where the engine does not say. "s / ours" and "MiB / ours" above 1 mean that ours needs less. **Bold**: the
-fastest peer.
-"""
+Every engine runs in a process of its own. It loads the model, continues two prompts of 8 tokens by 2 tokens, and is
+then timed on the whole phase, reading of the prompts included: up to {repeats} runs, no further one begun after
+{enough_s:g} s, the fastest counts. The length of every row is checked. Columns:
+
+- time / ours: seconds for each sampled token, over ours; MiB / ours likewise. Above 1, ours needs less.
+- MiB: the most resident memory in these runs beyond what the process held before the first, model loaded and warmed up,
+  freed memory given back. Ours has dropped the transformers model by then, so that all hold one model.
+- occupancy: sampled tokens over rows the decoder went over, ended rows included; empty where the engine does not say.
+- **bold**: the fastest peer."""
 PEERS = """## Peers
 
 {generations} completions for each prompt, {tokens} tokens each, none stops.
 """
-FORMS = """### LoRA in our rollout, {prompts} prompts
+FORMS = """### LoRA in our rollout, {prompts} prompts x {generations}
 
-What the branches cost: merged, they are added into a second copy of the weights, which the loaded model's memory
-includes.
+Merged, the branches are added into a second copy of the weights, which counts as loaded model; beside, they are two
+more products for each joined projection.
 """
 REFILL = """## Rows of different lengths
 
 {prompts} prompts x {generations}, at most {tokens} tokens; {stop_ids} stop tokens drawn at random, which a uniform
-model samples with probability 1/{mean:.0f} a token. "ours" refills {slots} slots in one call; the batches are {batch}
-prompts ({slots} rows) a call, the next one when the last row has ended. Continuous batching refills by itself. Both of
-ours sampled the same completions, token for token; the peers' noise is another, so compare tokens/s.
+model would sample with probability 1/{mean:.0f} a token. "ours" refills {slots} slots in one call. "In batches" are
+calls with {batch} prompts ({slots} rows) each, the next one when the last row has ended. Continuous batching refills by
+itself. Both of ours sampled the same completions, token for token. The peers have other noise, so other lengths:
+compare tokens/s.
 """
-GROWTH = """## What more examples and more completions cost us
+GROWTH = """## What more solved examples and more completions cost us
 
-{prompts} prompts, {tokens} tokens a completion, none stops: seconds of the phase, tokens/s in brackets. "Prompt tokens"
-is the longest, of which "shared" are the same in all.
+{prompts} prompts, {tokens} tokens a completion, none stops: seconds of the phase, tokens/s in brackets. Prompt tokens
+are the longest prompt's, of which "shared" are the same in all.
 """
 LIMITS = """## What this does not say
 
-- Nothing about engines made for serving (vLLM, SGLang, TensorRT-LLM): they need a GPU.
-- transformers' continuous batching is made for GPUs with a flash attention kernel. Without one it takes one masked
-  attention of all rows' tokens over all rows' keys, so its cost grows with the square of the rows at once: hence the
-  rows with 8 and 16. With its own default of 8,192 tokens a forward and a cache sized from free memory it would take
-  many GiB here; the sizes above bound both.
-- `generate` reads a prompt once for each completion, which is what it does when asked for several; "prompts read once"
-  is the strongest form that we could give it with its public functions.
-- A small model, where the time goes into attention and many small operations; in a big one the matrix products, which
-  are the same for all, weigh more. Logits are nearly uniform, so sampling is as expensive as it gets.
+- Nothing about engines made for serving, such as vLLM and SGLang: not measured.
+- transformers' continuous batching is made for a GPU with a flash attention kernel. Without one it computes one masked
+  attention of all rows' tokens over all rows' keys, which grows with the square of the rows at once; hence the rows
+  with 16 and 8. Left to itself it plans for 60 % of a CPU machine's memory.
+- `generate` reads a prompt once for each of its completions. "Prompts read once" is the strongest form that we could
+  give it with public functions; it still copies the prompt's keys and values for each row.
+- A small model: in a big one the matrix products, which are the same for all, weigh more. Not measured here.
 """
 
 
@@ -110,17 +110,25 @@ def growth_table(rows: list[dict]) -> list[str]:
 def markdown(result: dict) -> str:
     """The result as a page."""
     parts = result["parts"]
-    if not parts:
-        return ""
     first = next(iter(parts.values()))
     lines = ["# The rollout beside transformers' generation\n"]
     if any(part["environment"]["device"] == "cpu" for part in parts.values()):
-        lines.append(NO_GPU)
-    lines.append(HOW.format(**first["model"]))
+        lines.append(NO_GPU + "\n")
+    same = all(part["environment"] == first["environment"] for part in parts.values())
+    lines += [_about(first)] if same else []
+    lines.append(_wrapped(HOW.format(**first["plan"])))
     for name, section in (("peers", _peers), ("refill", _refill), ("growth", _growth)):
         if name in parts:
-            lines += section(parts[name])
+            title, *rest = section(parts[name])
+            lines += [_wrapped(title), *([] if same else [_about(parts[name])]), *rest]
     return "\n".join([*lines, LIMITS])
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs filled anew once their numbers are in; lists stay as they are."""
+    paragraphs = text.split("\n\n")
+    filled = [one if one[:2] == "- " else textwrap.fill(one, 120, break_on_hyphens=False) for one in paragraphs]
+    return "\n\n".join(filled) + "\n"
 
 
 def _about(part: dict) -> str:
@@ -137,25 +145,25 @@ def _length(part: dict) -> str:
 
 
 def _peers(part: dict) -> list[str]:
-    lines = [PEERS.format(**part), _about(part)]
+    lines = [PEERS.format(**part)]
     lines += [f"- {name}: {says}" for name, says in part["engines"].items()]
     for table in part["tables"]:
         lines += [f"\n### {table['prompts']} prompts x {part['generations']}: {_length(table)}\n"]
         lines += engine_table(table["rows"])
         lines += [f"\nCompiling and the first run of \"{row['engine']}\": {number(row['first_s'])} s, not counted."
                   for row in table["rows"] if "first_s" in row]
-    return [*lines, "", FORMS.format(prompts=part["tables"][-1]["prompts"]), *engine_table(part["forms"]), ""]
+    return [*lines, "", FORMS.format(prompts=part["tables"][-1]["prompts"], **part), *engine_table(part["forms"]), ""]
 
 
 def _refill(part: dict) -> list[str]:
-    lines = [REFILL.format(**part, mean=1 / part["stop_probability"]), _about(part), f"{_length(part).capitalize()}.\n"]
+    lines = [REFILL.format(**part, mean=1 / part["stop_probability"]), f"{_length(part).capitalize()}.\n"]
     lines += engine_table(part["rows"])
     lengths = [f"{row['engine']} {row['mean_length']:.1f}" for row in part["rows"] if row["why"] is None]
     return [*lines, f"\nMean tokens of a row: {', '.join(lengths)}.\n"]
 
 
 def _growth(part: dict) -> list[str]:
-    return [GROWTH.format(**part), _about(part), *growth_table(part["rows"]), "\n![seconds over shots](rollout.png)\n"]
+    return [GROWTH.format(**part), *growth_table(part["rows"]), "\n![seconds over shots](rollout.png)\n"]
 
 
 def draw(part: dict, path: Path) -> None:

@@ -91,8 +91,8 @@ def load_ours(folder: Path, device: str, *, form: str | None = None) -> tuple[De
         for name, module in model.named_modules():
             if name.rpartition(".")[2] in LORA_MODULES:
                 num_outputs, num_inputs = module.weight.shape
-                A_RI, B_OR = torch.randn(RANK, num_inputs), torch.randn(num_outputs, RANK)
-                lora[name] = (A_RI.to(module.weight) / num_inputs, B_OR.to(module.weight) / RANK, 1.0)
+                A_RI, B_OR = torch.randn(RANK, num_inputs) / num_inputs**0.5, torch.randn(num_outputs, RANK) / RANK
+                lora[name] = (A_RI.to(module.weight), B_OR.to(module.weight), 1.0)
     decoder = Decoder(model.config, dict(model.named_parameters()), lora, form=form or "lora")
     return decoder, AutoTokenizer.from_pretrained(folder)
 
@@ -110,8 +110,8 @@ def ours(loaded: tuple[Decoder, Any], case: Case) -> Sampled:
 
 
 def sampling(case: Case, **options: Any) -> GenerationConfig:
-    """Plain sampling: no processor of the logits is on."""
-    noise = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if case.temperature else {}
+    """Plain sampling: at temperature 1 no processor of the logits is on."""
+    noise = {"do_sample": True, "temperature": 1.0, "top_k": 0 if case.temperature else 1, "top_p": 1.0}
     stop = {"eos_token_id": case.stop_ids} if case.stop_ids else {}
     return GenerationConfig(max_new_tokens=case.max_new_tokens, pad_token_id=PAD, **noise, **stop, **options)
 
@@ -139,9 +139,7 @@ def hugging_face(model: PreTrainedModel, case: Case, *, compiled: bool = False, 
         options["compile_config"] = CompileConfig()
         options["compile_config"]._compile_all_devices = True
     token_BL, mask_BL = padded(case.prompts, model.device)
-    config = sampling(case, num_return_sequences=case.num_generations if case.temperature else 1, **options)
-    if not case.temperature:  # greedy decoding refuses several sequences for a prompt
-        token_BL, mask_BL = (tensor.repeat_interleave(case.num_generations, 0) for tensor in (token_BL, mask_BL))
+    config = sampling(case, num_return_sequences=case.num_generations, **options)
     token_NL = model.generate(token_BL, attention_mask=mask_BL, generation_config=config)
     return trimmed(token_NL[:, token_BL.shape[1] :], case)
 
@@ -183,7 +181,6 @@ def continuous(model: PreTrainedModel, case: Case, *, at_once: int | None = None
     config = sampling(case, num_return_sequences=case.num_generations)
     if not case.stop_ids:
         config.eos_token_id = -1  # none; unset would say so in a warning
-    config.do_sample = bool(case.temperature)
     outputs = model.generate_batch(case.prompts, generation_config=config, continuous_batching_config=sizes)
     failed = [output.error for output in outputs.values() if output.error is not None]
     if failed:
@@ -212,13 +209,14 @@ ENGINES = {
         "`model.generate` that continues a `DynamicCache`, into which we read the shared prefix once and each prompt's "
         "rest once, before it is copied for each row", load_model, read_once),
     "static cache": _generate(
-        "`model.generate` with `cache_implementation=\"static\"` and `disable_compile=True`, as is the default on a CPU",
+        "`model.generate` with `cache_implementation=\"static\"`, not compiled, which is the default on a CPU",
         cache_implementation="static", disable_compile=True),
     "static cache, compiled": _generate(
-        "the same through torch.compile, which on a CPU takes a private switch; the same phase is run once before, and "
-        "that is not counted", cache_implementation="static", compiled=True),
+        "the same with torch.compile, which on a CPU takes a private switch; the whole phase is run once before it is "
+        "timed, and every new size would compile again", cache_implementation="static", compiled=True),
     "continuous batching": _continuous(
-        f"`model.generate_batch`, every row at once; its cache holds the longest rows, a forward {BATCH_TOKENS:,} tokens"),
+        "`model.generate_batch`, all rows at once; its cache has room for that many rows of full length, a forward "
+        f"takes at most {BATCH_TOKENS:,} tokens"),
     "continuous batching, 16 at once": _continuous("the same with at most 16 rows at once", at_once=16),
     "continuous batching, 8 at once": _continuous("the same with at most 8 rows at once", at_once=8),
 }

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from benchmarks.rollout_peers import ENGINES, Case, Engine, Sampled
 
@@ -25,20 +24,18 @@ class Memory:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            ctypes.CDLL(None).malloc_trim(0)  # so that what was freed before does not hide what is taken now
-            self.before = _status("VmRSS")
+        self.restart()
+        self.before = torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
 
     def restart(self) -> None:
-        """Forget the peak so far."""
+        """Forget the peak so far, and give back what is free, so that it does not hide what is taken from now on."""
+        gc.collect()
         if self.device == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see man 5 proc
 
     def peak(self) -> int:
         """Bytes, the most since `restart`."""
@@ -94,7 +91,8 @@ def measure(engine: Engine, loaded: Any, case: Case, *, batch: int | None, repea
         row["first_s"] = time.perf_counter() - start
     memory, peaks = Memory(device), []
     while len(row["seconds"]) < repeats and sum(row["seconds"]) < enough_s:
-        memory.restart()
+        if peaks:
+            memory.restart()
         start = time.perf_counter()
         sampled = run(engine, loaded, case, batch)
         row["seconds"].append(time.perf_counter() - start)
@@ -117,8 +115,6 @@ def measure(engine: Engine, loaded: Any, case: Case, *, batch: int | None, repea
 def main(job_path: str, result_path: str) -> None:
     """Do one job: load one engine, measure its cases in turn, write a row for each."""
     job = json.loads(Path(job_path).read_text())
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     torch.set_num_threads(job["threads"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     engine, rows = ENGINES[job["engine"]], []

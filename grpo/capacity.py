@@ -25,20 +25,21 @@ def free_bytes(device: torch.device) -> int:
     free = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(limit.with_name("memory.current").read_text()))
+        held = int(limit.with_name("memory.current").read_text())
+        counts = dict(line.split() for line in limit.with_name("memory.stat").read_text().splitlines())
+        free = min(free, int(most) - held + int(counts["inactive_file"]))  # cached files give way
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def slot_bytes(decoder: Decoder, *, rest: int, room: int, num_generations: int) -> int:
-    """Bytes that one slot adds: `(T + Q / G) · token + 12 V + 20 T + 16 (H + I)`.
+def slot_bytes(decoder: Decoder, room: int) -> int:
+    """Bytes of one slot without its prompt: `T · token + 12 V + 20 T + 16 (H + I)`.
 
-    A token's keys and values in all layers, the row's share of its prompt's rest; its logits, their exponentials and
-    one copy in float32; its noise, tokens and log-probs; the widest activations of a layer.
+    A token's keys and values in all layers; the row's logits, their exponentials and one copy in float32; its noise,
+    tokens and log-probs; the widest activations of a layer.
     """
     config = decoder.config
-    keys_and_values = (room + -(-rest // num_generations)) * decoder.token_bytes()
-    return (keys_and_values + 12 * config.vocab_size + 20 * room
-            + 16 * (config.hidden_size + config.intermediate_size))
+    activations = 16 * (config.hidden_size + config.intermediate_size)
+    return room * decoder.token_bytes() + 12 * config.vocab_size + 20 * room + activations
 
 
 def choose_slots(
@@ -61,19 +62,25 @@ def choose_slots(
     """
     prefix = common_prefix_length(list(prompts))
     rest = max(map(len, prompts)) - prefix
-    each = slot_bytes(decoder, rest=rest, room=max_completion_length, num_generations=num_generations)
     config = decoder.config
-    reading = min(PREFILL_TOKENS, prefix + rest) * 16 * (config.hidden_size + config.intermediate_size)
+    reading = max(prefix, PREFILL_TOKENS) * 16 * (config.hidden_size + config.intermediate_size)
     fixed = prefix * decoder.token_bytes() + reading
-    fit = int(SHARE * free - fixed) // each
+    each, place = slot_bytes(decoder, max_completion_length), rest * decoder.token_bytes()
+    num_places = -(-num_rows // num_generations)
+    # Each of the first slots may continue a prompt of its own; beyond them, slots share.
+    budget = int(SHARE * free) - fixed
+    fit = min(budget // (each + place), num_places)
+    if fit == num_places:
+        fit = (budget - num_places * place) // each
     if fit < 1:
         refuse("max_completion_length", max_completion_length, f"with prompts of {prefix + rest} tokens needs "
-               f"{(fixed + each) / MIB:,.0f} MiB for a single rollout slot, and half of {free / MIB:,.0f} MiB free is "
-               "the most it may take", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
+               f"{(fixed + each + place) / MIB:,.0f} MiB for a single rollout slot, and half of {free / MIB:,.0f} MiB "
+               "free is the most it may take", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
     if asked is not None and asked > fit:
         refuse("rollout_slots", asked, f"slots of {each / MIB:,.1f} MiB do not fit in half of the "
                f"{free / MIB:,.0f} MiB that are free", fit)
     slots = min(asked or fit, num_rows)
+    together = fixed + slots * each + min(slots, num_places) * place
     return slots, (
-        f"{slots} slots for {num_rows} rows, {each / MIB:,.2f} MiB each, {(fixed + slots * each) / MIB:,.0f} MiB "
-        f"together; {fit:,} would fit in half of the free memory")
+        f"{slots} slots for {num_rows} rows, {each / MIB:,.2f} MiB each, {together / MIB:,.0f} MiB with the prompts; "
+        f"{fit:,} would fit in half of the free memory")

@@ -66,12 +66,13 @@ def generate(
         if not prompt:
             raise ValueError(f"prompt {index} is empty: a prompt needs at least 1 token")
     device, prompt_index_B = decoder.device.type, torch.tensor(prompt_index)
-    num_rows, room = len(prompts) * num_generations, -(-max_completion_length // STEPS[device]) * STEPS[device]
+    num_rows = len(prompts) * num_generations
     stop = StopRule(tokenizer, stop_token_ids, stop_strings, vocab_size=decoder.config.vocab_size)
-    rows = _Rows(num_rows, room, max_completion_length)
+    rows = _Rows(num_rows, max_completion_length)
     slots = Slots(
-        decoder, prompts, num_slots=min(num_slots or num_rows, num_rows), num_generations=num_generations, room=room,
-        noise=lambda row_X: _noise(seed, step, prompt_index_B, num_generations, row_X, room),
+        decoder, prompts, num_slots=min(num_slots or num_rows, num_rows), num_generations=num_generations,
+        room=max_completion_length,
+        noise=lambda row_X: _noise(seed, step, prompt_index_B, num_generations, row_X, max_completion_length),
         sample=partial(sample, temperature=temperature, top_p=top_p, top_k=top_k), share_prefix=share_prefix)
     windows: deque[Window] = deque()
     while rows.num_done < num_rows:
@@ -88,8 +89,7 @@ def generate(
 class _Rows:
     """What has been sampled so far, every row in its place, on the CPU."""
 
-    def __init__(self, num_rows: int, room: int, max_completion_length: int) -> None:
-        self.max_completion_length = max_completion_length
+    def __init__(self, num_rows: int, room: int) -> None:
         self.token_NT = torch.zeros(num_rows, room, dtype=torch.int64)
         self.logprob_NT = torch.zeros(num_rows, room)
         self.length_N = torch.zeros(num_rows, dtype=torch.int64)
@@ -111,7 +111,7 @@ class _Rows:
             self.logprob_NT[row_M, column_M] = logprob_M[alive_M]
             self.length_N[row_M] += 1
             ended_M = stop.ended(self.token_NT, row_M, column_M)
-            full_M = column_M + 1 == self.max_completion_length
+            full_M = column_M + 1 == self.token_NT.shape[1]
             self.truncated_N[row_M] = full_M & ~ended_M
             ended += row_M[ended_M | full_M].tolist()
             alive_M[alive_M.clone()] = ~(ended_M | full_M)

@@ -31,6 +31,7 @@ class StopRule:
         self.stop_strings = stop_strings
         self.kind_V = _kinds(tokenizer, tuple(stop_strings), vocab_size).clone()
         self.kind_V[sorted(stop_token_ids)] = ENDS
+        self.special = set(tokenizer.all_special_ids)
         # Every token that shows in the text adds at least one byte; one more for what the first one cuts off.
         self.tail = max((len(stop.encode()) for stop in stop_strings), default=0) + 1
 
@@ -50,9 +51,18 @@ class StopRule:
         suspects = (kind_M == SUSPECT).nonzero()[:, 0].tolist()
         if suspects:
             ends = zip(row_M[suspects].tolist(), (column_M[suspects] + 1).tolist())
-            tails = self._decode([token_NT[row, max(0, end - self.tail) : end].tolist() for row, end in ends])
-            ended_M[suspects] = torch.tensor([self.cut(tail) != tail for tail in tails])
+            found = [self._completes(token_NT[row, :end]) for row, end in ends]
+            ended_M[suspects] = torch.tensor(found)
         return ended_M
+
+    def _completes(self, token_T: torch.Tensor) -> bool:
+        """Does a stop string stand at the end of these tokens? Their tail tells, unless it is not what it seems."""
+        tail = token_T[-self.tail :].tolist()
+        text = self._decode([tail])[0]
+        # Cut inside a character, a tail may lose the text after it as well; special tokens show no byte of theirs.
+        if "\ufffd" in text or not self.special.isdisjoint(tail):
+            text = self._decode([token_T.tolist()])[0]
+        return self.cut(text) != text
 
     def texts(self, completions: list[list[int]]) -> list[str]:
         """The completions as the rewards read them: without special tokens, cut before the first stop string."""

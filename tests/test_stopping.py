@@ -1,4 +1,4 @@
-"""Stop tokens and stop strings on a byte-level tokenizer, token by token. Under 3 seconds on a CPU."""
+"""Stop tokens and stop strings on a byte-level tokenizer, token by token. About 3 seconds on a CPU."""
 
 import pytest
 import torch
@@ -154,9 +154,10 @@ def test_a_tokenizer_that_drops_a_leading_space_and_falls_back_to_bytes(before):
     # The space that completes ": " comes with the next word, whose text alone has none.
     assert tokenizer.decode(ids[-1:]) == "7"
     assert run(rule(": ", tokenizer=tokenizer), ids) == len(ids)
+    # A space of its own, at the start of the shortest tail that holds the string, must not be dropped.
+    assert run(rule(" x", tokenizer=tokenizer), [vocab[piece] for piece in ("▁7", "▁", *byte_tokens("xy"))]) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="a tail that begins inside a character turns the bytes after it to U+FFFD")
 @pytest.mark.parametrize("before", ["日日日", "\U0001f600日日"])
 def test_a_stop_string_behind_many_bytes_of_a_byte_fallback_tokenizer(before):
     tokenizer, vocab = sentence_piece_tokenizer()
@@ -165,7 +166,6 @@ def test_a_stop_string_behind_many_bytes_of_a_byte_fallback_tokenizer(before):
     assert run(rule("\nQuestion:", tokenizer=tokenizer), ids) == len(ids)
 
 
-@pytest.mark.xfail(strict=True, reason="special tokens show no byte, but fill the tail")
 def test_a_stop_string_interrupted_by_special_tokens():
     ids = tokens_of("7", "\n") + [END, END, END] + tokens_of("Q", ":")
     assert rule("\nQ:").texts([ids]) == ["7"]
