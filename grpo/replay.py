@@ -10,19 +10,17 @@ FINE, COARSE = 8, 64  # widths are multiples of FINE up to COARSE, then of COARS
 
 
 class Replay:
-    """`step(width)`, on a GPU as one CUDA graph per width.
+    """Calls `step(width)`, on a GPU as one CUDA graph per width.
 
     The first call of a width runs the step as it is, which compiles and allocates what a recording must not; the second
     records it; from then on it is one launch. Everything the step reads and writes stays at its address, and it never
     waits for the GPU.
 
     Args:
-        step: works on the first `width` slots.
-        device: where it works; on a CPU there is nothing to record.
+        device: where the step works; on a CPU there is nothing to record.
     """
 
-    def __init__(self, step: Callable[[int], None], device: torch.device) -> None:
-        self.step = step
+    def __init__(self, device: torch.device) -> None:
         self.records = device.type == "cuda"
         self.seen: set[int] = set()
         self.warmup_s = 0.0
@@ -35,10 +33,10 @@ class Replay:
         multiple = FINE if num_rows <= COARSE else COARSE
         return min(-(-num_rows // multiple) * multiple, num_slots)
 
-    def __call__(self, width: int) -> None:
-        """One step."""
+    def __call__(self, step: Callable[[int], None], width: int) -> None:
+        """One step on the first `width` slots, always the same function."""
         if not self.records:
-            self.step(width)
+            step(width)
         elif width in self.graphs:
             self.graphs[width].replay()
         elif width in self.seen:
@@ -46,12 +44,12 @@ class Replay:
                 self.graphs[width] = torch.cuda.CUDAGraph()
                 pool = next(iter(self.graphs.values())).pool() if len(self.graphs) > 1 else None
                 with torch.cuda.graph(self.graphs[width], pool=pool):
-                    self.step(width)
+                    step(width)
             self.graphs[width].replay()
         else:
             self.seen.add(width)
             with self._counted():
-                self.step(width)
+                step(width)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

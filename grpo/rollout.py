@@ -133,7 +133,7 @@ class _Rows:
             text=stop.texts(completions),
             cost=RolloutCost(
                 num_slots=slots.num_slots, num_steps=slots.num_steps, prefill_s=slots.prefill_s(),
-                warmup_s=slots.step.warmup_s, seconds=seconds),
+                warmup_s=slots.replay.warmup_s, seconds=seconds),
         )
 
 

@@ -73,7 +73,7 @@ class Slots:
         self.logprob_S = torch.zeros(num_slots, device=decoder.device)
         self.uniform_ST = torch.zeros(num_slots, room, dtype=torch.float64, device=decoder.device)
         self.sample = sample
-        self.step = Replay(self._step, decoder.device)
+        self.replay = Replay(decoder.device)
         self.num_steps = 0
         self.prefills: list[Callable[[], float]] = []
         if shared:
@@ -103,12 +103,12 @@ class Slots:
     def run(self, num_steps: int) -> Window:
         """Continue every row in a slot by so many tokens, without waiting for a GPU to do it."""
         num_rows = len(self.rows)
-        width = self.step.width(num_rows, self.num_slots)
+        width = self.replay.width(num_rows, self.num_slots)
         device = self.decoder.device
         token_KM = torch.empty(num_steps, num_rows, dtype=torch.int64, device=device)
         logprob_KM = torch.empty(num_steps, num_rows, device=device)
         for k in range(num_steps):
-            self.step(width)
+            self.replay(self._step, width)
             token_KM[k], logprob_KM[k] = self.token_S[:num_rows], self.logprob_S[:num_rows]
         self.num_steps += num_steps
         event = None

@@ -1,7 +1,9 @@
 """Slots: dense, refilled at once, prompts read once, and the windows in which a GPU works. About 6 seconds on a CPU."""
 
+import gc
 import heapq
 import random
+import weakref
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from tiny_models import decoder_of, tiny_qwen2
 
 from grpo import rollout
 from grpo.decoder import Decoder
+from grpo.kv_cache import KVCache
 from grpo.packing import common_prefix_length
 from grpo.replay import Replay
 from grpo.slots import Slots, Window
@@ -204,7 +207,7 @@ def test_what_a_row_says_beyond_its_end_is_cut(small, monkeypatch, steps, ahead)
 
 
 def test_a_gpu_records_few_widths_and_a_cpu_takes_any():
-    gpu, cpu = (Replay(lambda width: None, torch.device("cpu")) for _ in range(2))
+    gpu, cpu = (Replay(torch.device("cpu")) for _ in range(2))
     gpu.records = True
     widths = [gpu.width(num_rows, 1024) for num_rows in range(1, 1025)]
     # 8, 16, ..., 64 and then 128, 192, ..., 1024.
@@ -222,3 +225,20 @@ def test_a_step_wider_than_the_rows_leaves_them_as_they_are(decoder, monkeypatch
     monkeypatch.setattr(Replay, "width", lambda _, num_rows, num_slots: widths.append(num_slots) or num_slots)
     assert_same_rows(whole, sample_rows(decoder, num_slots=5, **STOPPING), list(range(12)))
     assert set(widths) == {5}
+
+
+def test_keys_and_values_are_gone_when_a_rollout_has_ended(small, monkeypatch):
+    caches, new_cache = [], Decoder.new_cache
+
+    def remember(*args, **sizes) -> KVCache:
+        cache = new_cache(*args, **sizes)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(Decoder, "new_cache", remember)
+    gc.disable()  # a cycle of references would keep them through the update, until Python happens to look for cycles
+    try:
+        sample_rows(small)
+        assert [cache() for cache in caches] == [None]
+    finally:
+        gc.enable()
