@@ -27,12 +27,13 @@ def attend(
         causal: query m sees keys 0..m only; M equals L.
 
     Returns:
-        out [N, J, M, D] and lse [N, J, M] float32.
+        out [N, M, J, D] and lse [N, M, J] float32, views of what may lie in another order.
     """
     if query_NJMD.device.type == "cpu":
         # One pass of PyTorch's own kernel for this, which is what scaled_dot_product_attention calls and drops lse of.
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        out_NJMD, lse_NJM = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query_NJMD, key_NJLD, value_NJLD, 0.0, causal, attn_mask=bias)
+        return out_NJMD.transpose(1, 2), lse_NJM.transpose(1, 2)
     return attend_plainly(query_NJMD, key_NJLD, value_NJLD, bias=bias, causal=causal)
 
 
@@ -50,7 +51,7 @@ def attend_plainly(
         score_NJML = score_NJML.masked_fill(later_ML, -torch.inf)
     lse_NJM = score_NJML.logsumexp(-1)
     weight_NJML = (score_NJML - lse_NJM[..., None]).exp_().to(value_NJLD.dtype)
-    return weight_NJML @ value_NJLD, lse_NJM
+    return (weight_NJML @ value_NJLD).transpose(1, 2), lse_NJM.transpose(1, 2)
 
 
 def join(parts: list[Part]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from grpo.attention import attend, causal_attention, join
+from grpo.attention import Part, attend, causal_attention, join
 
 HIDDEN = -1e9  # added to the score of what a row does not see; finite, because a rest may be hidden as a whole
 
@@ -103,10 +103,9 @@ class KVCache:
             self.rest_YAQCJD[layer, place_X, :num_tokens] = pair_AQCJD
             query_AHQD = query_XJFD.flatten(1, 2).unflatten(0, (len(place_X), -1)).transpose(1, 2)
             key, value = (pair_AQCJD[:, :, c].transpose(1, 2).repeat_interleave(num_shared, dim=1) for c in (0, 1))
-            out, lse = attend(query_AHQD, key, value, causal=True)
-            itself = out.transpose(1, 2).reshape(query_XJFD.shape), lse.transpose(1, 2).reshape(query_XJFD.shape[:3])
-            parts = [itself, self._attend_prefix(layer, query_XJFD)] if self.prefix_length else [itself]
-            return join(parts).to(heads_XED.dtype).flatten(1)
+            itself = (part.flatten(0, 1).unflatten(1, (self.num_kv_heads, -1)).transpose(1, 2)
+                      for part in attend(query_AHQD, key, value, causal=True))
+            return _joined([tuple(itself), *self._attend_prefix(layer, query_XJFD)], heads_XED.dtype)
 
         return attention
 
@@ -123,13 +122,11 @@ class KVCache:
                 return tree_attention().attend_tree(
                     query_MJFD, prefix_PCJD=self.prefix_YPCJD[layer], prompt_AQCJD=self.rest_YAQCJD[layer],
                     rest_A=self.length_A, place_M=place_M, own_STCJD=own_STCJD, column_M=column_M).flatten(1)
+            query_MJFD = query_MJFD.contiguous()
             key, value = own_STCJD[:num_slots, :num_own].transpose(1, 3).unbind(2)
-            parts = [attend(query_MJFD, key, value, bias=bias_M11T)]
-            if self.rest_YAQCJD.shape[2]:
-                parts.append(self._attend_rest(layer, query_MJFD))
-            if self.prefix_length:
-                parts.append(self._attend_prefix(layer, query_MJFD))
-            return join(parts).to(heads_MED.dtype).flatten(1)
+            own = attend(query_MJFD, key, value, bias=bias_M11T)
+            return _joined(
+                [own, *self._attend_rest(layer, query_MJFD), *self._attend_prefix(layer, query_MJFD)], heads_MED.dtype)
 
         return attention
 
@@ -150,27 +147,38 @@ class KVCache:
         query_XJFD = heads_XED[:, :num_query].unflatten(1, (self.num_kv_heads, -1))
         return query_XJFD, heads_XED[:, num_query:].unflatten(1, (2, -1))
 
-    def _attend_prefix(self, layer: int, query_XJFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _attend_prefix(self, layer: int, query_XJFD: torch.Tensor) -> list[Part]:
+        """Out [X, F, J, D] and lse [X, F, J]; nothing where there is no prefix."""
+        if not self.prefix_length:
+            return []
         if self.fused:
-            return tree_attention().attend_shared(query_XJFD, self.prefix_YPCJD[layer])
-        query_1JMD = query_XJFD.transpose(0, 1).flatten(1, 2)[None]
-        key_1JPD, value_1JPD = self.prefix_YPCJD[layer].transpose(0, 2).unbind(1)
-        parts = attend(query_1JMD, key_1JPD[None], value_1JPD[None])
-        return tuple(part[0].unflatten(1, (len(query_XJFD), -1)).transpose(0, 1) for part in parts)
+            parts = tree_attention().attend_shared(query_XJFD, self.prefix_YPCJD[layer])
+            return [tuple(part.transpose(1, 2) for part in parts)]
+        key_1JPD, value_1JPD = self.prefix_YPCJD[layer, None].transpose(1, 3).unbind(2)
+        out, lse = attend(query_XJFD.transpose(0, 1).flatten(1, 2)[None], key_1JPD, value_1JPD)
+        shape = (len(query_XJFD), -1)
+        return [(out[0].unflatten(0, shape), lse[0].unflatten(0, shape))]
 
-    def _attend_rest(self, layer: int, query_MJFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _attend_rest(self, layer: int, query_MJFD: torch.Tensor) -> list[Part]:
+        """Out [M, F, J, D] and lse [M, F, J]; nothing where no prompt has a rest."""
+        if not self.rest_YAQCJD.shape[2]:
+            return []
         if self.seating is None or len(self.seating.seat_M) != len(query_MJFD):
             self.seating = Seating(self.place_S[: len(query_MJFD)])
             padding_AQ = torch.arange(self.rest_YAQCJD.shape[2]) >= self.length_A[: self.seating.num_places, None]
             self.bias_A11Q = (padding_AQ * HIDDEN).to(query_MJFD.dtype)[:, None, None]
         seats = self.seating
-        query_AGJFD = query_MJFD[seats.slot_AG]
-        query_AJMD = query_AGJFD.transpose(1, 2).flatten(2, 3)
+        seated = query_MJFD if seats.in_order else query_MJFD[seats.slot_X]
+        query_AJXD = seated.unflatten(0, (seats.num_places, -1)).transpose(1, 2).flatten(2, 3)
         key, value = self.rest_YAQCJD[layer, : seats.num_places].transpose(1, 3).unbind(2)
-        parts = attend(query_AJMD, key, value, bias=self.bias_A11Q)
-        shape = query_AGJFD.shape
-        return tuple(
-            part.unflatten(2, (shape[1], shape[3])).transpose(1, 2).flatten(0, 1)[seats.seat_M] for part in parts)
+        parts = attend(query_AJXD, key, value, bias=self.bias_A11Q)
+        parts = tuple(part.flatten(0, 1).unflatten(0, (len(seated), -1)) for part in parts)
+        return [parts if seats.in_order else tuple(part[seats.seat_M] for part in parts)]
+
+
+def _joined(parts: list[Part], dtype: torch.dtype) -> torch.Tensor:
+    """[X, J*F*D] the output heads in their order, from parts [X, F, J, D]."""
+    return join(parts).to(dtype).transpose(1, 2).flatten(1)
 
 
 def tree_attention() -> ModuleType:
@@ -188,8 +196,9 @@ class Seating:
 
     Attributes:
         num_places: A, up to the last one in use.
-        slot_AG: [A, G] int64 slot in each seat; 0 in an empty one, whose result nobody reads.
+        slot_X: [A * G] int64 slot in each seat; 0 in an empty one, whose result nobody reads.
         seat_M: [M] int64 index into A * G of each slot's seat.
+        in_order: every seat is taken, by the slot of its own number.
     """
 
     def __init__(self, place_M: torch.Tensor) -> None:
@@ -202,5 +211,5 @@ class Seating:
         seat[order] = place[order] * num_seats + rank
         slot = np.zeros(self.num_places * num_seats, dtype=np.int64)
         slot[seat] = np.arange(len(place))
-        self.slot_AG = torch.from_numpy(slot).view(self.num_places, num_seats)
-        self.seat_M = torch.from_numpy(seat)
+        self.slot_X, self.seat_M = torch.from_numpy(slot), torch.from_numpy(seat)
+        self.in_order = len(slot) == len(seat) and bool((seat == np.arange(len(seat))).all())

@@ -21,6 +21,8 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def rms_norm(x: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
     """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers."""
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, x.shape[-1:], weight_H, eps)
     return weight_H * F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
 
 
@@ -37,7 +39,7 @@ def add_norm(
 def swiglu(gate_up_XI: torch.Tensor) -> torch.Tensor:
     """`silu(gate) · up` (Shazeer 2020, arXiv 2002.05202), gate and up side by side."""
     gate_XI, up_XI = gate_up_XI.chunk(2, dim=-1)
-    return F.silu(gate_XI) * up_XI
+    return F.silu(gate_XI).mul_(up_XI)
 
 
 @fused

@@ -140,6 +140,7 @@ class Slots:
         for state in (self.token_S, self.uniform_ST):
             state[target] = state[source]
 
+    @torch.inference_mode()
     def _step(self, width: int) -> None:
         """One token for the first `width` slots, all in place: what a CUDA graph can hold."""
         column_M = self.cache.column_S[:width].clone()

@@ -17,8 +17,9 @@ def test_joined_parts_equal_one_softmax_over_all_keys(attend):
     query, key, value = 4 * draw(6, 2, 3, 16, seed=0), draw(6, 2, 20, 16, seed=1), draw(6, 2, 20, 16, seed=2)
     parts = [attend(query, key[:, :, part], value[:, :, part]) for part in (slice(0, 7), slice(7, 8), slice(8, 20))]
     plain = (query @ key.mT / 4).softmax(-1) @ value
-    torch.testing.assert_close(join(parts), plain, atol=1e-5, rtol=0)
-    torch.testing.assert_close(parts[1][1], (query @ key[:, :, 7:8].mT / 4)[..., 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(join(parts), plain.transpose(1, 2), atol=1e-5, rtol=0)
+    only = (query @ key[:, :, 7:8].mT / 4)[..., 0]
+    torch.testing.assert_close(parts[1][1], only.transpose(1, 2), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attend", [attend, attend_plainly])
@@ -29,13 +30,13 @@ def test_hidden_keys_take_no_part_in_the_join_even_if_a_part_is_hidden_whole(att
     first = attend(query, key[:, :, :7], value[:, :, :7], bias=(hidden * -1e9)[..., :7])
     joined = join([first, attend(query, key[:, :, 7:], value[:, :, 7:])])
     score = (query @ key.mT / 4).masked_fill(hidden, -torch.inf)
-    torch.testing.assert_close(joined, score.softmax(-1) @ value, atol=1e-5, rtol=0)
+    torch.testing.assert_close(joined, (score.softmax(-1) @ value).transpose(1, 2), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attend", [attend, attend_plainly])
 def test_causal_queries_see_nothing_later(attend):
     query, key, value = draw(2, 2, 5, 16, seed=0), draw(2, 2, 5, 16, seed=1), draw(2, 2, 5, 16, seed=2)
-    out, lse = attend(query, key, value, causal=True)
+    out, lse = (part.transpose(1, 2) for part in attend(query, key, value, causal=True))
     for m in range(5):
         score = query[:, :, m : m + 1] @ key[:, :, : m + 1].mT / 4
         torch.testing.assert_close(out[:, :, m : m + 1], score.softmax(-1) @ value[:, :, : m + 1], atol=1e-5, rtol=0)
@@ -49,7 +50,8 @@ def test_extreme_scores_do_not_overflow(attend):
     joined = join([attend(query, key[:, :, :4], value[:, :, :4]), attend(query, key[:, :, 4:], value[:, :, 4:])])
     # One score wins by thousands: the output is its value.
     winner = (query @ key.mT).argmax(-1)
-    torch.testing.assert_close(joined, value.gather(2, winner[..., None].expand(-1, -1, -1, 16)))
+    expected = value.gather(2, winner[..., None].expand(-1, -1, -1, 16))
+    torch.testing.assert_close(joined, expected.transpose(1, 2))
 
 
 def cache_of(**sizes: int) -> KVCache:
@@ -69,9 +71,11 @@ def test_memory_is_the_prefix_once_a_rest_once_a_group_and_own_tokens_once_a_row
 def test_rows_sit_in_one_rectangle_whatever_their_order():
     # Slots 0..4 continue the prompts in places 2, 0, 2, 2, 0; place 1 is empty.
     seating = Seating(torch.tensor([2, 0, 2, 2, 0]))
-    assert seating.num_places == 3 and seating.slot_AG.shape == (3, 3)
-    assert seating.slot_AG.flatten()[seating.seat_M].tolist() == [0, 1, 2, 3, 4]
+    assert seating.num_places == 3 and seating.slot_X.shape == (9,) and not seating.in_order
+    assert seating.slot_X[seating.seat_M].tolist() == [0, 1, 2, 3, 4]
     assert (seating.seat_M // 3).tolist() == [2, 0, 2, 2, 0]
+    assert Seating(torch.tensor([0, 0, 1, 1])).in_order and not Seating(torch.tensor([0, 1, 0, 1])).in_order
+    assert not Seating(torch.tensor([0, 0, 1])).in_order
 
 
 def test_a_row_that_moves_takes_its_entries_its_place_and_its_position_along():
