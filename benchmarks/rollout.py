@@ -34,6 +34,7 @@ PEERS = tuple(name for name in ENGINES if not name.startswith("ours"))
 FORMS = ("ours", "ours, LoRA merged", "ours, LoRA beside")
 BATCHED = "ours, in batches"  # of the refill part: `ours` again
 DYNAMIC, ONCE = "dynamic cache", "dynamic cache, prompts read once"
+MANY = (DYNAMIC, ONCE, "static cache", "continuous batching, 8 at once")  # the others take a quarter of an hour
 WORKER_SECONDS = 3600  # after which an engine is given up
 
 
@@ -50,6 +51,7 @@ class Plan:
     num_shots: int = 8
     num_generations: int = 8
     peers: tuple[str, ...] = PEERS
+    peers_of_many: tuple[str, ...] = MANY  # of more prompts than the first number
     peer_prompts: tuple[int, ...] = (2, 16)
     peer_tokens: int = 128
     refill_prompts: int = 32
@@ -59,7 +61,11 @@ class Plan:
     growth_shots: tuple[int, ...] = (0, 2, 4, 8)
     growth_generations: tuple[int, ...] = (4, 8, 16)
     growth_prompts: int = 4
-    growth_tokens: int = 64
+    growth_tokens: int = 128
+    wide_hidden_size: int = 896  # a layer of Qwen2.5-0.5B
+    wide_intermediate_size: int = 4864
+    wide_num_attention_heads: int = 14
+    wide_num_hidden_layers: int = 2
     repeats: int = 5
     enough_s: float = 30
 
@@ -72,11 +78,13 @@ class Bench:
         examples = load_examples(data, "train", num_shots=0, seed=0)
         texts = [f"{example.question} {example.answer}" for example in examples]
         tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=plan.vocab_size)
-        tokenizer.save_pretrained(folder)
-        torch.manual_seed(0)
-        model = Qwen2ForCausalLM(_config(plan))
-        model.save_pretrained(folder)
-        self.num_parameters = model.num_parameters()
+        self.num_parameters = {}
+        for name in ("small", "wide"):
+            torch.manual_seed(0)
+            model = Qwen2ForCausalLM(_config(plan, wide=name == "wide"))
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+            self.num_parameters[name] = model.num_parameters()
         most = max(*plan.peer_prompts, plan.refill_prompts, plan.growth_prompts)
         self.prompts = {}
         for shots in sorted({*plan.growth_shots, plan.num_shots}):
@@ -94,12 +102,12 @@ class Bench:
             "prompts": prompts, "prompt_index": list(range(num_prompts)), "num_generations": num_generations,
             "max_new_tokens": max_new_tokens, "stop_ids": self.stop_ids if more.pop("stop", False) else [], **more}
 
-    def measure(self, engine: str, cases: list[dict]) -> list[dict]:
+    def measure(self, engine: str, cases: list[dict], model: str = "small") -> list[dict]:
         """Rows of some cases, measured in turn in a fresh process."""
         job, result = self.folder / "job.json", self.folder / "result.json"
         result.unlink(missing_ok=True)
         spent = {"repeats": self.plan.repeats, "enough_s": self.plan.enough_s, "threads": self.threads}
-        job.write_text(json.dumps({"folder": str(self.folder), "engine": engine, "cases": cases, **spent}))
+        job.write_text(json.dumps({"folder": str(self.folder / model), "engine": engine, "cases": cases, **spent}))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         environment = os.environ | threads | {"TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rollout_worker", str(job), str(result)]
@@ -116,10 +124,12 @@ class Bench:
         return rows + [{"why": why} for _ in cases[len(rows):]]
 
 
-def _config(plan: Plan) -> Qwen2Config:
-    shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+def _config(plan: Plan, *, wide: bool) -> Qwen2Config:
+    shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    prefix = "wide_" if wide else ""
     return Qwen2Config(
-        **{name: getattr(plan, name) for name in (*shape, "vocab_size")}, max_position_embeddings=4096,
+        **{name: getattr(plan, prefix + name) for name in shape}, vocab_size=plan.vocab_size,
+        num_key_value_heads=plan.num_key_value_heads, max_position_embeddings=4096,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=PAD, dtype=torch.float32)
 
 
@@ -139,7 +149,7 @@ def peers(bench: Bench) -> dict:
     for num_prompts in plan.peer_prompts:
         case = bench.case(num_prompts, plan.num_generations, plan.peer_tokens)
         rows = []
-        for engine in ("ours", *plan.peers):
+        for engine in ("ours", *(plan.peers if num_prompts == plan.peer_prompts[0] else plan.peers_of_many)):
             rows.append({"engine": engine, **bench.measure(engine, [case])[0]})
             _show(rows)
         tables.append({"prompts": num_prompts, "prompt_tokens": _prompt_tokens(case["prompts"]), "rows": rows})
@@ -156,11 +166,9 @@ def refill(bench: Bench) -> dict:
     """Rows of different lengths: with refilled slots, in batches, and what transformers has for it."""
     plan, rows = bench.plan, []
     slots = plan.refill_batch * plan.num_generations
-    continuous = "continuous batching" if torch.cuda.is_available() else "continuous batching, 8 at once"
     turns = [
         ("ours", "ours", {"at_once": slots}), (BATCHED, "ours", {"batch": plan.refill_batch}),
-        (DYNAMIC, DYNAMIC, {"batch": plan.refill_batch}), (ONCE, ONCE, {"batch": plan.refill_batch}),
-        (continuous, continuous, {"at_once": slots})]
+        (ONCE, ONCE, {"batch": plan.refill_batch})]
     for name, engine, how in turns:
         case = bench.case(plan.refill_prompts, plan.num_generations, plan.refill_tokens, stop=True, **how)
         rows.append({"engine": name, **bench.measure(engine, [case])[0]})
@@ -178,11 +186,14 @@ def growth(bench: Bench) -> dict:
     plan = bench.plan
     sizes = [(shots, count) for shots in plan.growth_shots for count in plan.growth_generations]
     cases = [bench.case(plan.growth_prompts, count, plan.growth_tokens, shots=shots) for shots, count in sizes]
-    rows = bench.measure("ours", cases)
-    for (shots, count), case, row in zip(sizes, cases, rows):
-        row |= {"shots": shots, "generations": count, "prompt_tokens": _prompt_tokens(case["prompts"])}
-    print(*growth_table(rows), sep="\n", flush=True)
-    return {"rows": rows, "prompts": plan.growth_prompts, "tokens": plan.growth_tokens}
+    tables = {}
+    for model in ("wide", "small"):
+        rows = tables[model] = bench.measure("ours", cases, model)
+        for (shots, count), case, row in zip(sizes, cases, rows):
+            row |= {"shots": shots, "generations": count, "prompt_tokens": _prompt_tokens(case["prompts"])}
+        print(*growth_table(rows), sep="\n", flush=True)
+    return {"rows": tables["wide"], "small_rows": tables["small"], "prompts": plan.growth_prompts,
+            "tokens": plan.growth_tokens}
 
 
 def environment(options: argparse.Namespace) -> dict:
@@ -217,7 +228,8 @@ def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
             bench = Bench(Path(folder), options.data, plan, options.threads)
         except ValueError as error:
             parser.error(str(error))
-        about = {"environment": environment(options), "plan": {**asdict(plan), "parameters": bench.num_parameters}}
+        count = {"parameters": bench.num_parameters["small"], "wide_parameters": bench.num_parameters["wide"]}
+        about = {"environment": environment(options), "plan": asdict(plan) | count}
         for name in options.parts:
             result["parts"][name] = about | {"peers": peers, "refill": refill, "growth": growth}[name](bench)
             path.write_text(json.dumps(result, indent=2) + "\n")

@@ -64,6 +64,7 @@ class Decoder:
         _check_supported(config, lora)
         assert all(f"{name}.weight" in weight for name in lora), f"LoRA without its module: {sorted(lora)[:3]}"
         self.config = config
+        self.eps, self.num_heads = config.rms_norm_eps, (config.num_attention_heads, config.num_key_value_heads)
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         head_name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         names = [name for name in weight if "_proj." not in name and (name != "lm_head.weight" or name == head_name)]
@@ -213,18 +214,18 @@ class Decoder:
     ) -> torch.Tensor:
         """Query, key and value heads [X, E, D]; query and key rotated, on Qwen3 normed first."""
         heads_XED = layer.query_key_value(normed_XH).unflatten(-1, (-1, self.head_size))
-        num_query, num_kv = self.config.num_attention_heads, self.config.num_key_value_heads
+        num_query, num_kv = self.num_heads
         if "self_attn.q_norm" in layer.norms:
             for norm, part in (("q_norm", slice(num_query)), ("k_norm", slice(num_query, num_query + num_kv))):
                 weight_D = self.plain[layer.norms[f"self_attn.{norm}"]]
-                heads_XED[:, part] = rms_norm(heads_XED[:, part], weight_D, self.config.rms_norm_eps)
+                heads_XED[:, part] = rms_norm(heads_XED[:, part], weight_D, self.eps)
         rotate_(heads_XED[:, : num_query + num_kv], cos, signed_sin)
         return heads_XED
 
     def _add_norm(
         self, hidden_XH: torch.Tensor, update_XH: torch.Tensor, name: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return add_norm(hidden_XH, update_XH, self.plain[name], self.config.rms_norm_eps)
+        return add_norm(hidden_XH, update_XH, self.plain[name], self.eps)
 
     def _head(self, hidden_XH: torch.Tensor) -> torch.Tensor:
         """Float32 logits: rounded to bfloat16 they would move log-probabilities by more than a whole update does."""
