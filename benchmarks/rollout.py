@@ -234,8 +234,8 @@ def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
             result["parts"][name] = about | {"peers": peers, "refill": refill, "growth": growth}[name](bench)
             path.write_text(json.dumps(result, indent=2) + "\n")
             (options.output_dir / "rollout.md").write_text(markdown(result))
-    if "growth" in options.parts:
-        draw(result["parts"]["growth"], options.output_dir / "rollout.png")
+            if name == "growth":
+                draw(result["parts"]["growth"], options.output_dir / "rollout.png")
 
 
 if __name__ == "__main__":

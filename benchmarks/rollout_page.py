@@ -127,6 +127,8 @@ def markdown(result: dict) -> str:
         if name in parts:
             title, *rest = section(parts[name])
             lines += [_wrapped(title), *([] if same else [_about(parts[name])]), *rest]
+        else:
+            lines.append(f"**The part \"{name}\": not measured.** `python -m benchmarks.rollout --parts {name}`\n")
     return "\n".join([*lines, LIMITS])
 
 

@@ -2,7 +2,7 @@
 
 The trainer's engine shards its weights and gathers them in every forward; sampling needs a forward without collectives.
 This one works on plain tensors under their Hugging Face names, rounds in the order in which transformers rounds, and
-keeps LoRA as a side branch, so that the sampler agrees with the trainer.
+keeps LoRA as a side branch unless told to merge it, so that the sampler agrees with the trainer.
 
 Axes beside those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D head
 size, E = J * F + 2 * J heads of query (head h = j * F + f), key and value side by side.
