@@ -47,9 +47,9 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def bytes_per_step(decoder: Decoder, rollout: Rollout, num_slots: int) -> float:
     """What a step must read: weights (embeddings only as a head), own keys and values at half their final length."""
-    head = decoder.plain[decoder.head_name]
-    embeddings = sum(tensor.nbytes for name, tensor in decoder.plain.items() if name.endswith("embed_tokens.weight"))
-    weights = decoder.nbytes() - (0 if head is decoder.plain["model.embed_tokens.weight"] else embeddings)
+    embeddings = decoder.plain["model.embed_tokens.weight"]
+    also_head = decoder.head is None and decoder.head_name == "model.embed_tokens.weight"
+    weights = decoder.nbytes() - (0 if also_head else embeddings.nbytes)
     return weights + num_slots * float(rollout.length_N.double().mean()) / 2 * decoder.token_bytes()
 
 

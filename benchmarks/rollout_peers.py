@@ -93,7 +93,7 @@ def load_ours(folder: Path, device: str, *, form: str | None = None) -> tuple[De
                 num_outputs, num_inputs = module.weight.shape
                 A_RI, B_OR = torch.randn(RANK, num_inputs) / num_inputs**0.5, torch.randn(num_outputs, RANK) / RANK
                 lora[name] = (A_RI.to(module.weight), B_OR.to(module.weight), 1.0)
-    decoder = Decoder(model.config, dict(model.named_parameters()), lora, form=form or "lora")
+    decoder = Decoder(model.config, dict(model.named_parameters()), lora, form=form or "lora", trained=set())
     return decoder, AutoTokenizer.from_pretrained(folder)
 
 

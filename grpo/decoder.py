@@ -9,6 +9,7 @@ size, E = J * F + 2 * J heads of query (head h = j * F + f), key and value side 
 """
 
 import math
+from collections.abc import Container
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PretrainedConfig
 
 from grpo.attention import causal_attention, matmul_float32
 from grpo.kv_cache import Attention, KVCache
-from grpo.linear import Branch, JoinedLinear, Weight
+from grpo.linear import Branch, JoinedLinear, Reordered, Weight
 from grpo.pointwise import add_norm, rms_norm, rotate_, swiglu
 
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
@@ -48,6 +49,8 @@ class Decoder:
         weight: Hugging Face name to tensor, 4-bit ones packed; "lm_head.weight" is ignored on a tied model.
         lora: module name ("model.layers.0.self_attn.q_proj") to (A_RI, B_OR, scaling).
         form: how weights are held, "lora", "merged" or "nf4", see `JoinedLinear`.
+        trained: the weights, by name, that `tensors()` must offer; the others may be stored as suits this machine.
+            None: all.
 
     Raises:
         ValueError: the config asks for what is not implemented here, or a LoRA module is none of the seven projections.
@@ -60,6 +63,7 @@ class Decoder:
         lora: dict[str, Branch],
         *,
         form: str = "lora",
+        trained: Container[str] | None = None,
     ) -> None:
         _check_supported(config, lora)
         assert all(f"{name}.weight" in weight for name in lora), f"LoRA without its module: {sorted(lora)[:3]}"
@@ -69,15 +73,21 @@ class Decoder:
         head_name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         names = [name for name in weight if "_proj." not in name and (name != "lm_head.weight" or name == head_name)]
         self.plain = {name: weight[name].detach().clone() for name in names}  # norms, embeddings, head
+        self.trained = weight if trained is None else trained
         self.layers = [
             self._layer(f"model.layers.{index}", weight, lora, form) for index in range(config.num_hidden_layers)
         ]
-        self.head_name = head_name
+        self.head_name, self.head = head_name, None
+        if head_name not in self.trained and Reordered.serves(self.plain[head_name]):
+            self.head = Reordered(self.plain[head_name])
+            self.plain.pop("lm_head.weight", None)
         self.frequency_D = rotary_frequencies(config, self.head_size).to(self.device)
 
     def _layer(self, name: str, weight: dict[str, Weight], lora: dict[str, Branch], form: str) -> Layer:
         def joined(*modules: str) -> JoinedLinear:
-            return JoinedLinear([f"{name}.{one}" for one in modules], weight, lora, form=form)
+            names = [f"{name}.{one}" for one in modules]
+            frozen = not any(f"{one}.weight" in self.trained for one in names)
+            return JoinedLinear(names, weight, lora, form=form, frozen=frozen)
 
         return Layer(
             query_key_value=joined("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -103,7 +113,7 @@ class Decoder:
         return self.config.num_hidden_layers * pair * self.dtype.itemsize
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor that training can change, by name, for `copy_`: weights, and branches as "….lora_A.weight"."""
+        """Every tensor that training may change, by name, for `copy_`: weights, and branches as "….lora_A.weight"."""
         views = dict(self.plain)
         for layer in self.layers:
             for linear in layer.linears():
@@ -119,7 +129,8 @@ class Decoder:
     def nbytes(self) -> int:
         """Bytes of the whole copy."""
         linears = (linear for layer in self.layers for linear in layer.linears())
-        return sum(tensor.nbytes for tensor in self.plain.values()) + sum(linear.nbytes() for linear in linears)
+        held = [*self.plain.values(), *([self.head] if self.head else [])]
+        return sum(tensor.nbytes for tensor in held) + sum(linear.nbytes() for linear in linears)
 
     def move(self, device: torch.device | str) -> None:
         """Move the whole copy to another device, for instance out of the way of an update."""
@@ -229,6 +240,8 @@ class Decoder:
 
     def _head(self, hidden_XH: torch.Tensor) -> torch.Tensor:
         """Float32 logits: rounded to bfloat16 they would move log-probabilities by more than a whole update does."""
+        if self.head is not None:
+            return self.head.product(hidden_XH)
         return matmul_float32(hidden_XH[None], self.plain[self.head_name].mT[None])[0]
 
 

@@ -223,6 +223,7 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
     dtype = dtype or model.dtype
     weight: dict[str, Weight] = {}
     lora: dict[str, Branch] = {}
+    trained = set(trainable(model))
     for name, module in model.named_modules():
         if "lora_" in name or ".original_module" in name or f".modules_to_save.{REFERENCE}" in name:
             continue
@@ -237,7 +238,7 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
                 weight[public_name(f"{name}.{leaf}")] = value.to(dtype)
     if model.config.tie_word_embeddings:
         weight.pop("lm_head.weight", None)
-    return Decoder(model.config, weight, lora, form=form)
+    return Decoder(model.config, weight, lora, form=form, trained=trained)
 
 
 def load_decoder(

@@ -134,9 +134,33 @@ def test_new_values_copied_into_its_tensors_make_it_the_new_model():
     assert torch.equal(old.logits(tokens(1, 20)), new.logits(tokens(1, 20)))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_frozen_weights_are_reordered_and_give_the_same_logits(tied):
+    model = tiny_qwen2(tied=tied)
+    weight, trained = dict(model.named_parameters()), {"model.layers.1.mlp.up_proj.weight"}
+    decoder = Decoder(model.config, weight, {}, trained=trained)
+    assert decoder.head is not None and decoder.layers[1].down.reordered is not None
+    assert decoder.layers[1].gate_up.reordered is None  # one of its two trains
+    names = decoder.tensors()
+    assert trained <= set(names) and "model.layers.1.mlp.gate_proj.weight" in names
+    assert "model.layers.0.mlp.up_proj.weight" not in names and "model.layers.0.self_attn.q_proj.bias" in names
+    logits_NLV = decoder.logits(tokens(2, 20))
+    torch.testing.assert_close(logits_NLV, reference(model, tokens(2, 20)), atol=1e-4, rtol=0)
+    # A tied head is held a second time; all other weights once.
+    again = weight["model.embed_tokens.weight"].nbytes if tied else 0
+    assert decoder.nbytes() == sum(tensor.nbytes for tensor in weight.values()) + again
+
+
+def test_a_trained_head_is_not_reordered():
+    model = tiny_qwen2(tied=False)
+    decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained={"lm_head.weight"})
+    decoder.tensors()["lm_head.weight"].zero_()
+    assert decoder.head is None and (decoder.logits(tokens(1, 5)) == 0).all()
+
+
 def test_the_decoder_owns_copies():
     model = tiny_qwen2()
-    decoder = decoder_of(model)
+    decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained=set())
     before = decoder.logits(tokens(1, 5))
     with torch.no_grad():
         for parameter in model.parameters():
