@@ -1,8 +1,9 @@
-"""Rollouts to packed rows that hold every shared prefix once, and the mask that makes such a row exact.
+"""Rollouts to packed rows that hold every shared prefix once.
 
 The G completions of a prompt share its tokens, and with n-shot prompts all prompts share the examples. A padded
-[N, S] batch computes those tokens again in every row; a packed row computes them once, and the tree mask lets each
-completion see its own prompt and nothing of its neighbours. The numbers are those of the padded batch.
+[N, S] batch computes those tokens again in every row; a packed row computes them once, and attention over its tree
+(grpo/tree.py) lets each completion see its own prompt and nothing of its neighbours. The numbers are those of the
+padded batch.
 """
 
 from dataclasses import dataclass
@@ -157,21 +158,3 @@ def filler(rollout: Rollout) -> Batch:
         column_K=zero_1,
         mask_NT=torch.zeros(rollout.token_NT.shape, dtype=torch.bool),
     )
-
-
-def tree_mask(batch: Batch) -> torch.Tensor:
-    """Who sees whom in a packed row.
-
-    mask[i, j] = (j <= i) and (segment[j] == segment[i] or segment[j] == parent[i] or segment[j] == 0)
-
-    Args:
-        batch: the packed row.
-
-    Returns:
-        [L, L] bool, True where token i attends to token j.
-    """
-    index_L = torch.arange(len(batch.token_L), device=batch.token_L.device)
-    causal_LL = index_L[:, None] >= index_L[None, :]
-    own_LL = batch.segment_L[:, None] == batch.segment_L[None, :]
-    parent_LL = batch.parent_L[:, None] == batch.segment_L[None, :]
-    return causal_LL & (own_LL | parent_LL | (batch.segment_L == 0)[None, :])

@@ -18,7 +18,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from grpo.packing import tree_mask
+from grpo.tree import NAME, Tree, padded_length
 from grpo.types import Batch
 from kernels import LogprobOutput, fused_logprob
 
@@ -87,6 +87,7 @@ class Policy(nn.Module):
         self, model: PreTrainedModel, *, temperature: float = 1.0, frozen_copy: bool = False, impl: str = "auto"
     ) -> None:
         super().__init__()
+        model.set_attn_implementation(NAME)
         self.model = model
         self.frozen_model = copy.deepcopy(model).requires_grad_(False) if frozen_copy else None
         self.head = Head(model.lm_head, self.frozen_model.lm_head if frozen_copy else None)
@@ -126,11 +127,10 @@ class Policy(nn.Module):
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """[K, H] the final hidden states that predict the scored tokens; all other positions never reach the head."""
+    if batch.token_L.is_cuda:
+        batch = batch.padded(padded_length(len(batch.token_L)))
     hidden_LH = model.model(
-        input_ids=batch.token_L[None],
-        position_ids=batch.position_L[None],
-        attention_mask=tree_mask(batch)[None, None],
-        use_cache=False,
+        input_ids=batch.token_L[None], position_ids=batch.position_L[None], use_cache=False, tree=Tree(batch)
     ).last_hidden_state[0]
     return hidden_LH[batch.source_K]
 

@@ -10,10 +10,11 @@ Axes, one letter each; a tensor's name ends in its axes:
 Masks are bool and True means "counts in the loss". Log-probabilities are natural logarithms (nats), float32.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,13 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same row on another device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def padded(self, length: int) -> "Batch":
+        """The same row with tokens behind it, in a segment of their own that nobody sees, up to this length."""
+        spare = length - len(self.token_L)
+        fill = {"token_L": 0, "position_L": 0, "segment_L": -1, "parent_L": -1}
+        longer = {name: F.pad(getattr(self, name), (0, spare), value=value) for name, value in fill.items()}
+        return replace(self, **longer)
 
     def scatter(self, value_K: torch.Tensor) -> torch.Tensor:
         """Per-token values in the step's shape: [K] -> [N, T], 0.0 where nothing is scored; keeps the gradient."""

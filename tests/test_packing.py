@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_qwen2
 
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
-from grpo.packing import common_prefix_length, filler, pack, plan, tree_mask
+from grpo.packing import common_prefix_length, filler, pack, plan
 from grpo.policy import Policy
 from grpo.types import Rollout
 
@@ -99,7 +99,7 @@ def test_masks_of_the_micro_batches_are_a_partition() -> None:
     assert torch.equal(counts_NT, ((torch.arange(T) < rollout.length_N[:, None]) & keep_N[:, None]).int())
 
 
-def test_tree_mask_by_hand() -> None:
+def test_a_packed_row_by_hand() -> None:
     # One prompt [9 | 8], 9 shared; completions [1, 2] and [3]. Packed: 9, 8, 1, 2, 3; the 3 must not see 1 and 2.
     rollout = Rollout(
         prompt_ids=[[9, 8], [9, 7]], token_NT=torch.tensor([[1, 2], [3, 0], [4, 0], [5, 0]]),
@@ -111,13 +111,8 @@ def test_tree_mask_by_hand() -> None:
     assert batch.position_L.tolist() == [0, 1, 2, 3, 2]
     assert batch.source_K.tolist() == [1, 2, 1]  # the prompt's last token predicts both first tokens
     assert batch.target_K.tolist() == [1, 2, 3]
-    assert tree_mask(batch).int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
+    assert batch.segment_L.tolist() == [0, 1, 2, 2, 3]
+    assert batch.parent_L.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_groups_stay_together_within_the_budget() -> None:
