@@ -6,9 +6,11 @@ The G completions of a prompt share its tokens, and with n-shot prompts all prom
 padded batch.
 """
 
+import heapq
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from grpo.types import Batch, Rollout
 
@@ -20,37 +22,63 @@ def common_prefix_length(prompt_ids: list[list[int]]) -> int:
     return min(shared, min(len(ids) for ids in prompt_ids) - 1)
 
 
-def plan(rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, prefix: int) -> list[list[int]]:
-    """Which rows go into which micro-batch: in order, groups together, at most `max_tokens` tokens each.
+def plan(
+    rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, prefix: int, num_ranks: int = 1
+) -> list[list[list[int]]]:
+    """Which rows go into which micro-batch of which rank: the same answer on every rank that asks.
 
-    A group that fits nowhere whole is divided, its prompt repeated; a single completion longer than the budget still
-    gets a micro-batch of its own, because a completion is never cut.
+    Groups stay together, the longest are placed first, each where most room is left; a micro-batch has at most
+    `max_tokens` tokens, which is what it costs. A group that fits nowhere whole is divided, its prompt repeated; a
+    single completion longer than the budget still gets a micro-batch of its own, because a completion is never cut.
+    Every rank gets the same number of micro-batches, as few as possible, and the i-th ones cost about the same on all
+    ranks, because in every layer of a sharded model they wait for each other.
 
     Args:
-        rollout: the rank's completions.
+        rollout: the completions of all ranks.
         keep_N: [N] bool, rows that count in the loss; the others cost nothing.
         max_tokens: token budget of one packed row.
-        prefix: length of the segment that all prompts share.
+        prefix: length of the segment that all prompts share, repeated in every micro-batch.
+        num_ranks: how many share the work.
 
     Returns:
-        One list of row numbers n per micro-batch; empty when no row is kept.
+        For each rank one list of row numbers n per micro-batch; an empty one is a filler's. None where no row is kept.
     """
+    budget = max(max_tokens - prefix, 1)
+    pieces = _pieces(rollout, keep_N, budget, prefix)
+    num_each = -(-sum(min(cost, budget) for cost, _ in pieces) // (num_ranks * budget))
+    while (bins := _fill(pieces, num_each * num_ranks, budget)) is None:
+        num_each += 1
+    bins.sort(key=lambda bin: -bin[0])
+    planned: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    for index in range(num_each):
+        level = bins[index * num_ranks : (index + 1) * num_ranks]
+        # The heaviest rank so far is dealt the lightest of the next ones.
+        for share, (_, rows) in zip(planned if index % 2 == 0 else planned[::-1], level):
+            share.append(rows)
+    return planned
+
+
+def _pieces(rollout: Rollout, keep_N: torch.Tensor, budget: int, prefix: int) -> list[tuple[int, list[int]]]:
+    """What stays together: tokens without the prefix, and rows; a group, or a part of one that does not fit whole."""
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
-    length_N = rollout.length_N.tolist()
-    budget = max_tokens - prefix
-    planned: list[list[int]] = []
-    room = 0
+    length_N, pieces = rollout.length_N.tolist(), []
     for b, prompt in enumerate(rollout.prompt_ids):
         rows = [n for n in range(b * num_generations, (b + 1) * num_generations) if keep_N[n]]
         own = len(prompt) - prefix
-        for chunk in _chunks(rows, length_N, budget - own):
-            cost = own + sum(length_N[n] for n in chunk)
-            if not planned or cost > room:
-                planned.append([])
-                room = budget
-            planned[-1] += chunk
-            room -= cost
-    return planned
+        pieces += [(own + sum(length_N[n] for n in chunk), chunk) for chunk in _chunks(rows, length_N, budget - own)]
+    return pieces
+
+
+def _fill(pieces: list[tuple[int, list[int]]], count: int, budget: int) -> list[tuple[int, list[int]]] | None:
+    """The pieces in so many bins, longest first into the emptiest; None if one would not fit. A piece beyond the
+    budget fits an empty bin."""
+    bins = [(0, index, []) for index in range(count)]
+    for cost, rows in sorted(pieces, key=lambda piece: -piece[0]):
+        if not bins or bins[0][0] and bins[0][0] + cost > budget:
+            return None
+        used, index, inside = heapq.heappop(bins)
+        heapq.heappush(bins, (used + cost, index, inside + rows))
+    return [(used, sorted(rows)) for used, _, rows in sorted(bins, key=lambda bin: bin[1])]
 
 
 def _chunks(rows: list[int], length_N: list[int], budget: int) -> list[list[int]]:
@@ -89,7 +117,7 @@ def pack_rows(rollout: Rollout, rows: list[int], *, prefix: int) -> Batch:
     """One packed row from the given completions.
 
     Args:
-        rollout: the rank's completions.
+        rollout: the completions of all ranks.
         rows: row numbers n, those of one prompt next to each other.
         prefix: length of the segment that all prompts share, 0 to repeat it in every prompt.
 
@@ -133,11 +161,32 @@ def pack_rows(rollout: Rollout, rows: list[int], *, prefix: int) -> Batch:
     )
 
 
-def pack(rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, share_prefix: bool = True) -> list[Batch]:
-    """The rank's micro-batches of one step; see `plan` for the arguments."""
+def pack(
+    rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, share_prefix: bool = True, rank: int = 0,
+    num_ranks: int = 1,
+) -> list[Batch]:
+    """A rank's micro-batches of one step, as many as every other rank has and at least one; see `plan`."""
     prefix = common_prefix_length(rollout.prompt_ids) if share_prefix else 0
-    planned = plan(rollout, keep_N, max_tokens=max_tokens, prefix=prefix)
-    return [pack_rows(rollout, rows, prefix=prefix) for rows in planned]
+    mine = plan(rollout, keep_N, max_tokens=max_tokens, prefix=prefix, num_ranks=num_ranks)[rank]
+    return [pack_rows(rollout, rows, prefix=prefix) if rows else filler(rollout) for rows in mine or [[]]]
+
+
+def merge(rollouts: list[Rollout]) -> Rollout:
+    """The rollouts of all ranks as one, in rank order; what they took is left out."""
+    longest = max(rollout.token_NT.shape[1] for rollout in rollouts)
+
+    def padded(name: str) -> torch.Tensor:
+        return torch.cat([F.pad(tensor, (0, longest - tensor.shape[1]))
+                          for tensor in (getattr(rollout, name) for rollout in rollouts)])
+
+    return Rollout(
+        prompt_ids=[prompt for rollout in rollouts for prompt in rollout.prompt_ids],
+        token_NT=padded("token_NT"),
+        length_N=torch.cat([rollout.length_N for rollout in rollouts]),
+        sampler_logprob_NT=padded("sampler_logprob_NT"),
+        truncated_N=torch.cat([rollout.truncated_N for rollout in rollouts]),
+        text=[text for rollout in rollouts for text in rollout.text],
+    )
 
 
 def filler(rollout: Rollout) -> Batch:

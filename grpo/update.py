@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 
 from grpo.config import Config
-from grpo.distributed import global_max, global_sum
+from grpo.distributed import gather_objects, rank, world_size
 from grpo.engine import Engine
 from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss
-from grpo.packing import filler, pack
+from grpo.packing import merge, pack
 from grpo.policy import Scores
 from grpo.tally import Tally
 from grpo.types import Batch, Rollout
@@ -24,8 +24,7 @@ class Update:
 
     Args:
         micro_batches: this rank's packed rows, as many as every other rank has.
-        advantage_N: [N] float32.
-        mask_NT: [N, T] bool, tokens of this rank that count.
+        advantage_N: [N] float32, N counting the completions of all ranks.
         sampler_logprob_NT: [N, T] float32, nats, what the sampler reported.
         denominator: what the global sum is divided by; the same on every rank.
         num_tokens: counted tokens of all ranks.
@@ -35,38 +34,33 @@ class Update:
 
     micro_batches: list[Batch]
     advantage_N: torch.Tensor
-    mask_NT: torch.Tensor
     sampler_logprob_NT: torch.Tensor
     denominator: float
-    num_tokens: float
+    num_tokens: int
     ref_logprob_NT: torch.Tensor | None = None
     ref_hidden: list[torch.Tensor] = field(default_factory=list)
 
 
 def prepare(rollout: Rollout, advantage_N: torch.Tensor, config: Config, device: torch.device) -> Update:
-    """Pack the rank's completions and agree with the other ranks on the denominator and the number of micro-batches.
+    """Share all ranks' completions among the ranks anew, by what they cost, and pack this rank's part.
 
     Collective: every rank, once per step.
     """
+    everyone = gather_objects((rollout, advantage_N))
+    rollout, advantage_N = merge([one for one, _ in everyone]), torch.cat([advantage_N for _, advantage_N in everyone])
     keep_N = ~rollout.truncated_N if config.mask_truncated_completions else torch.ones_like(rollout.truncated_N)
-    column_T = torch.arange(rollout.token_NT.shape[1])
-    mask_NT = (column_T < rollout.length_N[:, None]) & keep_N[:, None]
-    counts = global_sum({"tokens": float(mask_NT.sum()), "sequences": float(len(keep_N))})
-    micro_batches = pack(rollout, keep_N, max_tokens=config.micro_batch_tokens)
-    most = int(global_max({"micro_batches": float(len(micro_batches))})["micro_batches"])
-    micro_batches += [filler(rollout)] * (max(most, 1) - len(micro_batches))
+    num_tokens = int(rollout.length_N[keep_N].sum())
+    micro_batches = pack(
+        rollout, keep_N, max_tokens=config.micro_batch_tokens, rank=rank(), num_ranks=world_size())
     return Update(
         micro_batches=[batch.to(device) for batch in micro_batches],
         advantage_N=advantage_N.to(device),
-        mask_NT=mask_NT.to(device),
         sampler_logprob_NT=rollout.sampler_logprob_NT.to(device),
         denominator=loss_denominator(
-            config.loss_type,
-            num_tokens=int(counts["tokens"]),
-            num_sequences=int(counts["sequences"]),
+            config.loss_type, num_tokens=num_tokens, num_sequences=len(keep_N),
             max_completion_length=config.max_completion_length,
         ),
-        num_tokens=counts["tokens"],
+        num_tokens=num_tokens,
     )
 
 

@@ -98,6 +98,7 @@ def advantages(whole: Rollout) -> torch.Tensor:
 
 def padded_distributions(model, whole: Rollout) -> torch.Tensor:
     """[N, T, V] log-probabilities the plain way: one row at a time, full logits; 0.0 beyond a row's length."""
+    model.set_attn_implementation("sdpa")  # a Policy has set its own
     logprob_NTV = []
     for n, length in enumerate(whole.length_N.tolist()):
         prompt = whole.prompt_ids[n // NUM_GENERATIONS]
@@ -233,12 +234,16 @@ def train_steps(engine: Engine, decoder, run: Config, steps: int, rate: float = 
 
 
 def engine_logprobs(engine: Engine, whole: Rollout, run: Config, **options) -> torch.Tensor:
-    """[N, T] what the engine says of the rollout; every rank scores the same rows."""
-    work = update.prepare(whole, advantages(whole), run, CPU)
+    """[N, T] what the engine says of the rollout; each rank scores its share, and all get the whole."""
+    share = NUM_PROMPTS // world_size()
+    rows = slice(rank() * share * NUM_GENERATIONS, (rank() + 1) * share * NUM_GENERATIONS)
+    mine = part_of(whole, rank() * share, (rank() + 1) * share)
+    work = update.prepare(mine, advantages(whole)[rows], run, CPU)
     result_NT = torch.zeros_like(work.sampler_logprob_NT)
     with torch.no_grad():
         for batch in work.micro_batches:
-            result_NT += batch.scatter(engine(batch, **options).logprob_K)
+            result_NT += batch.scatter(engine(batch, **options).logprob_K) * batch.mask_NT
+    torch.distributed.all_reduce(result_NT)
     return result_NT
 
 

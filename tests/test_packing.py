@@ -89,7 +89,7 @@ def test_splitting_packing_and_sharing_change_no_gradient(loss_type: str, keep_a
             assert loss == pytest.approx(float(expected_loss), abs=1e-6)
             for name, gradient in gradients(model).items():
                 assert torch.allclose(gradient, expected[name], rtol=0, atol=1e-6), (max_tokens, share_prefix, name)
-    assert len(num_micro_batches) == 4, "the budgets split the batch in different ways"
+    assert len(num_micro_batches) >= 3, "the budgets split the batch in different ways"
 
 
 def test_masks_of_the_micro_batches_are_a_partition() -> None:
@@ -123,9 +123,55 @@ def test_groups_stay_together_within_the_budget() -> None:
         truncated_N=torch.zeros(6, dtype=torch.bool), text=[""] * 6,
     )
     everything = torch.ones(6, dtype=torch.bool)
-    assert plan(rollout, everything, max_tokens=17, prefix=1) == [[0, 1, 2, 3], [4, 5]]
-    assert plan(rollout, everything, max_tokens=16, prefix=1) == [[0, 1], [2, 3], [4, 5]]
-    assert plan(rollout, everything, max_tokens=8, prefix=1) == [[0], [1], [2], [3], [4], [5]]  # 9 tokens do not fit
+    assert plan(rollout, everything, max_tokens=17, prefix=1) == [[[0, 1, 4, 5], [2, 3]]]
+    assert plan(rollout, everything, max_tokens=16, prefix=1) == [[[0, 1], [2, 3], [4, 5]]]
+    assert plan(rollout, everything, max_tokens=8, prefix=1) == [[[0], [1], [2], [3], [4], [5]]]  # 9 do not fit
+    assert plan(rollout, everything, max_tokens=3, prefix=1) == [[[0], [1], [2], [3], [4], [5]]]  # none is cut
+    assert plan(rollout, ~everything, max_tokens=17, prefix=1, num_ranks=2) == [[], []]
+
+
+def drawn_lengths(num_prompts: int, longest: int) -> Rollout:
+    generator = torch.Generator().manual_seed(3)
+    length_N = torch.randint(1, longest + 1, (4 * num_prompts,), generator=generator)
+    return Rollout(
+        prompt_ids=[[9] * 50 + [b] * (1 + b % 7) for b in range(num_prompts)], token_NT=torch.ones(len(length_N), 1),
+        length_N=length_N, sampler_logprob_NT=torch.zeros(len(length_N), 1), truncated_N=length_N < 0,
+        text=[""] * len(length_N),
+    )
+
+
+def test_ranks_share_the_work_evenly_and_in_equal_numbers() -> None:
+    # Groups cost 1 3 2 7 4 5; the longest are placed first, each where most room is left: 7 + 1 | 5 + 2 | 4 + 3.
+    rollout = Rollout(
+        prompt_ids=[[1], [2], [3], [4], [5], [6]], token_NT=torch.ones(6, 6), length_N=torch.tensor([0, 2, 1, 6, 3, 4]),
+        sampler_logprob_NT=torch.zeros(6, 6), truncated_N=torch.zeros(6, dtype=torch.bool), text=[""] * 6)
+    keep_N = torch.ones(6, dtype=torch.bool)
+    assert plan(rollout, keep_N, max_tokens=99, prefix=0, num_ranks=3) == [[[0, 3]], [[2, 5]], [[1, 4]]]
+    rollout = drawn_lengths(40, 300)
+    keep_N = torch.arange(160) % 11 > 0
+
+    def cost(rows: list[int]) -> int:
+        return int(rollout.length_N[rows].sum()) + sum(len(rollout.prompt_ids[b]) - 50 for b in {n // 4 for n in rows})
+
+    for num_ranks, max_tokens in ((1, 4096), (2, 4096), (3, 1500), (8, 2048), (8, 100_000)):
+        shares = plan(rollout, keep_N, max_tokens=max_tokens, prefix=50, num_ranks=num_ranks)
+        assert len({len(share) for share in shares}) == 1
+        rows = [row for share in shares for micro_batch in share for row in micro_batch]
+        assert sorted(rows) == torch.nonzero(keep_N)[:, 0].tolist()
+        costs = [[cost(micro_batch) for micro_batch in share] for share in shares]
+        assert max(map(max, costs)) + 50 <= max_tokens
+        longest_group = max(cost(list(range(4 * b, 4 * b + 4))) for b in range(40))
+        for together in zip(*costs):
+            assert max(together) - min(together) <= longest_group
+        totals = list(map(sum, costs))
+        assert max(totals) <= 1.15 * min(totals), (num_ranks, max_tokens, totals)
+
+
+def test_a_piece_too_long_costs_no_further_micro_batches() -> None:
+    rollout = drawn_lengths(3, 10)
+    rollout.length_N[5] = 5000
+    shares = plan(rollout, rollout.length_N > 0, max_tokens=150, prefix=50, num_ranks=1)
+    assert [5] in shares[0] and len(shares[0]) == 2
 
 
 def test_common_prefix_leaves_every_prompt_a_token() -> None:
