@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
-from grpo import checkpoint, evaluation, update
+from grpo import checkpoint, evaluation, plan, update
 from grpo.advantage import group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, world_size
@@ -58,7 +58,7 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     batch_std = global_std(reward_N) if config.scale_rewards == "batch" else None
     advantage_N = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std).flatten()
     # 5. What would the policy of step 0 say of them?
-    work = update.prepare(rollout, advantage_N, config, run.device)
+    work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
     if config.beta > 0:
         update.score_reference(run.engine, work, config)
     clock.lap("reference_s")
@@ -199,7 +199,7 @@ def train(run: Run) -> None:
     log = None
     if rank() == 0:
         run.output_dir.mkdir(parents=True, exist_ok=True)
-        dataclasses.replace(config, resume=False).save(run.output_dir / "config.yaml")
+        dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
         print("\n".join(run.announcement), flush=True)
     if run.test_examples and not config.resume:
         evaluate(run, "before")
@@ -233,7 +233,11 @@ def train(run: Run) -> None:
 def main(argv: list[str]) -> int:
     """Run, and answer a user's mistake with one line and exit code 2."""
     try:
-        run = build(load(argv))
+        config = load(argv)
+        if config.plan is not None:
+            print("\n".join(plan.page(config)))
+            return 0
+        run = build(config)
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank came to the same refusal
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -6,16 +6,35 @@ Axes as in `grpo/kv_cache.py`: S slots, T room of a row's own tokens, Q room of 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import psutil
 import torch
+from transformers import PretrainedConfig
 
-from grpo.decoder import PREFILL_TOKENS, Decoder
+from grpo.decoder import PREFILL_TOKENS
 from grpo.options import refuse
 from grpo.packing import common_prefix_length
 
 SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here, and for fragments
 MIB = 2**20
+
+
+class Sampler(Protocol):
+    """What a slot's size depends on: a decoder, or the ledger of a run that has none yet."""
+
+    config: PretrainedConfig
+
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+
+
+class Room(NamedTuple):
+    """How many slots there are, what they take in words, and in bytes."""
+
+    num_slots: int
+    words: str
+    num_bytes: int
 
 
 def free_bytes(device: torch.device) -> int:
@@ -31,7 +50,7 @@ def free_bytes(device: torch.device) -> int:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def slot_bytes(decoder: Decoder, room: int) -> int:
+def slot_bytes(decoder: Sampler, room: int) -> int:
     """Bytes of one slot without its prompt: `T · token + 12 V + 20 T + 16 (H + I)`.
 
     A token's keys and values in all layers; the row's logits, their exponentials and one copy in float32; its noise,
@@ -43,10 +62,10 @@ def slot_bytes(decoder: Decoder, room: int) -> int:
 
 
 def choose_slots(
-    asked: int | None, decoder: Decoder, prompts: Sequence[list[int]], *, free: int, num_rows: int,
+    asked: int | None, decoder: Sampler, prompts: Sequence[list[int]], *, free: int, num_rows: int,
     num_generations: int, max_completion_length: int,
-) -> tuple[int, str]:
-    """The number of slots, and in words what they take.
+) -> Room:
+    """The number of slots, and what they take.
 
     Args:
         asked: the user's number; None: as many as there are rows, if they fit in half of the free memory.
@@ -81,6 +100,6 @@ def choose_slots(
                f"{free / MIB:,.0f} MiB that are free", fit)
     slots = min(asked or fit, num_rows)
     together = fixed + slots * each + min(slots, num_places) * place
-    return slots, (
+    return Room(slots, (
         f"{slots} slots for {num_rows} rows, {each / MIB:,.2f} MiB each, {together / MIB:,.0f} MiB with the prompts; "
-        f"{fit:,} would fit in half of the free memory")
+        f"{fit:,} would fit in half of the free memory"), together)

@@ -121,9 +121,12 @@ class Config:
     max_grad_norm: float = option(1.0, "Longer gradients are scaled down to it; 0: never.", within="[0, inf)")
 
     # Memory and speed
-    micro_batch_tokens: int = option(
-        8192, "Longest packed row of one forward and backward: bounds memory.", unit="tokens", within="[2, inf)")
-    gradient_checkpointing: bool = option(True, "Recompute activations in the backward pass: less memory, more time.")
+    micro_batch_tokens: int | None = option(
+        None, "Longest packed row of one forward and backward: bounds memory; none: what half of the free memory "
+        "holds.", unit="tokens", within="[2, inf)")
+    gradient_checkpointing: str = option(
+        "auto", "Recompute activations in the backward pass: less memory, more time; auto: only where they do not fit.",
+        choices=("auto", "true", "false"))
     gradient_checkpointing_kwargs: dict | None = option(None, "Arguments of torch.utils.checkpoint.")
     logprob_impl: str = option(
         "auto", "Implementation of log-probabilities; auto: triton or hybrid on a GPU, the reference elsewhere.",
@@ -131,6 +134,8 @@ class Config:
     zero_stage: int = option(
         3, "What ZeRO shards over the ranks: 1 optimizer state, 2 and gradients, 3 and weights.", within="[0, 3]")
     deepspeed: dict | None = option(None, "DeepSpeed settings laid over the generated ones, as YAML or JSON.")
+    plan: int | None = option(
+        None, "Print what a run on so many GPUs needs, in memory and time, and exit.", unit="GPUs", within="[1, inf)")
     ddp_timeout: int = option(1800, "A collective that waits longer ends the run.", unit="seconds", within="[1, inf)")
 
     # Output
@@ -181,7 +186,7 @@ class Config:
             refuse("reward_weights", self.reward_weights, f"must have one number for each of the {number} reward_funcs",
                    f"{number} numbers, or none")
         longest = (self.max_prompt_length or 1) + self.max_completion_length
-        if self.micro_batch_tokens < longest:
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens < longest:
             refuse("micro_batch_tokens", self.micro_batch_tokens, "must hold the longest prompt with one completion",
                    longest)
         stage = (self.deepspeed or {}).get("zero_optimization", {}).get("stage", self.zero_stage)
@@ -209,10 +214,11 @@ def load(argv: list[str]) -> Config:
     from_recipe, notes = recipe.translate(recipe.read(given.pop("config")), Config)
     overrides, more_notes = recipe.translate(given, Config)
     values = recipe.merge(from_recipe, overrides)
-    in_force = {name: values.get(name, getattr(Config, name)) for name in ("num_generations", "max_completion_length")}
+    in_force = {
+        name: values.get(name, getattr(Config, name)) for name in ("num_generations", "max_completion_length", "plan")}
     for name, value in in_force.items():
         check(options(Config)[name], value)
-    batch_notes = recipe.derive(values, **in_force, world_size=world_size())
+    batch_notes = recipe.derive(values, world_size=in_force.pop("plan") or world_size(), **in_force)
     notes = [*notes, *more_notes, *batch_notes, *_without_effect(values)]
     config = Config(**values, notes=tuple(notes))
     check_surroundings(config)
@@ -232,7 +238,7 @@ def _without_effect(values: dict[str, Any]) -> list[str]:
         "max_steps ends the run": (value_of("max_steps") > 0, ["num_train_epochs"]),
         "save_strategy is not steps": (value_of("save_strategy") != "steps", ["save_steps"]),
         "gradient_checkpointing is off": (
-            not value_of("gradient_checkpointing"), ["gradient_checkpointing_kwargs"]),
+            value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
     }
     return [
         f"{name}={values[name]!r} has no effect: {reason}"

@@ -3,6 +3,7 @@
 import ctypes
 import datetime
 import os
+import platform
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ if not torch.cuda.is_available():
 import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when imported)
 
 PR_SET_PDEATHSIG = 1
+M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 2**20
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}  # without torchrun
 
 
@@ -40,6 +42,9 @@ def start(timeout_s: float) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     else:
+        if platform.libc_ver()[0] == "glibc":
+            # By default freed tensors of up to 32 MiB stay in the process, in pieces: 2 to 6 times an update's memory.
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a first start compiles C++ for a minute
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(backend, verbose=False, timeout=datetime.timedelta(seconds=timeout_s))

@@ -35,6 +35,7 @@ def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
             "memory_efficient_linear": False,  # it would replace F.linear for the whole process
             "overlap_comm": True,
             "contiguous_gradients": True,
+            "reduce_bucket_size": 50_000_000,  # the default takes 2 GB from the first backward on
             "stage3_param_persistence_threshold": 100_000,
             "stage3_max_live_parameters": 1_000_000_000,
             "stage3_max_reuse_distance": 1_000_000_000,
@@ -92,6 +93,19 @@ class Engine:
         if not last:
             self.deepspeed.step()  # counts the micro-batch; the weights move only at the boundary
 
+    def discard(self) -> None:
+        """Forget the gradient that has been added up since the last step, also a backward that did not come to its end.
+
+        Only where there is one rank: the others would wait for what it leaves out.
+        """
+        for parameter in self.trainable.values():
+            parameter.grad = None
+        self.deepspeed.optimizer.zero_grad()
+        if self.stage == 3:
+            for bucket in self.deepspeed.optimizer.ipg_buckets.values():
+                bucket.clear_params()
+            self.deepspeed.optimizer.empty_partition_cache()
+
     def step(self, learning_rate: float) -> float:
         """Clip and apply the summed gradient; a gradient that is not finite is dropped on all ranks together.
 
@@ -127,8 +141,12 @@ class Engine:
         return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.trainable.values())
 
     def held_bytes(self) -> int:
-        """Bytes of weights that this rank keeps between forwards: under ZeRO-3 its shards."""
-        kept = [getattr(parameter, "ds_tensor", parameter) for parameter in self.policy.parameters()]
+        """Bytes of weights that this rank keeps between forwards: under ZeRO-3 its shards, and NF4's scales whole."""
+        parameters = list(self.policy.parameters())
+        kept = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
+        for state in (getattr(parameter, "quant_state", None) for parameter in parameters):
+            if state is not None:
+                kept += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     @torch.no_grad()

@@ -16,8 +16,8 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.config import Config
 from grpo.decoder import Decoder
@@ -63,15 +63,7 @@ def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torc
     Raises:
         ValueError: the name is no model, or NF4 cannot quantise its dimensions.
     """
-    try:
-        model_config = AutoConfig.from_pretrained(name, **hub)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"model_name_or_path={name!r} is no model: {reason}; give a folder with config.json"
-        ) from error
-    if load_in_4bit:
-        _check_dimensions(model_config)
+    model_config = read_config(name, load_in_4bit=load_in_4bit, **hub)
     model = AutoModelForCausalLM.from_pretrained(
         name,
         config=model_config,
@@ -88,7 +80,25 @@ def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torc
     return model.to(device).requires_grad_(False).train()
 
 
-def _check_dimensions(model_config) -> None:
+def read_config(name: str, *, load_in_4bit: bool, **hub) -> PretrainedConfig:
+    """The model's config, alone.
+
+    Raises:
+        ValueError: the name is no model, or NF4 cannot quantise its dimensions.
+    """
+    try:
+        model_config = AutoConfig.from_pretrained(name, **hub)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"model_name_or_path={name!r} is no model: {reason}; give a folder with config.json"
+        ) from error
+    if load_in_4bit:
+        _check_dimensions(model_config)
+    return model_config
+
+
+def _check_dimensions(model_config: PretrainedConfig) -> None:
     for field in ("hidden_size", "intermediate_size"):
         value = getattr(model_config, field)
         if value % NF4_BLOCK:

@@ -108,7 +108,7 @@ def command_line(*classes: type, usage: str) -> argparse.ArgumentParser:
             kind, _ = _kind(one)
             if get_origin(kind) is list:
                 count = {"nargs": "*"}
-            elif kind is bool:
+            elif kind is bool or "true" in one.metadata["choices"]:
                 count = {"nargs": "?", "const": "true"}
             else:
                 count = {}
@@ -151,6 +151,8 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
         result = float(value)
     elif value is False and "no" in one.metadata["choices"]:
         result = "no"  # YAML reads a bare `no` as false
+    elif str(value).lower() in {"true", "false"} & set(one.metadata["choices"]):
+        result = str(value).lower()
     if type(result) is not kind or (kind is float and not math.isfinite(result)):
         refuse(one.name, value, f"must be {_ARTICLE[kind]}", _nearest_of_type(value, kind, default=default_of(one)))
     return result

@@ -27,7 +27,7 @@ def check_surroundings(config: "Config") -> None:
         ValueError: prompts that do not divide over the ranks, a missing file, folder or package, or an output_dir
             whose content does not fit `resume`.
     """
-    _check_ranks(config.prompts_per_step)
+    _check_ranks(config.prompts_per_step, config.plan or world_size())
     _check_folder("model_name_or_path", config.model_name_or_path, holding="config.json")
     _check_folder("tokenizer_name_or_path", config.tokenizer_name_or_path, holding="tokenizer_config.json")
     _check_folder("adapter_name_or_path", config.adapter_name_or_path, holding="adapter_config.json")
@@ -43,11 +43,11 @@ def check_surroundings(config: "Config") -> None:
     for package in config.report_to:
         if importlib.util.find_spec(package) is None:
             refuse("report_to", package, f"needs the package {package}, which is not installed here", "none")
-    _check_output_dir(Path(config.output_dir), resume=config.resume)
+    if config.plan is None:  # a plan writes nothing
+        _check_output_dir(Path(config.output_dir), resume=config.resume)
 
 
-def _check_ranks(prompts_per_step: int) -> None:
-    ranks = world_size()
+def _check_ranks(prompts_per_step: int, ranks: int) -> None:
     if prompts_per_step % ranks:
         refuse("prompts_per_step", prompts_per_step, f"must be a multiple of the {ranks} ranks",
                max(1, round(prompts_per_step / ranks)) * ranks)

@@ -5,7 +5,8 @@ That order: quantise and inject LoRA while every rank still holds whole weights,
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,11 +19,14 @@ import kernels
 from data import load_examples
 from grpo import distributed
 from grpo.advantage import group_advantages
-from grpo.capacity import choose_slots, free_bytes
+from grpo.budget import Budget, Lengths, choose_budget
+from grpo.capacity import Room, choose_slots, free_bytes
 from grpo.config import Config
 from grpo.decoder import Decoder
 from grpo.distributed import global_max, world_size
 from grpo.engine import Engine
+from grpo.ledger import Ledger, size
+from grpo.limit import TokenLimit
 from grpo.model import (
     add_adapter,
     build_decoder,
@@ -33,6 +37,8 @@ from grpo.model import (
     stop_token_ids,
 )
 from grpo.options import refuse
+from grpo.packing import common_prefix_length
+from grpo.plan import after_slots, ledger_of, of_a_row
 from grpo.policy import Policy
 from grpo.schedule import total_steps
 from grpo.types import Example
@@ -42,8 +48,9 @@ from rewards import load as load_rewards
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The parts of a run."""
+    """The parts of a run; `asked` is its configuration as the user gave it, `config` with what was derived from it."""
 
+    asked: Config
     config: Config
     output_dir: Path
     device: torch.device
@@ -57,6 +64,7 @@ class Run:
     peft_config: PeftConfig | None
     num_steps: int
     num_slots: int
+    limit: TokenLimit
     announcement: list[str]
 
 
@@ -88,18 +96,20 @@ def build(config: Config) -> Run:
         model.requires_grad_(True)
     rollout_dtype, why = sampling_dtype(model)
     decoder = build_decoder(model, form=config.rollout_weights, dtype=rollout_dtype)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False, **(config.gradient_checkpointing_kwargs or {})})
     frozen_copy = peft_config is None and config.beta > 0
     policy = Policy(model, temperature=config.temperature, frozen_copy=frozen_copy, impl=config.logprob_impl)
     engine = Engine(policy, config, dtype)
-    least_free = -global_max({"minus_free": -float(free_bytes(device))})["minus_free"]
-    num_slots, slots_line = choose_slots(
-        config.rollout_slots, decoder, prompts, free=int(least_free),
-        num_rows=config.prompts_per_step // world_size() * config.num_generations,
-        num_generations=config.num_generations, max_completion_length=config.max_completion_length)
     copy_line = f"{config.rollout_weights} weights in {str(rollout_dtype).removeprefix('torch.')} ({why})"
+    ledger = ledger_of(
+        config, model.config, num_ranks=world_size(), dtype=dtype, rollout_dtype=rollout_dtype,
+        on_gpu=device.type == "cuda")
+    room, budget = _fit_memory(ledger, decoder, prompts)
+    asked, config = config, replace(
+        config, micro_batch_tokens=budget.micro_batch_tokens, gradient_checkpointing=budget.gradient_checkpointing)
+    if config.gradient_checkpointing == "true":
+        model.gradient_checkpointing_enable({"use_reentrant": False, **(config.gradient_checkpointing_kwargs or {})})
     return Run(
+        asked=asked,
         config=config,
         output_dir=Path(config.output_dir),
         device=device,
@@ -112,13 +122,14 @@ def build(config: Config) -> Run:
         reward_functions=reward_functions,
         peft_config=peft_config,
         num_steps=total_steps(
-            len(train_examples),
-            prompts_per_step=config.prompts_per_step,
-            num_train_epochs=config.num_train_epochs,
-            max_steps=config.max_steps,
-        ),
-        num_slots=num_slots,
-        announcement=_announce(config, device, dtype, engine, decoder, [slots_line, copy_line], left_out),
+            len(train_examples), prompts_per_step=config.prompts_per_step, num_train_epochs=config.num_train_epochs,
+            max_steps=config.max_steps),
+        num_slots=room.num_slots,
+        limit=TokenLimit(
+            config.micro_batch_tokens, device=device,
+            needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
+        announcement=_announce(config, device, engine, decoder, ledger, {
+            "rollout": [room.words, copy_line], "update": [budget.words]}, left_out),
     )
 
 
@@ -167,16 +178,33 @@ def _fit_context(
     return kept, [prompt for prompt in encoded if len(prompt) <= limit], len(examples) - len(kept)
 
 
+def _fit_memory(ledger: Ledger, decoder: Decoder, prompts: list[list[int]]) -> tuple[Room, Budget]:
+    """Rows of a rollout and of an update, by the rank that has least memory free.
+
+    Collective: every rank, once, when it holds all that it will hold between steps.
+    """
+    config = ledger.run
+    free = -int(global_max({"minus_free": -float(free_bytes(decoder.device))})["minus_free"])
+    room = choose_slots(
+        config.rollout_slots, decoder, prompts, free=free,
+        num_rows=config.prompts_per_step // world_size() * config.num_generations,
+        num_generations=config.num_generations, max_completion_length=config.max_completion_length)
+    prefix = common_prefix_length(prompts)
+    lengths = Lengths(prefix, max(map(len, prompts)) - prefix, config.max_completion_length)
+    return room, choose_budget(ledger, lengths, free=after_slots(free, room, config))
+
+
 def _announce(
-    config: Config, device: torch.device, dtype: torch.dtype, engine: Engine, decoder: Decoder, rollout: list[str],
-    left_out: int,
+    config: Config, device: torch.device, engine: Engine, decoder: Decoder, ledger: Ledger,
+    chosen: dict[str, list[str]], left_out: int,
 ) -> list[str]:
     """The start-up block: what runs here, why, and what it costs in memory."""
+    dtype = ledger.dtype
     hidden_size, num_tokens = decoder.config.hidden_size, config.micro_batch_tokens
     implementation, reason = kernels.choose(
         config.logprob_impl, device, dtype=dtype, hidden_size=hidden_size, num_tokens=num_tokens
     )
-    held, copied, synced = engine.held_bytes(), decoder.nbytes(), engine.num_trained() * dtype.itemsize
+    synced = engine.num_trained() * dtype.itemsize
     quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
     example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
     advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
@@ -185,9 +213,10 @@ def _announce(
         f"model      {config.model_name_or_path}, {str(dtype).removeprefix('torch.')}, {quantised}",
         f"trained    {engine.num_trained():,} parameters",
         f"log-probs  {implementation}: {reason}",
-        "attention  sdpa with a tree mask over packed rows",
-        *(f"rollout    {line}" for line in rollout),
-        f"memory     {held / 2**20:,.1f} MiB of weights and {copied / 2**20:,.1f} MiB of rollout copy on rank 0",
+        f"attention  {'FlexAttention over blocks' if device.type == 'cuda' else 'in parts'} of a packed row's tree; "
+        "no mask is held",
+        *(f"{what:<11}{line}" for what, lines in chosen.items() for line in lines),
+        *_memory(config, engine, decoder, ledger),
         f"sync       {synced / 2**20:,.1f} MiB of trained weights are gathered and copied each step",
         f"group      rewards (1, 0, 0, 0) become the advantages ({advantages})",
         "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
@@ -197,3 +226,14 @@ def _announce(
     if left_out:
         lines.append(f"data       {left_out} problems left out: their prompt is longer than max_prompt_length")
     return lines + [f"note       {note}" for note in config.notes]
+
+
+def _memory(config: Config, engine: Engine, decoder: Decoder, ledger: Ledger) -> list[str]:
+    """The ledger in brief, formula / measured where it can be measured before the first step."""
+    row = of_a_row(ledger, config.micro_batch_tokens, checkpointing=config.gradient_checkpointing == "true")
+    return [
+        f"memory     formula / measured on rank 0: weights {size(ledger.weights())} / {size(engine.held_bytes())}, "
+        f"rollout copy {size(ledger.rollout_copy())} / {size(decoder.nbytes())}",
+        f"memory     formula: gradients {size(ledger.gradients())}, optimizer {size(ledger.optimizer())}, "
+        f"bucket {size(ledger.bucket())}; a row: " + ", ".join(f"{item.name} {size(item.num_bytes)}" for item in row),
+    ]

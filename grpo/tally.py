@@ -30,6 +30,14 @@ class Tally:
         self.sums: dict[str, torch.Tensor] = {}
         self.maxima: dict[str, torch.Tensor] = {}
 
+    def copy(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What has been added so far, for `restore`."""
+        return dict(self.sums), dict(self.maxima)
+
+    def restore(self, copy: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]) -> None:
+        """Forget what was added since that copy."""
+        self.sums, self.maxima = copy
+
     def add(
         self,
         batch: Batch,

@@ -88,12 +88,12 @@ class _Attention(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=_exact(tensor)) for tensor in (query_JFLD, key_JLD, value_JLD))
         for part in ctx.tree:
             rows = (slice(None), slice(None), part.query)
-            d_query_part, d_key_part, d_value_part = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            more_query, more_key, more_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 grad_JFLD[rows], *_inputs(part, query_JFLD, key_JLD, value_JLD), out_JFLD[rows], lse_JFL[rows],
                 0.0, part.causal, scale=ctx.scaling)
-            d_query[rows] += d_query_part
-            d_key[:, part.key] += d_key_part.sum(1)
-            d_value[:, part.key] += d_value_part.sum(1)
+            d_query[rows] += more_query
+            d_key[:, part.key] += more_key.sum(1)
+            d_value[:, part.key] += more_value.sum(1)
         return d_query.to(query_JFLD), d_key.to(key_JLD), d_value.to(value_JLD), None, None
 
 

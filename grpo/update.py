@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from grpo.config import Config
-from grpo.distributed import gather_objects, rank, world_size
+from grpo.distributed import gather_objects, global_max, rank, world_size
 from grpo.engine import Engine
+from grpo.limit import TokenLimit, is_out_of_memory
 from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss
 from grpo.packing import merge, pack
 from grpo.policy import Scores
@@ -23,25 +24,35 @@ class Update:
     """What a step's update needs, all on the engine's device.
 
     Args:
-        micro_batches: this rank's packed rows, as many as every other rank has.
+        rollout: the completions of all ranks.
+        keep_N: [N] bool, rows that count in the loss.
+        limit: of a packed row's tokens.
+        device: of the engine.
         advantage_N: [N] float32, N counting the completions of all ranks.
         sampler_logprob_NT: [N, T] float32, nats, what the sampler reported.
         denominator: what the global sum is divided by; the same on every rank.
         num_tokens: counted tokens of all ranks.
+        micro_batches: this rank's packed rows, as many as every other rank has.
         ref_logprob_NT: [N, T] float32, nats, 0.0 where not scored; None when beta is 0.
         ref_hidden: per micro-batch [K, H], only for the exact KL.
     """
 
-    micro_batches: list[Batch]
+    rollout: Rollout
+    keep_N: torch.Tensor
+    limit: TokenLimit
+    device: torch.device
     advantage_N: torch.Tensor
     sampler_logprob_NT: torch.Tensor
     denominator: float
     num_tokens: int
+    micro_batches: list[Batch] = field(default_factory=list)
     ref_logprob_NT: torch.Tensor | None = None
     ref_hidden: list[torch.Tensor] = field(default_factory=list)
 
 
-def prepare(rollout: Rollout, advantage_N: torch.Tensor, config: Config, device: torch.device) -> Update:
+def prepare(
+    rollout: Rollout, advantage_N: torch.Tensor, config: Config, limit: TokenLimit, device: torch.device
+) -> Update:
     """Share all ranks' completions among the ranks anew, by what they cost, and pack this rank's part.
 
     Collective: every rank, once per step.
@@ -50,10 +61,11 @@ def prepare(rollout: Rollout, advantage_N: torch.Tensor, config: Config, device:
     rollout, advantage_N = merge([one for one, _ in everyone]), torch.cat([advantage_N for _, advantage_N in everyone])
     keep_N = ~rollout.truncated_N if config.mask_truncated_completions else torch.ones_like(rollout.truncated_N)
     num_tokens = int(rollout.length_N[keep_N].sum())
-    micro_batches = pack(
-        rollout, keep_N, max_tokens=config.micro_batch_tokens, rank=rank(), num_ranks=world_size())
-    return Update(
-        micro_batches=[batch.to(device) for batch in micro_batches],
+    update = Update(
+        rollout=rollout,
+        keep_N=keep_N,
+        limit=limit,
+        device=device,
         advantage_N=advantage_N.to(device),
         sampler_logprob_NT=rollout.sampler_logprob_NT.to(device),
         denominator=loss_denominator(
@@ -62,6 +74,26 @@ def prepare(rollout: Rollout, advantage_N: torch.Tensor, config: Config, device:
         ),
         num_tokens=num_tokens,
     )
+    _pack(update)
+    return update
+
+
+def _pack(update: Update) -> None:
+    """Fill in the micro-batches, within a limit that every rank's memory holds.
+
+    Collective: every rank, once for each time it is packed.
+    """
+    while True:
+        micro_batches = pack(
+            update.rollout, update.keep_N, max_tokens=update.limit.max_tokens, rank=rank(), num_ranks=world_size())
+        update.micro_batches = [batch.to(update.device) for batch in micro_batches]
+        longest = max(len(batch.token_L) for batch in micro_batches)
+        agreed = global_max({
+            "short": float(not update.limit.rehearse(longest)), "longest": longest,
+            "most_rows": max(len(batch.row_K.unique()) for batch in micro_batches)})
+        if not agreed["short"] or agreed["most_rows"] == 1:  # a completion is never cut
+            return
+        update.limit.halve(int(agreed["longest"]))
 
 
 def score_reference(engine: Engine, update: Update, config: Config) -> None:
@@ -69,7 +101,7 @@ def score_reference(engine: Engine, update: Update, config: Config) -> None:
 
     Collective: every rank, once per step, before the first gradient.
     """
-    update.ref_logprob_NT = torch.zeros_like(update.sampler_logprob_NT)
+    update.ref_logprob_NT, update.ref_hidden = torch.zeros_like(update.sampler_logprob_NT), []
     for batch in update.micro_batches:
         scores = engine(batch, reference=True)
         update.ref_logprob_NT += batch.scatter(scores.logprob_K) * batch.mask_NT  # a filler's token counts nowhere
@@ -95,35 +127,76 @@ def apply(engine: Engine, update: Update, config: Config, learning_rate: float) 
     old_logprob_NT: torch.Tensor | None = None
     tally = Tally(update.advantage_N, update.sampler_logprob_NT, config)
     grad_norm = 0.0
-    for iteration in range(config.num_iterations):
-        logprob_NT = torch.zeros_like(update.sampler_logprob_NT)
-        for index, batch in enumerate(update.micro_batches):
-            ref_hidden_KH = update.ref_hidden[index] if update.ref_hidden else None
-            scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=iteration == 0)
-            current_NT = batch.scatter(scores.logprob_K)
-            kl_NT = _kl(update, config, batch, scores, current_NT)
-            weight_NT = _weight(update, config, batch, current_NT if old_logprob_NT is None else old_logprob_NT)
-            loss = policy_loss(
-                current_NT,
-                old_logprob_NT,
-                update.advantage_N,
-                batch.mask_NT,
-                loss_type=config.loss_type,
-                epsilon=config.epsilon,
-                epsilon_high=config.epsilon_high,
-                denominator=update.denominator,
-                kl_NT=kl_NT,
-                beta=config.beta,
-                weight_NT=weight_NT,
-            )
-            engine.backward(loss, last=index == len(update.micro_batches) - 1)
-            tally.add(batch, scores, loss.detach(), current_NT.detach(), old_logprob_NT, kl_NT, weight_NT)
-            logprob_NT += current_NT.detach() * batch.mask_NT
+    for _ in range(config.num_iterations):
+        logprob_NT = None
+        while logprob_NT is None:
+            logprob_NT = _attempt(engine, update, config, tally, old_logprob_NT)
         grad_norm += engine.step(learning_rate) / config.num_iterations
-        if iteration == 0:
+        if old_logprob_NT is None:
             old_logprob_NT = logprob_NT
     counts = {"num_tokens": update.num_tokens, "micro_batches": len(update.micro_batches)}
     return tally.metrics(update.num_tokens) | counts | {"grad_norm": grad_norm}
+
+
+def _attempt(
+    engine: Engine, update: Update, config: Config, tally: Tally, old_logprob_NT: torch.Tensor | None
+) -> torch.Tensor | None:
+    """One iteration's gradient; None where memory ended: then nothing of it is left, and the rows are shorter.
+
+    Raises:
+        SystemExit: memory ended where no shorter row helps, or under the eyes of other ranks, which wait for this one.
+    """
+    before, longest = tally.copy(), max(len(batch.token_L) for batch in update.micro_batches)
+    try:
+        return _gradient(engine, update, config, tally, old_logprob_NT)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if world_size() > 1 or all(len(batch.row_K.unique()) == 1 for batch in update.micro_batches):
+            raise SystemExit(
+                f"\nerror: [rank {rank()}] out of memory with a row of {longest:,} tokens; nearest valid: "
+                f"micro_batch_tokens={longest // 2}, or gradient_checkpointing=true") from error
+    tally.restore(before)
+    engine.discard()
+    update.limit.halve(longest)
+    _pack(update)
+    if update.ref_hidden:
+        score_reference(engine, update, config)
+    return None
+
+
+def _gradient(
+    engine: Engine, update: Update, config: Config, tally: Tally, old_logprob_NT: torch.Tensor | None
+) -> torch.Tensor:
+    """Add up the gradient of all micro-batches.
+
+    Returns:
+        logprob_NT, [N, T] float32, nats, of this rank's tokens under the policy as it is.
+    """
+    logprob_NT = torch.zeros_like(update.sampler_logprob_NT)
+    for index, batch in enumerate(update.micro_batches):
+        ref_hidden_KH = update.ref_hidden[index] if update.ref_hidden else None
+        scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=old_logprob_NT is None)
+        current_NT = batch.scatter(scores.logprob_K)
+        kl_NT = _kl(update, config, batch, scores, current_NT)
+        weight_NT = _weight(update, config, batch, current_NT if old_logprob_NT is None else old_logprob_NT)
+        loss = policy_loss(
+            current_NT,
+            old_logprob_NT,
+            update.advantage_N,
+            batch.mask_NT,
+            loss_type=config.loss_type,
+            epsilon=config.epsilon,
+            epsilon_high=config.epsilon_high,
+            denominator=update.denominator,
+            kl_NT=kl_NT,
+            beta=config.beta,
+            weight_NT=weight_NT,
+        )
+        engine.backward(loss, last=index == len(update.micro_batches) - 1)
+        tally.add(batch, scores, loss.detach(), current_NT.detach(), old_logprob_NT, kl_NT, weight_NT)
+        logprob_NT += current_NT.detach() * batch.mask_NT
+    return logprob_NT
 
 
 def _kl(

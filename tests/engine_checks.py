@@ -7,6 +7,7 @@ gradient is computed on each rank with plain PyTorch: no DeepSpeed, no packing, 
 import json
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -20,11 +21,13 @@ from tiny_models import tiny_tokenizer
 from benchmarks.memory import peak_bytes
 from grpo import checkpoint, distributed, update
 from grpo.config import Config
-from grpo.distributed import rank, world_size
+from grpo.distributed import gather_objects, rank, world_size
 from grpo.engine import Engine
+from grpo.limit import TokenLimit
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
 from grpo.model import add_adapter, build_decoder, load_base
 from grpo.packing import filler
+from grpo.plan import ledger_of
 from grpo.policy import REFERENCE, Policy, active_adapter
 from grpo.rollout import generate
 from grpo.types import Rollout
@@ -40,8 +43,8 @@ def config(**options) -> Config:
     model = options.pop("model", "tied")
     defaults = dict(
         model_name_or_path=str(FOLDER / model), torch_dtype="float32", load_in_4bit=False, lora_r=4, seed=3,
-        micro_batch_tokens=60, max_completion_length=LONGEST, num_generations=NUM_GENERATIONS, max_grad_norm=0.0,
-        deepspeed=SHARD_EVERYTHING,
+        micro_batch_tokens=60, gradient_checkpointing="true", max_completion_length=LONGEST,
+        num_generations=NUM_GENERATIONS, max_grad_norm=0.0, deepspeed=SHARD_EVERYTHING,
     )
     return Config(**{**defaults, **options})
 
@@ -57,7 +60,7 @@ def parts(run: Config):
         if "lora_B" in name and ".reference" not in name:
             parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.05).to(dtype)
     decoder = build_decoder(model, form=run.rollout_weights)
-    if run.gradient_checkpointing:
+    if run.gradient_checkpointing == "true":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(model, impl=run.logprob_impl).train(), decoder, peft_config
 
@@ -80,6 +83,11 @@ def rollout(num_prompts: int = NUM_PROMPTS, seed: int = 0) -> Rollout:
         sampler_logprob_NT=torch.zeros(num_rows, LONGEST), truncated_N=torch.zeros(num_rows, dtype=torch.bool),
         text=[""] * num_rows,
     )
+
+
+def limit_of(run: Config) -> TokenLimit:
+    """The run's own, by a formula that always fits."""
+    return TokenLimit(run.micro_batch_tokens, needed=lambda num_tokens: 0, device=CPU)
 
 
 def part_of(whole: Rollout, first: int, last: int) -> Rollout:
@@ -137,14 +145,18 @@ def truth(run: Config, whole: Rollout) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def engine_gradient(run: Config, whole: Rollout, split: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+def engine_gradient(
+    run: Config, whole: Rollout, split: list[tuple[int, int]], *, limit: TokenLimit | None = None,
+    prepare: Callable[[Policy], None] = lambda policy: None,
+) -> dict[str, torch.Tensor]:
     """The same gradient by the sharded engine, where rank r has the prompts split[r]."""
     policy, _, _ = parts(run)
+    prepare(policy)
     engine = Engine(policy, run, getattr(torch, run.torch_dtype))
     first, last = split[rank()]
     mine = part_of(whole, first, last)
     rows = slice(first * NUM_GENERATIONS, last * NUM_GENERATIONS)
-    work = update.prepare(mine, advantages(whole)[rows], run, CPU)
+    work = update.prepare(mine, advantages(whole)[rows], run, limit or limit_of(run), CPU)
     update.score_reference(engine, work, run)
     captured: dict[str, torch.Tensor] = {}
 
@@ -176,7 +188,7 @@ def check_gradients_equal_plain_pytorch() -> None:
     head = ["lm_head", "embed_tokens"]
     for options in (
         dict(model="tied"),
-        dict(model="untied", loss_type="grpo", kl_estimator="k3", gradient_checkpointing=False),
+        dict(model="untied", loss_type="grpo", kl_estimator="k3", gradient_checkpointing="false"),
         dict(model="tied", lora_modules_to_save=head, loss_type="dr_grpo", kl_estimator="k2"),
         dict(model="untied", lora_modules_to_save=head, kl_estimator="k1"),
         dict(model="tied", lora_modules_to_save=head, kl_estimator="exact", beta=0.5),
@@ -191,6 +203,43 @@ def check_uneven_micro_batches_with_fillers() -> None:
     run, whole = config(micro_batch_tokens=30), rollout()
     assert_equal_gradients(engine_gradient(run, whole, [(0, 3), (3, 4)]), truth(run, whole), "3 + 1 prompts")
     assert not filler(whole).mask_NT.any()
+
+
+def check_memory_short_on_one_rank_shortens_the_rows_on_both() -> None:
+    """Rank 1 cannot have the memory of a row above 25 tokens: both pack anew, and the gradient is the same."""
+    for options in (dict(), dict(kl_estimator="exact", beta=0.5)):
+        run, whole = config(**options), rollout()
+        limit = TokenLimit(60, needed=lambda length: 2**60 * (rank() == 1 and length > 25), device=CPU)
+        found = engine_gradient(run, whole, [(0, 2), (2, 4)], limit=limit)
+        assert_equal_gradients(found, truth(run, whole), options)
+        learnt = gather_objects(limit.max_tokens)  # it stays, and is the same everywhere
+        assert 10 <= learnt[0] == learnt[-1] <= 25, learnt
+
+
+def alone_check_survives_the_end_of_memory() -> None:
+    """In a forward, in a backward, in the second micro-batch: the same iteration is done again with shorter rows."""
+    def fails_once(kind: str, at: int) -> Callable[[Policy], None]:
+        def prepare(policy: Policy) -> None:
+            calls = []
+
+            def raising(*_) -> None:
+                if torch.is_grad_enabled() or kind == "backward":
+                    calls.append(kind)
+                    if len(calls) == at:
+                        raise torch.OutOfMemoryError("simulated")
+
+            module = policy.model.model.layers[1].mlp
+            (module.register_forward_hook if kind == "forward" else module.register_full_backward_hook)(raising)
+
+        return prepare
+
+    exact = dict(kl_estimator="exact", beta=0.5)
+    for options in (dict(), dict(zero_stage=0), exact, dict(gradient_checkpointing="false")):
+        for kind, at in (("forward", 1), ("forward", 2), ("backward", 1), ("backward", 2)):
+            run, whole, limit = config(**options), rollout(), limit_of(config())
+            found = engine_gradient(run, whole, [(0, 4)], limit=limit, prepare=fails_once(kind, at))
+            assert_equal_gradients(found, truth(run, whole), (options, kind, at))
+            assert limit.max_tokens <= 30, (options, kind, at)
 
 
 def check_triton_kernels_run_inside_the_engine() -> None:
@@ -226,7 +275,7 @@ def train_steps(engine: Engine, decoder, run: Config, steps: int, rate: float = 
         share = NUM_PROMPTS // world_size()
         mine = part_of(whole, rank() * share, (rank() + 1) * share)
         rows = slice(rank() * share * NUM_GENERATIONS, (rank() + 1) * share * NUM_GENERATIONS)
-        work = update.prepare(mine, advantages(whole)[rows], run, CPU)
+        work = update.prepare(mine, advantages(whole)[rows], run, limit_of(run), CPU)
         if run.beta > 0:
             update.score_reference(engine, work, run)
         metrics.append(update.apply(engine, work, run, rate))
@@ -238,7 +287,7 @@ def engine_logprobs(engine: Engine, whole: Rollout, run: Config, **options) -> t
     share = NUM_PROMPTS // world_size()
     rows = slice(rank() * share * NUM_GENERATIONS, (rank() + 1) * share * NUM_GENERATIONS)
     mine = part_of(whole, rank() * share, (rank() + 1) * share)
-    work = update.prepare(mine, advantages(whole)[rows], run, CPU)
+    work = update.prepare(mine, advantages(whole)[rows], run, limit_of(run), CPU)
     result_NT = torch.zeros_like(work.sampler_logprob_NT)
     with torch.no_grad():
         for batch in work.micro_batches:
@@ -512,7 +561,7 @@ def check_nan_on_one_rank_skips_the_step_on_both() -> None:
         advantage_N = advantages(whole)
         if rank() == 1:
             advantage_N[0] = float("nan")
-        work = update.prepare(whole, advantage_N, run, CPU)
+        work = update.prepare(whole, advantage_N, run, limit_of(run), CPU)
         update.score_reference(engine, work, run)
         metrics = update.apply(engine, work, run, 1e-2)
         assert metrics["grad_norm"] == float("inf") and engine.skipped_steps == 1, (options, metrics)
@@ -530,7 +579,7 @@ def check_a_step_in_which_nothing_counts_has_loss_0() -> None:
     engine.sync(decoder)
     start = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
     whole.truncated_N.fill_(True)
-    work = update.prepare(whole, advantages(whole), run, CPU)
+    work = update.prepare(whole, advantages(whole), run, limit_of(run), CPU)
     update.score_reference(engine, work, run)
     metrics = update.apply(engine, work, run, 1e-2)
     engine.sync(decoder)
@@ -590,12 +639,44 @@ def check_stages_agree() -> None:
                     assert abs(expected[name] - found[name]) < tolerance * max(abs(expected[name]), 0.1), (dtype, name)
 
 
+def check_the_ledger_agrees_with_what_ranks_hold() -> None:
+    """Weights, gradients, optimizer, bucket and rollout copy of a rank against their formulas: NF4, copies, stages."""
+    half = dict(torch_dtype="bfloat16", load_in_4bit=True)
+    for options in (half, dict(half, zero_stage=2), dict(zero_stage=1), dict(model="untied", load_in_4bit=True),
+                    dict(model="untied", lora_modules_to_save=["lm_head"]), dict(use_peft=False, zero_stage=3)):
+        run = config(**options)
+        dtype = getattr(torch, run.torch_dtype)
+        torch.manual_seed(run.seed)
+        model = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=dtype, device=CPU)
+        if run.use_peft:
+            add_adapter(model, run, dtype)
+        else:
+            model.requires_grad_(True)
+        decoder = build_decoder(model)
+        engine = Engine(Policy(model, frozen_copy=not run.use_peft).train(), run, dtype)
+        ledger = ledger_of(
+            run, model.config, num_ranks=world_size(), dtype=dtype, rollout_dtype=decoder.dtype, on_gpu=False)
+        train_steps(engine, decoder, run, 1, rate=1e-4)
+        wrapper, moments = engine.deepspeed.optimizer, 0
+        for master, state in engine._adamw().state.items():
+            is_weight = dtype == torch.float32 and run.zero_stage == 3
+            moments += sum(state[key].nbytes for key in ("exp_avg", "exp_avg_sq")) + (0 if is_weight else master.nbytes)
+        found = {"weights": engine.held_bytes(), "num_trained": engine.num_trained(), "optimizer": moments,
+                 "rollout_copy": decoder.nbytes()}
+        if run.zero_stage == 3:
+            found["gradients"] = wrapper.grad_partitions_flat_buffer.nbytes
+            found["bucket"] = sum(bucket.buffer.nbytes for bucket in wrapper.ipg_buckets.values())
+        for name, measured in found.items():
+            formula = getattr(ledger, name)()
+            assert abs(formula - measured) <= 0.1 * measured, (options, name, formula, measured)
+
+
 def main() -> None:
     distributed.start(120)
     chosen = sys.argv[2:]
     results = {}
     for name, check in list(globals().items()):
-        if name.startswith("check_") and (not chosen or name in chosen):
+        if name in chosen or name.startswith("check_") and not chosen:
             try:
                 check()
                 results[name] = "ok"

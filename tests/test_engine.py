@@ -11,16 +11,19 @@ from ranks import ROOT, launch
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def run_checks(folder: Path, num_ranks: int, *names: str) -> dict[str, str]:
     """What each check said: "ok", or the traceback of the rank it failed on."""
-    folder = tmp_path_factory.mktemp("engine")
     for name, tied in (("tied", True), ("untied", False)):
         tiny_qwen2(tied=tied).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
-    run = launch(str(ROOT / "tests" / "engine_checks.py"), str(folder), num_ranks=2, timeout_s=500)
+    run = launch(str(ROOT / "tests" / "engine_checks.py"), str(folder), *names, num_ranks=num_ranks, timeout_s=500)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return run_checks(tmp_path_factory.mktemp("engine"), 2)
 
 
 NAMES = [
@@ -33,3 +36,8 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks(results: dict[str, str], name: str) -> None:
     assert results[name] == "ok", results[name]
+
+
+def test_one_rank_survives_the_end_of_memory(tmp_path: Path) -> None:
+    name = "alone_check_survives_the_end_of_memory"
+    assert run_checks(tmp_path, 1, name)[name] == "ok"

@@ -1,0 +1,198 @@
+"""The memory ledger against numbers by hand and against what models, bitsandbytes and autograd really hold. 15 seconds.
+
+What two ranks hold under ZeRO is check_the_ledger_agrees_with_what_ranks_hold in engine_checks.py.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_llama, tiny_qwen2, tiny_qwen3
+
+import kernels.fused
+from benchmarks.memory import peak_bytes
+from grpo import ledger as formulas
+from grpo.config import Config
+from grpo.engine import Engine
+from grpo.ledger import Ledger
+from grpo.model import add_adapter, build_decoder, load_base
+from grpo.plan import held, ledger_of, of_a_row
+from grpo.policy import Policy
+from grpo.types import Batch
+
+CPU = torch.device("cpu")
+MIDDLE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 512}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models, and an adapter."""
+    folder = tmp_path_factory.mktemp("ledger")
+    models = {
+        "tied": tiny_qwen2(), "untied": tiny_qwen2(tied=False), "qwen3": tiny_qwen3(), "llama": tiny_llama(),
+        "middle": tiny_qwen2(**MIDDLE), "middle3": tiny_qwen3(**MIDDLE),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    lora = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_qwen2(), lora).save_pretrained(folder / "adapter")
+    return folder
+
+
+def parts(folder: Path, model: str, **options):
+    """A model as a run would make it, and its ledger on one rank of a CPU."""
+    options = {"torch_dtype": "float32", "load_in_4bit": False, "lora_r": 4, "lora_alpha": 4} | options
+    run = Config(model_name_or_path=str(folder / model), **options)
+    dtype = getattr(torch, run.torch_dtype)
+    base = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=dtype, device=CPU)
+    if run.use_peft:
+        add_adapter(base, run, dtype)
+    else:
+        base.requires_grad_(True)
+    ledger = ledger_of(run, base.config, num_ranks=1, dtype=dtype, rollout_dtype=dtype, on_gpu=False)
+    return base, ledger
+
+
+def changed_to(ledger: Ledger, **changed) -> Ledger:
+    """The same on other ranks, of another type, ..."""
+    return Ledger(**{**vars(ledger), **changed})
+
+
+def test_a_tiny_model_by_hand(folder: Path) -> None:
+    _, ledger = parts(folder, "tied", load_in_4bit=True)
+    # H 64, I 128, Q 64, K 32: weights of a layer 4096 (q, o) + 2048 (k, v) + 8192 (gate, up, down), twice and thrice:
+    # 36,864 half bytes. In float32: 320 x 64 of the table, 64 of the last norm, and of each of 3 layers 128 of its
+    # norms and 64 + 32 + 32 of biases.
+    assert ledger.kept(ledger.base()) == 3 * 36_864 // 2 + 4 * (320 * 64 + 64 + 3 * 256) == 140_544
+    # A byte for 64 weights, 4 for each seven modules' one second scale, 16 + 256 + 1 numbers of tables in each.
+    assert ledger.scales() == 3 * (36_864 // 64 + 7 * 4 + 7 * 4 * 273) == 24_744
+    # r 4 times inputs and outputs of the seven: 128 + 96 + 96 + 128 + 192 + 192 + 192 = 1024.
+    assert ledger.num_trained() == 3 * 4 * 1024 == 12_288
+    assert ledger.weights() == 140_544 + 24_744 + 4 * 12_288
+    assert (ledger.gradients(), ledger.optimizer()) == (4 * 12_288, 8 * 12_288)  # a float32 weight is its own master
+    two = changed_to(ledger, num_ranks=2)
+    assert two.weights() == (140_544 + 4 * 12_288) // 2 + 24_744  # the scales stay whole
+    assert (two.gradients(), two.optimizer()) == (2 * 12_288, 4 * 12_288)
+    # 8 x 64 + 8, and in numbers of 4 bytes: 2 x 64, 3 x 64 + 2 x 32, 4 x 128, 7 x 4; 16 of log-sum-exp.
+    assert ledger.layer_token() == 520 + 4 * (128 + 256 + 512 + 28) + 16 == 4_232
+    assert ledger.activations(10, checkpointing=False) == 3 * 42_320
+    assert ledger.activations(10, checkpointing=True) == 10 * 3 * 256 + 42_320
+
+
+def test_stages_cut_what_they_say(folder: Path) -> None:
+    _, ledger = parts(folder, "tied", load_in_4bit=True, torch_dtype="bfloat16")
+    found = {}
+    for stage in range(4):
+        run = Config(**{**vars(ledger.run), "zero_stage": stage})
+        at = changed_to(ledger, run=run, num_ranks=4)
+        found[stage] = (at.weights(), at.gradients() // 12_288, at.optimizer() // 12_288, at.gathered() > 0)
+    whole, cut = found[0][0], found[3][0]
+    assert found == {0: (whole, 4, 12, False), 1: (whole, 4, 3, False), 2: (whole, 1, 3, False), 3: (cut, 1, 3, True)}
+    assert cut - ledger.scales() == (whole - ledger.scales()) / 4
+
+
+@pytest.mark.parametrize(("model", "options"), [
+    ("tied", {}), ("untied", {}), ("qwen3", {}), ("llama", {}),
+    ("tied", {"load_in_4bit": True, "torch_dtype": "bfloat16"}), ("qwen3", {"load_in_4bit": True}),
+    ("tied", {"lora_modules_to_save": ["lm_head"]}), ("untied", {"lora_modules_to_save": ["lm_head", "embed_tokens"]}),
+    ("tied", {"adapter_name_or_path": "adapter", "load_in_4bit": True}), ("untied", {"use_peft": False}),
+    ("tied", {"lora_target_modules": ["q_proj", "up_proj"], "lora_alpha": 8}),
+], ids=str)
+def test_weights_and_the_rollout_copy_are_those_of_the_model_to_the_byte(folder: Path, model: str, options) -> None:
+    if "adapter_name_or_path" in options:
+        options = options | {"adapter_name_or_path": str(folder / "adapter")}
+    base, ledger = parts(folder, model, **options)
+    for form in ("lora", "merged", "nf4"):
+        if form == "nf4" and not ledger.run.load_in_4bit or form == "merged" and not ledger.run.use_peft:
+            continue
+        for dtype in (torch.float32, torch.bfloat16):
+            run = Config(**{**vars(ledger.run), "rollout_weights": form})
+            copied = changed_to(ledger, run=run, rollout_dtype=dtype)
+            assert copied.rollout_copy() == build_decoder(base, form=form, dtype=dtype).nbytes(), (form, dtype)
+    assert ledger.token_bytes() == build_decoder(base).token_bytes()
+    policy = Policy(base, frozen_copy=not ledger.run.use_peft)
+    assert ledger.num_trained() == sum(one.numel() for one in policy.parameters() if one.requires_grad)
+    assert ledger.weights() == Engine.held_bytes(SimpleNamespace(policy=policy))
+
+
+def row(num_tokens: int) -> Batch:
+    """A prompt of a quarter of the tokens and one completion."""
+    prompt = num_tokens // 4
+    token_L, second_L = torch.randint(3, 300, (num_tokens,)), (torch.arange(num_tokens) >= prompt).long()
+    num_scored = num_tokens - prompt
+    return Batch(
+        token_L=token_L, position_L=torch.arange(num_tokens), segment_L=1 + second_L, parent_L=second_L,
+        source_K=torch.arange(prompt - 1, num_tokens - 1), target_K=token_L[prompt:],
+        row_K=torch.zeros(num_scored, dtype=torch.long), column_K=torch.arange(num_scored),
+        mask_NT=torch.ones(1, num_scored, dtype=torch.bool))
+
+
+def saved_bytes(policy: Policy, batch: Batch) -> int:
+    """Bytes of the storages that autograd keeps for the backward pass, weights left out."""
+    known, kept = {one.untyped_storage().data_ptr() for one in policy.parameters()}, {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scores = policy(batch)
+        del scores
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(("model", "options", "num_tokens"), [
+    ("middle", {}, 1024), ("middle", {"load_in_4bit": True}, 1024), ("middle", {"lora_dropout": 0.1}, 1024),
+    ("middle", {"lora_target_modules": ["q_proj", "v_proj"]}, 1024), ("middle3", {}, 1024),
+    ("middle", {"use_peft": False, "beta": 0.0}, 1024), ("tied", {}, 64), ("llama", {}, 512),
+], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_are_what_autograd_saves(folder: Path, model, options, num_tokens, dtype) -> None:
+    base, ledger = parts(folder, model, torch_dtype=dtype, **options)
+    found = saved_bytes(Policy(base).train(), row(num_tokens))
+    # Beside the layers: of three quarters of the tokens what the head keeps, in float32 and as it was.
+    found -= num_tokens * 3 // 4 * base.config.hidden_size * (4 + ledger.dtype.itemsize)
+    formula = ledger.activations(num_tokens, checkpointing=False)
+    assert abs(found - formula) < 0.1 * formula, found / formula
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_needs_at_most_what_the_ledger_says_and_not_much_less(folder, dtype, checkpointing, monkeypatch) -> None:
+    monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**16)
+    monkeypatch.setattr("grpo.ledger.TILE_ELEMENTS", 2**16)
+    base, ledger = parts(folder, "middle", torch_dtype=dtype, load_in_4bit=True)
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    policy, batch = Policy(base).train(), row(1024)
+    peak = peak_bytes(lambda: policy(batch).logprob_K.sum().backward(), "cpu")
+    peak -= ledger.num_trained() * ledger.dtype.itemsize  # gradients of what trains
+    formula = ledger.update(1024, checkpointing=checkpointing) - ledger.gathered()
+    assert 0.75 * formula < peak < 1.05 * formula, peak / formula
+
+
+def test_the_tiles_are_those_of_the_kernel() -> None:
+    assert (formulas.FUSED_BLOCK, formulas.FUSED_TILE) == (kernels.fused.BLOCK, kernels.fused.TILE)
+
+
+def test_a_head_on_a_gpu_needs_what_the_kernel_says(folder: Path) -> None:
+    # kernels/fused.py says of 16,384 tokens and H 896: 80 MB saved and needed, with the hybrid 4 TILE more; it counts
+    # the stash and one block's sums, not the hidden states themselves. All tokens' sums are counted here: 7.5 MB.
+    big = ledger_of(Config(), tiny_qwen2(hidden_size=896, vocab_size=151936 // 100).config, num_ranks=1,
+                    dtype=torch.bfloat16, rollout_dtype=torch.bfloat16, on_gpu=True)
+    big.config.vocab_size = 151936
+    needed = big.head(16_384) - 2 * 16_384 * 896 - 4 * 2**24
+    assert 70e6 < needed < 90e6
+
+
+def test_the_items_are_the_ledger(folder: Path) -> None:
+    _, ledger = parts(folder, "tied", load_in_4bit=True)
+    assert sum(item.num_bytes for item in held(ledger)) == (
+        ledger.weights() + ledger.gradients() + ledger.optimizer() + ledger.bucket() + ledger.rollout_copy())
+    for on in (False, True):
+        items = of_a_row(ledger, 50, checkpointing=on)
+        assert sum(item.num_bytes for item in items) == ledger.update(50, checkpointing=on)
