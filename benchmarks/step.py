@@ -40,7 +40,7 @@ PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 PEER_PACKAGES = ("trl", "liger-kernel", "accelerate")
 OURS = tuple(name for name in TRAINERS if name.startswith("ours"))
 PEERS = tuple(name for name in TRAINERS if not name.startswith("ours"))
-PLAIN = tuple(name for name in PEERS if "Liger" not in name)  # for the cases after the first
+LEAN = tuple(name for name in PEERS if "checkpointed" in name)  # for the cases after the first
 ASK = """import importlib.metadata, json, sys, trl
 found = {one.name.replace("_", "-"): one.version for one in importlib.metadata.distributions()}
 print(json.dumps({name: found[name] for name in sys.argv[1:] if name in found}))"""
@@ -59,17 +59,17 @@ class Plan:
     num_prompts: int = 2
     step_cases: tuple[tuple[int, int], ...] = ((8, 8), (0, 8), (8, 16))  # solved examples, completions of a prompt
     step_tokens: int = 128
-    num_steps: int = 6  # the first is not measured
+    num_steps: int = 4  # the first is not measured
     ours: tuple[str, ...] = OURS
     peers: tuple[str, ...] = PEERS
-    peers_of_others: tuple[str, ...] = PLAIN
-    update_cases: tuple[tuple[int, int], ...] = ((8, 8), (0, 8), (8, 16))
+    peers_of_others: tuple[str, ...] = LEAN
+    update_cases: tuple[tuple[int, int], ...] = ((8, 8), (0, 8))
     updates: tuple[str, ...] = tuple(UPDATES)
     growth_shots: tuple[int, ...] = (0, 2, 4, 8)
     growth_generations: tuple[int, ...] = (4, 8, 16)
     growth_tokens: tuple[int, ...] = (64, 128, 256)
     base_case: tuple[int, int] = (8, 8)  # where the lengths are varied
-    repeats: int = 5
+    repeats: int = 3
     enough_s: float = 60
 
 
