@@ -30,7 +30,7 @@ class StopRule:
         self.tokenizer = tokenizer
         self.stop_strings = stop_strings
         self.kind_V = _kinds(tokenizer, tuple(stop_strings), vocab_size).clone()
-        self.kind_V[sorted(stop_token_ids)] = ENDS
+        self.kind_V[[token for token in sorted(stop_token_ids) if token < vocab_size]] = ENDS  # no other is sampled
         self.special = set(tokenizer.all_special_ids)
         # Every token that shows in the text adds at least one byte; one more for what the first one cuts off.
         self.tail = max((len(stop.encode()) for stop in stop_strings), default=0) + 1

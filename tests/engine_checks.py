@@ -193,6 +193,8 @@ def check_gradients_equal_plain_pytorch() -> None:
         dict(model="untied", lora_modules_to_save=head, kl_estimator="k1"),
         dict(model="tied", lora_modules_to_save=head, kl_estimator="exact", beta=0.5),
         dict(model="untied", kl_estimator="exact", beta=0.5),
+        dict(model="tied", load_in_4bit=True, gradient_checkpointing="true"),
+        dict(model="untied", load_in_4bit=True, gradient_checkpointing="false"),
     ):
         run, whole = config(**options), rollout()
         assert_equal_gradients(engine_gradient(run, whole, [(0, 2), (2, 4)]), truth(run, whole), options)

@@ -170,3 +170,10 @@ def test_a_stop_string_interrupted_by_special_tokens():
     ids = tokens_of("7", "\n") + [END, END, END] + tokens_of("Q", ":")
     assert rule("\nQ:").texts([ids]) == ["7"]
     assert run(rule("\nQ:"), ids) == len(ids)
+
+
+def test_a_stop_token_that_the_model_does_not_have_ends_nothing():
+    # The model's head has 330 rows; a tokenizer may have more tokens.
+    stop = rule(stop_token_ids=(EOS, 330, 5000))
+    token_NT = torch.tensor([[EOS], [329]])
+    assert stop.ended(token_NT, torch.tensor([0, 1]), torch.tensor([0, 0])).tolist() == [True, False]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from grpo.tree import BLOCK, Part, _Attention, block_mask, padded_length, parts
+from grpo.tree import BLOCK, Part, Tree, _Attention, block_mask, padded_length, parts, tree_attention
 from grpo.types import Batch
 
 TREES = {
@@ -126,6 +126,26 @@ def test_the_blocks_of_a_gpu_hold_every_pair_and_full_ones_nothing_else(name):
     flex = flex_attention(query, key, value, block_mask=whole, scale=0.3, enable_gqa=True)
     ours = _Attention.apply(query[0].unflatten(0, (2, 2)), key[0], value[0], parts(segment_L, parent_L), 0.3)
     torch.testing.assert_close(flex[0][:, real], ours.flatten(0, 1)[:, real], atol=1e-5, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["long", "a prefix, two prompts, five completions"])
+def test_a_gpu_gives_the_output_and_gradients_of_a_cpu(name):
+    segment_L, parent_L = tree(name)
+    torch.manual_seed(0)
+    zeros = torch.zeros_like(segment_L)
+    batch = Batch(token_L=zeros, position_L=zeros, segment_L=segment_L, parent_L=parent_L, source_K=zeros,
+                  target_K=zeros, row_K=zeros, column_K=zeros, mask_NT=zeros[None].bool())
+    num_real, batch = len(segment_L), batch.padded(padded_length(len(segment_L)))
+    inputs = [torch.randn(1, heads, len(batch.segment_L), 64) for heads in (4, 2, 2)]
+    found = {}
+    for device in ("cpu", "cuda"):
+        there = [tensor.to(device).requires_grad_() for tensor in inputs]
+        out, _ = tree_attention(None, *there, None, scaling=0.3, tree=Tree(batch.to(device)))
+        grads = torch.autograd.grad(out[:, :num_real].square().sum(), there)
+        found[device] = [out[:, :num_real].cpu(), *(grad.cpu() for grad in grads)]
+    for on_cpu, on_gpu in zip(*found.values()):
+        torch.testing.assert_close(on_gpu, on_cpu, atol=2e-2 * float(on_cpu.abs().max()), rtol=0)
 
 
 def test_lengths_are_rounded_up_to_few():
