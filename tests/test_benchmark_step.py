@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import step_worker
 from benchmarks.kernel import number
-from benchmarks.step import PEERS, PLAIN, Bench, Plan, ask_peer, main
+from benchmarks.step import LEAN, PEERS, Bench, Plan, ask_peer, main
 from benchmarks.step_page import growth_table, markdown, step_table, update_table
 from benchmarks.step_peers import TRAINERS, Case, Step, Trainer
 from benchmarks.step_update import UPDATES, arithmetic, draw, load, micro_batches
@@ -216,13 +216,13 @@ def test_ready_prompts_are_refused(tmp_path, capsys):
 
 
 def test_liger_is_asked_once_and_the_others_in_every_case():
-    assert set(PEERS) - set(PLAIN) == {"TRL, Liger"} and set(PEERS) < set(TRAINERS)
+    assert set(PEERS) - set(LEAN) == {"TRL, Liger"} and set(PEERS) < set(TRAINERS)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed here")
 def test_trl_does_the_same_work(data, tmp_path):
     bench = Bench(tmp_path, data, PLAN, threads=1, peer_python=sys.executable)
-    for engine in PLAIN:
+    for engine in LEAN:
         (row,) = bench.measure("steps", engine, [bench.step_case(1, 4)])
         assert row["why"] is None and row["tokens"] == 2 * 8 * 6 and row["early"] == 0, row
         assert row["grad_norm"] > 0 and row["kl"] > 0 and set(row["parts"]) == {"rollout_s", "reference_s", "update_s"}
