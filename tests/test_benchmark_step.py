@@ -215,14 +215,16 @@ def test_ready_prompts_are_refused(tmp_path, capsys):
     assert exit_.value.code == 2 and "has ready prompts" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_liger_is_asked_once_and_the_others_in_every_case():
-    assert set(PEERS) - set(LEAN) == {"TRL, Liger"} and set(PEERS) < set(TRAINERS)
+def test_every_peer_is_asked_once_and_the_leanest_in_every_case():
+    assert len(LEAN) == 1 and "checkpointed" in LEAN[0] and set(LEAN) < set(PEERS) < set(TRAINERS)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed here")
 def test_trl_does_the_same_work(data, tmp_path):
     bench = Bench(tmp_path, data, PLAN, threads=1, peer_python=sys.executable)
-    for engine in LEAN:
+    for engine in PEERS:
+        if "Liger" in engine:  # it needs a GPU
+            continue
         (row,) = bench.measure("steps", engine, [bench.step_case(1, 4)])
         assert row["why"] is None and row["tokens"] == 2 * 8 * 6 and row["early"] == 0, row
         assert row["grad_norm"] > 0 and row["kl"] > 0 and set(row["parts"]) == {"rollout_s", "reference_s", "update_s"}
