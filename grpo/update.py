@@ -146,12 +146,13 @@ def _attempt(
     Raises:
         SystemExit: memory ended where no shorter row helps, or under the eyes of other ranks, which wait for this one.
     """
-    before, longest = tally.copy(), max(len(batch.token_L) for batch in update.micro_batches)
+    before = tally.copy()
     try:
         return _gradient(engine, update, config, tally, old_logprob_NT)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        longest = max(len(batch.token_L) for batch in update.micro_batches)
         if world_size() > 1 or all(len(batch.row_K.unique()) == 1 for batch in update.micro_batches):
             raise SystemExit(
                 f"\nerror: [rank {rank()}] out of memory with a row of {longest:,} tokens; nearest valid: "

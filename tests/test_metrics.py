@@ -167,8 +167,8 @@ def test_an_update_weighs_both_iterations_by_the_policy_that_sampled(correction,
     engine = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log())
     work = Update(
         micro_batches=[micro_batch(rows, mask_NT) for rows in split], advantage_N=torch.tensor([1.0, -1.0]),
-        mask_NT=mask_NT, sampler_logprob_NT=torch.tensor([[0.5, 0.3], [0.4, math.nan]]).log(), denominator=3,
-        num_tokens=3.0,
+        sampler_logprob_NT=torch.tensor([[0.5, 0.3], [0.4, math.nan]]).log(), denominator=3, num_tokens=3,
+        **dict.fromkeys(("rollout", "keep_N", "limit", "device")),  # for packing
     )
     metrics = apply(engine, work, Config(rollout_correction=correction, num_iterations=2, beta=0.0), 1.0)
     expected_NT = -torch.tensor(weight) * torch.tensor([[1.0], [-1.0]]) / 3
