@@ -119,11 +119,10 @@ def slots(
         ValueError: so many do not fit.
     """
     most = settings.rollout_slots or MOST_SLOTS
-    number, _ = choose_slots(
+    return choose_slots(
         settings.rollout_slots, decoder, [tokenizer.encode(example.prompt) for example in examples],
         free=free_bytes(decoder.device), num_rows=min(most, len(examples) * settings.num_samples),
-        num_generations=settings.num_samples, max_completion_length=settings.max_completion_length)
-    return number
+        num_generations=settings.num_samples, max_completion_length=settings.max_completion_length).num_slots
 
 
 def summarize(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, Any]]:
