@@ -18,7 +18,7 @@ class Tally:
     """Sums and maxima over counted tokens.
 
     Args:
-        advantage_N: [N] float32, of this rank's completions.
+        advantage_N: [N] float32, of all ranks' completions; the micro-batches' masks say which are counted here.
         sampler_logprob_NT: [N, T] float32, nats, what the sampler reported.
         config: the run.
     """
