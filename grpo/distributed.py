@@ -5,7 +5,6 @@ import datetime
 import os
 import platform
 import signal
-import socket
 import sys
 from typing import Any
 
@@ -19,7 +18,6 @@ import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when imported)
 
 PR_SET_PDEATHSIG = 1
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 2**20
-ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}  # without torchrun
 
 
 def start(timeout_s: float) -> torch.device:
@@ -35,8 +33,7 @@ def start(timeout_s: float) -> torch.device:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a launcher that is killed
-    for name, value in {**ALONE, "MASTER_PORT": str(_free_port())}.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("LOCAL_RANK", "0")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -47,14 +44,13 @@ def start(timeout_s: float) -> torch.device:
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a first start compiles C++ for a minute
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, verbose=False, timeout=datetime.timedelta(seconds=timeout_s))
+    timeout = datetime.timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        # A group of one meets nobody: it needs no port, which another process could take.
+        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(backend, timeout=timeout, **alone)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     return device
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def rank() -> int:
