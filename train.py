@@ -8,7 +8,7 @@
 
 import dataclasses
 import json
-import os
+import math
 import sys
 import time
 
@@ -17,12 +17,14 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
-from grpo import checkpoint, evaluation, plan, update
+from grpo import checkpoint, continuation, distributed, heartbeat, heldout, plan, skipped, update
 from grpo.advantage import group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.metrics import Log
-from grpo.report import answers_path, write_report
+from grpo.preemption import StopRequest
+from grpo.pulse import describe, pulse
+from grpo.report import write_report
 from grpo.rollout import generate
 from grpo.run import Run, build
 from grpo.schedule import learning_rate, prompts_of_step
@@ -41,18 +43,19 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
 
     Collective: every rank, once per step.
     """
-    config, clock = run.config, Clock()
+    config, clock = run.config, Clock(step)
+    clock.enter("sync")
     # 1. Take this rank's share of the step's prompts.
     examples, prompt_index = my_prompts(run, step)
     # 2. Sample G completions per prompt from the rollout copy; no rank waits for another.
     run.decoder.move(run.device)
     run.engine.sync(run.decoder)
-    clock.lap("sync_s")
+    clock.enter("rollout")
     rollout = sample(run, examples, prompt_index, step)
-    clock.lap("rollout_s")
+    clock.enter("reward")
     # 3. Score them with programs.
     reward_N, parts = score_completions(run, examples, rollout, step)
-    clock.lap("reward_s")
+    clock.enter("reference")
     # 4. How much better than its group is each completion?
     reward_BG = reward_N.view(len(examples), config.num_generations)
     batch_std = global_std(reward_N) if config.scale_rewards == "batch" else None
@@ -61,14 +64,16 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
     if config.beta > 0:
         update.score_reference(run.engine, work, config)
-    clock.lap("reference_s")
+    clock.enter("update")
     # 6. Move the policy.
     rate = learning_rate(
         step, peak=config.learning_rate, scheduler=config.lr_scheduler_type, warmup_ratio=config.warmup_ratio,
         total=run.num_steps,
     )
     metrics = update.apply(run.engine, work, config, rate)
-    clock.lap("update_s")
+    clock.enter("log")
+    if rank() == 0 and not math.isfinite(metrics["grad_norm"]):
+        skipped.dump(run.output_dir, step, work)
     metrics |= reward_metrics(reward_BG, parts) | rollout_metrics(rollout, clock)
     metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
     return metrics, completion_columns(examples, rollout, reward_N, parts, advantage_N)
@@ -144,46 +149,6 @@ def completion_columns(
     }
 
 
-def evaluate(run: Run, when: str) -> None:
-    """Score the held-out problems greedily and at the training temperature, each rank its share; rank 0 keeps them.
-
-    Collective: every rank.
-    """
-    run.decoder.move(run.device)
-    run.engine.sync(run.decoder)
-    mine = list(range(rank(), len(run.test_examples), world_size()))
-    for mode, temperature, num_samples in (("greedy", 0.0, 1), ("sampled", run.config.temperature, 4)):
-        answers = evaluation.evaluate(
-            run.decoder,
-            run.tokenizer,
-            [run.test_examples[index] for index in mine],
-            num_samples=num_samples,
-            temperature=temperature,
-            seed=run.config.seed,
-            max_completion_length=run.config.max_completion_length,
-            stop_token_ids=run.stop_token_ids,
-            stop_strings=STOP_STRINGS,
-            prompt_index=mine,
-            num_slots=run.num_slots,
-            progress=f"{mode} {when}" if rank() == 0 else None,
-        )
-        everyone = [answer for part in gather_objects(answers) for answer in part]
-        if rank() == 0:
-            evaluation.save(everyone, answers_path(run.output_dir, mode, when))
-
-
-def summarize(run: Run, seconds: float) -> dict[str, float]:
-    """What the run came to: summary.json. `accuracy_*` is sampled at the training temperature, `greedy_*` is greedy."""
-    summary: dict[str, float] = {"steps": run.num_steps, "ranks": world_size(), "seconds": round(seconds, 1)}
-    if run.test_examples:
-        for prefix, mode in (("", "sampled"), ("greedy_", "greedy")):
-            before, after = (evaluation.load(answers_path(run.output_dir, mode, when)) for when in ("before", "after"))
-            compared = evaluation.compare(before, after)
-            summary |= {f"{prefix}{name}": value for name, value in compared.items()}
-    (run.output_dir / "summary.json").write_text(json.dumps(summary, indent=2))
-    return summary
-
-
 def should_save(run: Run, done: int) -> bool:
     """Is a checkpoint due after `done` steps?"""
     if run.config.save_strategy == "epoch":
@@ -193,22 +158,21 @@ def should_save(run: Run, done: int) -> bool:
 
 
 def train(run: Run) -> None:
-    """The steps of a run, from where its last checkpoint left off to the adapter and the report."""
-    config, start = run.config, time.perf_counter()
-    first_step = checkpoint.restore(run.engine, checkpoint.latest(run.output_dir)) if config.resume else 0
-    log = None
+    """The steps of a run, from where its last checkpoint left off to the adapter and the report.
+
+    Raises:
+        SystemExit: too many steps in a row had a gradient that was not finite, or a stop was asked for and not saved.
+
+    Collective: every rank.
+    """
+    config, start, stop = run.config, time.perf_counter(), StopRequest()
     if rank() == 0:
-        run.output_dir.mkdir(parents=True, exist_ok=True)
-        dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
-        print("\n".join(run.announcement), flush=True)
+        begin_output(run)
     if run.test_examples and not config.resume:
-        evaluate(run, "before")
-    if rank() == 0:
-        log = Log(
-            run.output_dir, report_to=config.report_to, total_steps=run.num_steps, first_step=first_step,
-            settings=dataclasses.asdict(config), logging_steps=config.logging_steps,
-        )
-    for step in range(first_step, run.num_steps):
+        heldout.evaluate(run, "before")
+    log = open_log(run) if rank() == 0 else None
+    num_skipped = 0
+    for step in range(run.first_step, run.num_steps):
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout, if any: a function of the step, as all noise is
         metrics, columns = grpo_step(run, step)
         everyone = gather_objects(columns)
@@ -217,33 +181,86 @@ def train(run: Run) -> None:
             log.write(step, {"epoch": epoch, **metrics})
             for part in everyone:
                 log.write_completions(step, part)
-        if should_save(run, step + 1):
-            checkpoint.save(run.engine, run.output_dir, step=step + 1, peft_config=run.peft_config)
+        num_skipped = 0 if math.isfinite(metrics["grad_norm"]) else num_skipped + 1
+        if num_skipped > config.max_skipped_steps:
+            raise SystemExit(
+                f"error: {describe(pulse.take())} max_skipped_steps={config.max_skipped_steps}: now {num_skipped} in a "
+                f"row had a gradient that is not finite; what they were computed from is in "
+                f"{run.output_dir / 'skipped'}; nearest valid: a lower learning_rate, from the last checkpoint")
+        stopping = stop.agreed()
+        if stopping or should_save(run, step + 1):
+            save_checkpoint(run, step + 1, must=stopping)
+        if stopping:
+            return
+    stop.close()
     if log:
         log.close()
+    pulse.enter("export")
     exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
     if run.test_examples:
-        evaluate(run, "after")
-    if log:
-        summary = summarize(run, time.perf_counter() - start)
+        heldout.evaluate(run, "after")
+    if rank() == 0:
+        summary = heldout.summarize(run, time.perf_counter() - start)
         report = write_report(run.output_dir)
         print(json.dumps(summary, indent=2), f"weights {exported}", f"report  {report}", sep="\n")
 
 
+def begin_output(run: Run) -> None:
+    """Make the output folder, keep the recipe in it, and say what runs here."""
+    run.output_dir.mkdir(parents=True, exist_ok=True)
+    dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
+    print("\n".join(run.announcement), flush=True)
+
+
+def open_log(run: Run) -> Log:
+    """The log of a run, which starts or goes on."""
+    return Log(
+        run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps, first_step=run.first_step,
+        settings=dataclasses.asdict(run.config), logging_steps=run.config.logging_steps,
+    )
+
+
+def save_checkpoint(run: Run, done: int, *, must: bool) -> None:
+    """Save after `done` steps; a disk that does not take it costs a warning, unless this is the last chance.
+
+    Collective: every rank.
+    """
+    pulse.enter("save")
+    problem = checkpoint.save(
+        run.engine, run.output_dir, step=done, peft_config=run.peft_config,
+        facts=continuation.facts(run.asked, run.train_examples, done), save_total_limit=run.config.save_total_limit)
+    where, go_on = describe(pulse.take()), f"step-{done} is saved: go on with the same command and --resume"
+    if problem and must:
+        raise SystemExit(f"error: {where} stopped as asked, but step-{done} could not be saved: {problem}")
+    if problem and rank() == 0:
+        print(f"\nwarning: {where} step-{done} could not be saved, those before it are as they were: {problem}",
+              file=sys.stderr, flush=True)
+    if not problem:
+        heartbeat.advise(go_on)
+    if must and rank() == 0:
+        print(f"\nstopped as asked after {done} of {run.num_steps} steps; {go_on}", flush=True)
+
+
 def main(argv: list[str]) -> int:
-    """Run, and answer a user's mistake with one line and exit code 2."""
+    """Run, and answer what ends it early with one message and the exit code: 2 for a user's mistake, else 1."""
     try:
         config = load(argv)
         if config.plan is not None:
             print("\n".join(plan.page(config)))
             return 0
+        distributed.start(config.ddp_timeout)
+        heartbeat.start(config.ddp_timeout)
         run = build(config)
     except ValueError as error:
-        if os.environ.get("RANK", "0") == "0":  # every rank came to the same refusal
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    train(run)
+        return heartbeat.fail(f"error: {error}", 2)
+    except (Exception, KeyboardInterrupt) as error:
+        return heartbeat.fail(heartbeat.words(error), 1)
+    try:
+        train(run)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return heartbeat.fail(heartbeat.words(error), 1)
     dist.barrier()
+    heartbeat.stop()
     dist.destroy_process_group()
     return 0
 

@@ -119,6 +119,9 @@ class Config:
     adam_beta2: float = option(0.999, "AdamW's memory of the squared gradient.", within="[0, 1)")
     adam_epsilon: float = option(1e-8, "AdamW's guard against division by 0.", within="(0, inf)")
     max_grad_norm: float = option(1.0, "Longer gradients are scaled down to it; 0: never.", within="[0, inf)")
+    max_skipped_steps: int = option(
+        3, "Steps in a row that may be skipped because their gradient is not finite; one more ends the run.",
+        unit="steps", within="[0, inf)")
 
     # Memory and speed
     micro_batch_tokens: int | None = option(
@@ -136,7 +139,9 @@ class Config:
     deepspeed: dict | None = option(None, "DeepSpeed settings laid over the generated ones, as YAML or JSON.")
     plan: int | None = option(
         None, "Print what a run on so many GPUs needs, in memory and time, and exit.", unit="GPUs", within="[1, inf)")
-    ddp_timeout: int = option(1800, "A collective that waits longer ends the run.", unit="seconds", within="[1, inf)")
+    ddp_timeout: int = option(
+        1800, "A collective that waits longer, or a rank that makes no progress for so long, ends the run.",
+        unit="seconds", within="[1, inf)")
 
     # Output
     output_dir: str = option("outputs/toy", "Folder of everything the run writes; never one that holds another run.")
@@ -146,6 +151,8 @@ class Config:
         "steps", "When checkpoints are written: every save_steps, after each epoch, or never.",
         choices=("steps", "epoch", "no"))
     save_steps: int = option(50, "Steps between checkpoints.", unit="steps", within="[1, inf)")
+    save_total_limit: int | None = option(
+        None, "Checkpoints kept, the newest; none: all.", unit="checkpoints", within="[1, inf)")
     logging_steps: int = option(
         1, "Steps between what report_to receives; metrics.jsonl has every step.", unit="steps", within="[1, inf)")
     report_to: list[str] = option(

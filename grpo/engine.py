@@ -17,6 +17,7 @@ from grpo.decoder import Decoder
 from grpo.distributed import deepspeed, global_max, world_size
 from grpo.model import trainable
 from grpo.policy import Policy
+from grpo.pulse import pulse
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -79,6 +80,7 @@ class Engine:
         self.optimizer_steps = self.skipped_steps = 0
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        pulse.progress()
         return self.deepspeed(*args, **options)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:

@@ -6,13 +6,14 @@ means a completion token that counts in the loss, "row" one completion, "group" 
 """
 
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
+
+from grpo.json_lines import JsonLines
 
 
 class Metric(NamedTuple):
@@ -148,23 +149,6 @@ def _wandb(output_dir: Path, first_step: int, settings: dict[str, Any]) -> Sink:
 SINKS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
 
 
-def _drop_from(path: Path, first_step: int) -> None:
-    """Remove what an earlier run wrote from first_step on, so that a resumed run writes each step once."""
-    path.touch()
-    with path.open(encoding="utf-8") as lines:
-        # A killed run may leave half a line at the end.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first_step]
-    path.with_suffix(".tmp").write_text("".join(kept), encoding="utf-8")
-    path.with_suffix(".tmp").replace(path)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have: nan and the infinities."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class Log:
     """Writes a run's metrics and completions and shows its progress; rank 0 builds one, the other ranks none.
 
@@ -180,9 +164,7 @@ class Log:
     def __init__(self, output_dir: str | Path, *, report_to: list[str], total_steps: int, first_step: int,
                  settings: dict[str, Any], logging_steps: int = 1) -> None:
         output_dir = Path(output_dir)
-        self.files = {name: output_dir / f"{name}.jsonl" for name in ("metrics", "completions")}
-        for path in self.files.values():
-            _drop_from(path, first_step)
+        self.files = {name: JsonLines(output_dir / f"{name}.jsonl", first_step) for name in ("metrics", "completions")}
         self.sinks = [SINKS[name](output_dir, first_step, settings) for name in report_to]
         self.logging_steps = logging_steps
         interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file is no terminal
@@ -196,7 +178,7 @@ class Log:
         """
         for name in values:
             metric(name)
-        self._append("metrics", [{"step": step, **values}])
+        self.files["metrics"].append([{"step": step, **values}])
         if step % self.logging_steps == 0:
             for write, _ in self.sinks:
                 write(step, values)
@@ -212,11 +194,7 @@ class Log:
             columns: N values each, by name: prompt, completion, reward, rewards (parts), advantage, length, truncated.
         """
         rows = zip(*columns.values(), strict=True)
-        self._append("completions", [{"step": step, **dict(zip(columns, row, strict=True))} for row in rows])
-
-    def _append(self, name: str, records: list[dict[str, Any]]) -> None:
-        with self.files[name].open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_finite(record)) + "\n" for record in records)
+        self.files["completions"].append([{"step": step, **dict(zip(columns, row, strict=True))} for row in rows])
 
     def close(self) -> None:
         """End the progress bar and the sinks."""

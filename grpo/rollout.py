@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from grpo.decoder import Decoder
+from grpo.pulse import pulse
 from grpo.sampling import sample, uniform
 from grpo.slots import Slots, Window
 from grpo.stopping import StopRule
@@ -81,6 +82,7 @@ def generate(
             windows.append(slots.run(STEPS[device]))
         if len(windows) > AHEAD[device] or not slots.rows:
             slots.release(rows.append(windows.popleft().wait(), stop))
+            pulse.progress()
             if progress is not None:
                 progress(int(rows.length_N.sum()), rows.num_done)
     return rows.collect(prompts, stop, slots, time.perf_counter() - start)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 import kernels
 from data import load_examples
-from grpo import distributed
+from grpo import checkpoint, continuation, distributed
 from grpo.advantage import group_advantages
 from grpo.budget import Budget, Lengths, choose_budget
 from grpo.capacity import Room, choose_slots, free_bytes
@@ -62,6 +62,7 @@ class Run:
     test_examples: list[Example]
     reward_functions: list[RewardFunction]
     peft_config: PeftConfig | None
+    first_step: int
     num_steps: int
     num_slots: int
     limit: TokenLimit
@@ -81,6 +82,7 @@ def build(config: Config) -> Run:
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     reward_functions = load_rewards(config.reward_funcs, config.reward_weights)
     train_examples, test_examples = _load_data(config)
+    resume_from, passed_over = _find_checkpoint(config, train_examples)
     check_columns(reward_functions, list(train_examples[0].columns))
 
     hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
@@ -121,6 +123,7 @@ def build(config: Config) -> Run:
         test_examples=test_examples[: config.eval_examples],
         reward_functions=reward_functions,
         peft_config=peft_config,
+        first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
         num_steps=total_steps(
             len(train_examples), prompts_per_step=config.prompts_per_step, num_train_epochs=config.num_train_epochs,
             max_steps=config.max_steps),
@@ -129,7 +132,7 @@ def build(config: Config) -> Run:
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
         announcement=_announce(config, device, engine, decoder, ledger, {
-            "rollout": [room.words, copy_line], "update": [budget.words]}, left_out),
+            "rollout": [room.words, copy_line], "update": [budget.words], "resume": passed_over}, left_out),
     )
 
 
@@ -153,6 +156,23 @@ def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
     if not all(example.final_answer for example in test):
         refuse("eval_examples", config.eval_examples, "needs a final_answer to every held-out problem", 0)
     return train, test
+
+
+def _find_checkpoint(config: Config, train_examples: list[Example]) -> tuple[Path | None, list[str]]:
+    """Where a resumed run goes on from, and one line for each checkpoint that is damaged, or for that.
+
+    Raises:
+        ValueError: no checkpoint is whole, or the newest whole one is of a run that computes something else.
+
+    Collective: every rank, once.
+    """
+    if not config.resume:
+        return None, []
+    folder, lines = checkpoint.find(Path(config.output_dir))
+    if folder is None:
+        refuse("resume", True, f"needs a whole checkpoint: {'; '.join(lines)}", "False, with a new output_dir")
+    continuation.check(folder, checkpoint.record(folder), config, train_examples)
+    return folder, [*lines, f"goes on from {folder}"]
 
 
 def _fit_context(

@@ -7,22 +7,27 @@ import time
 import torch
 
 from grpo.distributed import global_max, global_sum
+from grpo.pulse import pulse
 from grpo.types import Rollout
 
 
 class Clock:
-    """Seconds of the phases of a step, by name."""
+    """Seconds of the phases of a step, by name; the heartbeat hears which one it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
+        self.step, self.phase = step, ""
         self.start = self.last = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
-    def lap(self, name: str) -> None:
-        """End the phase that ran since the last call."""
+    def enter(self, phase: str) -> None:
+        """End the phase that was, and begin the next."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.seconds[name], self.last = now - self.last, now
+        if self.phase:
+            self.seconds[f"{self.phase}_s"] = now - self.last
+        self.phase, self.last = phase, now
+        pulse.enter(phase, self.step)
 
 
 def global_std(value_N: torch.Tensor) -> float:

@@ -60,23 +60,23 @@ def check_a_rank_whose_rows_end_at_once_does_not_wait(run: Run) -> None:
 
 def check_both_ranks_start_the_same_collectives_in_every_phase_of_a_step(run: Run) -> None:
     """None in the rollout; elsewhere as many on the rank with 6 sampled tokens as on the rank with 1,200."""
-    lap = Clock.lap
+    enter = Clock.enter
     for step in range(2):
         counts, seen = {}, collectives()
 
-        def count(clock: Clock, name: str) -> None:
+        def count(clock: Clock, phase: str) -> None:
             nonlocal seen
-            counts[name], seen = collectives() - seen, collectives()
-            lap(clock, name)
+            counts[clock.phase], seen = collectives() - seen, collectives()
+            enter(clock, phase)
 
-        Clock.lap = count
+        Clock.enter = count
         try:
             columns = train.grpo_step(run, step)[1]
         finally:
-            Clock.lap = lap
+            Clock.enter = enter
         counts["rest"] = collectives() - seen
         assert columns["length"] == ([1] * 6 if rank() == 0 else [LONGEST] * 6), columns["length"]
-        assert counts["rollout_s"] == 0 and counts["sync_s"] > 0 and counts["update_s"] > 0, counts
+        assert counts["rollout"] == 0 and counts["sync"] > 0 and counts["update"] > 0, counts
         mine, other = gather_objects(counts)
         assert mine == other, (mine, other)
 

@@ -1,0 +1,51 @@
+"""What makes a folder whole: every byte on the disk, and a list of checksums written last.
+
+The list is what `sha256sum` writes, so `sha256sum --check SHA256SUMS` in the folder says the same as `damage`.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+NAME = "SHA256SUMS"
+
+
+def seal(folder: Path) -> None:
+    """List the checksums of all files of a folder in it, and wait until the disk has everything."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / NAME).write_text("".join(lines), encoding="utf-8")
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a sealed folder, in words; empty when it is as it was sealed."""
+    try:
+        lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return f"{NAME} is missing or cannot be read"
+    if not lines:
+        return f"{NAME} is empty"
+    for line in lines:
+        expected, _, name = line.partition("  ")
+        path = folder / name
+        if not name or not path.is_file():
+            return f"{name or 'a file'} is missing"
+        if _digest(path) != expected:
+            return f"{name} is not what was written"
+    return ""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,72 @@
+"""What a resumed run must have in common with the one it continues; kept in every checkpoint.
+
+The steps of a run are a function of its recipe, its data and the step number. So a continuation may run elsewhere and
+otherwise (ranks, ZeRO stage, memory, output), but not compute something else under the same name.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from grpo.config import Config
+from grpo.options import options
+from grpo.types import Example
+
+# Options that say where, how fast and how loud, not what is computed.
+FREE = {
+    "plan", "doctor", "resume", "output_dir", "ddp_timeout", "zero_stage", "deepspeed", "micro_batch_tokens",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs", "logprob_impl", "rollout_slots", "rollout_weights",
+    "rollout_keep", "save_strategy", "save_steps", "save_total_limit", "max_skipped_steps", "logging_steps",
+    "report_to", "reward_timeout", "reward_memory", "max_reward_failures", "trust_remote_code",
+}
+LENGTH = {"max_steps", "num_train_epochs"}  # without effect on a step where the learning rate is constant
+
+
+def facts(config: Config, examples: list[Example], step: int) -> dict[str, Any]:
+    """What a checkpoint after `step` steps says of its run: recipe, data, position in it, keys of all random draws."""
+    drawn = step * config.prompts_per_step
+    return {
+        "recipe": {name: getattr(config, name) for name in options(Config)},
+        "data": {"num_examples": len(examples), "sha256": fingerprint(examples)},
+        "prompts_drawn": drawn,
+        "epoch": drawn / len(examples),
+        # Order of the data, sampling noise and dropout are functions of these two: no generator has a state to keep.
+        "keys": {"seed": config.seed, "step": step},
+    }
+
+
+def fingerprint(examples: list[Example]) -> str:
+    """SHA-256 of all prompts in their order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.prompt.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def check(folder: Path, said: dict[str, Any], config: Config, examples: list[Example]) -> None:
+    """Refuse a continuation that would compute something else.
+
+    Args:
+        folder: the checkpoint.
+        said: its facts.
+        config: the recipe as the user gives it now.
+        examples: the training problems now.
+
+    Raises:
+        ValueError: the fields that differ, then and now.
+    """
+    now = facts(config, examples, 0)
+    constant = config.lr_scheduler_type == "constant" and config.warmup_ratio == 0
+    free = FREE | (LENGTH if constant else set())
+    names = [name for name in now["recipe"] if name not in free]
+    differing = [name for name in names if said["recipe"].get(name) != now["recipe"][name]]
+    if differing:
+        then = said["recipe"]
+        listed = ", ".join(f"{name} ({then.get(name)!r} then, {now['recipe'][name]!r} now)" for name in differing)
+        raise ValueError(
+            f"resume=True with another recipe than {folder}: {listed}; nearest valid value: those of then, or a new "
+            "output_dir with adapter_name_or_path set to the checkpoint's adapter")
+    if said["data"] != now["data"]:
+        raise ValueError(
+            f"resume=True with other data than {folder}: {said['data']['num_examples']:,} training problems then, "
+            f"{now['data']['num_examples']:,} now, and the prompts differ; nearest valid value: the data of then")

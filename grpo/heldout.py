@@ -1,0 +1,51 @@
+"""The held-out problems of a run: solved before and after, and what that came to."""
+
+import json
+
+from data.prompts import STOP_STRINGS
+from grpo import evaluation
+from grpo.distributed import gather_objects, rank, world_size
+from grpo.pulse import pulse
+from grpo.report import answers_path
+from grpo.run import Run
+
+
+def evaluate(run: Run, when: str) -> None:
+    """Score the held-out problems greedily and at the training temperature, each rank its share; rank 0 keeps them.
+
+    Collective: every rank.
+    """
+    pulse.enter("evaluate")
+    run.decoder.move(run.device)
+    run.engine.sync(run.decoder)
+    mine = list(range(rank(), len(run.test_examples), world_size()))
+    for mode, temperature, num_samples in (("greedy", 0.0, 1), ("sampled", run.config.temperature, 4)):
+        answers = evaluation.evaluate(
+            run.decoder,
+            run.tokenizer,
+            [run.test_examples[index] for index in mine],
+            num_samples=num_samples,
+            temperature=temperature,
+            seed=run.config.seed,
+            max_completion_length=run.config.max_completion_length,
+            stop_token_ids=run.stop_token_ids,
+            stop_strings=STOP_STRINGS,
+            prompt_index=mine,
+            num_slots=run.num_slots,
+            progress=f"{mode} {when}" if rank() == 0 else None,
+        )
+        everyone = [answer for part in gather_objects(answers) for answer in part]
+        if rank() == 0:
+            evaluation.save(everyone, answers_path(run.output_dir, mode, when))
+
+
+def summarize(run: Run, seconds: float) -> dict[str, float]:
+    """What the run came to: summary.json. `accuracy_*` is sampled at the training temperature, `greedy_*` is greedy."""
+    summary: dict[str, float] = {"steps": run.num_steps, "ranks": world_size(), "seconds": round(seconds, 1)}
+    if run.test_examples:
+        for prefix, mode in (("", "sampled"), ("greedy_", "greedy")):
+            before, after = (evaluation.load(answers_path(run.output_dir, mode, when)) for when in ("before", "after"))
+            compared = evaluation.compare(before, after)
+            summary |= {f"{prefix}{name}": value for name, value in compared.items()}
+    (run.output_dir / "summary.json").write_text(json.dumps(summary, indent=2))
+    return summary

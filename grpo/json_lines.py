@@ -1,0 +1,54 @@
+"""A growing file of one JSON object a line, each with its step, that survives a full disk and half a last line."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """Appends to a file; what the disk does not take is kept, and written with the next lines.
+
+    Args:
+        path: the file; it may hold the lines of an earlier run.
+        first_step: lines of this step and later ones are dropped, so that a resumed run has each step once.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.path, self.pending, self.is_short = path, b"", False
+        path.touch()
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if (step := _step_of(line)) is not None and step < first_step]
+        fresh = path.with_suffix(".tmp")
+        fresh.write_bytes(b"".join(kept))
+        fresh.replace(path)
+
+    def append(self, records: list[dict[str, Any]]) -> None:
+        """Write one line for each; a number that is not finite becomes null, since JSON has none."""
+        self.pending += "".join(json.dumps(_finite(record)) + "\n" for record in records).encode()
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                while self.pending:
+                    self.pending = self.pending[file.write(self.pending):]
+            self.is_short = False
+        except OSError as error:
+            if not self.is_short:
+                print(f"\nwarning: {self.path} cannot be written ({error.strerror}): training goes on, its lines stay "
+                      "in memory until it can", file=sys.stderr, flush=True)
+            self.is_short = True
+
+
+def _step_of(line: bytes) -> int | None:
+    """None for what a killed run or a bad disk left of a line."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have: nan and the infinities."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

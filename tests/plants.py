@@ -1,0 +1,108 @@
+"""Accidents that tests plant into a rank of train.py before it starts; see tests/warm.py."""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from grpo import checkpoint, heartbeat
+from grpo import pulse as pulses
+from grpo.engine import Engine
+from grpo.pulse import pulse
+
+# Places inside a phase: before each of these the accident happens.
+PLACES = {
+    "forward": ("update", Engine, "__call__"), "backward": ("update", Engine, "backward"),
+    "optimizer": ("update", Engine, "step"), "written": ("save", checkpoint, "seal"),
+    "sealed": ("save", checkpoint, "_publish"), "published": ("save", checkpoint, "_superfluous"),
+    "writing": ("save", checkpoint, "save_file"),
+}
+
+
+def at(where: str, rank: int, step: int, act: Callable[[], None]) -> None:
+    """Let `act` happen on one rank in one step: where a phase begins, or at a place inside it."""
+    if int(os.environ["RANK"]) != rank:
+        return
+    if where not in PLACES:
+        enter = pulse.enter
+
+        def entering(phase: str, number: int | None = None) -> None:
+            enter(phase, number)
+            if (phase, pulse.step) == (where, step):
+                act()
+
+        pulse.enter = entering
+        return
+    within, owner, name = PLACES[where]
+    method = getattr(owner, name)
+
+    def calling(*args, **options):
+        if (pulse.step, pulse.phase) == (step, within):
+            act()
+        return method(*args, **options)
+
+    setattr(owner, name, calling)
+
+
+def kill(where: str, *, rank: int, step: int) -> None:
+    """The rank's process is gone, as by the kernel's memory killer."""
+    at(where, rank, step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def freeze(where: str, *, rank: int, step: int) -> None:
+    """The rank's process stands still with all its threads."""
+    at(where, rank, step, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def sleep(where: str, *, rank: int, step: int) -> None:
+    """The main thread stands still; the process lives."""
+    at(where, rank, step, lambda: time.sleep(1000))
+
+
+def fail(where: str, *, rank: int, step: int) -> None:
+    """An error that nobody expects."""
+    def act() -> None:
+        raise KeyError("planted")
+
+    at(where, rank, step, act)
+
+
+def quick() -> None:
+    """Waits of seconds, so that a test is short; how long they are in earnest, tests/test_heartbeat.py says."""
+    pulses.IDLE_S, heartbeat.SILENCE_S = 3.0, 4.0
+
+
+def deadlock(where: str, *, rank: int, step: int) -> None:
+    """One rank begins a collective that the others do not take part in."""
+    at(where, rank, step, lambda: dist.all_gather_object([None, None], "planted"))
+
+
+def jump(where: str, *, rank: int, step: int) -> None:
+    """The clock of one machine is set back by a day and forward by two."""
+    def act() -> None:
+        now = time.time
+        time.time = lambda: now() + 86_400 * (1 if pulse.count % 2 else -1)
+
+    at(where, rank, step, act)
+
+
+def small_disk(where: str, *, rank: int, step: int, num_bytes: int) -> None:
+    """From here on no file can grow beyond so many bytes; until the next step begins."""
+    at(where, rank, step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY)))
+    free = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    at("sync", rank, step + 1, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, free))
+
+
+def poison(*, rank: int, first: int, last: int) -> None:
+    """The loss of one rank is not a number in these steps."""
+    backward = Engine.backward
+
+    def poisoned(engine: Engine, loss: torch.Tensor, *, last_one: bool) -> None:
+        bad = int(os.environ["RANK"]) == rank and first <= pulse.step <= last
+        backward(engine, loss * float("nan") if bad else loss, last=last_one)
+
+    Engine.backward = lambda engine, loss, *, last: poisoned(engine, loss, last_one=last)
