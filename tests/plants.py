@@ -77,8 +77,8 @@ def quick() -> None:
 
 
 def deadlock(where: str, *, rank: int, step: int) -> None:
-    """One rank begins a collective that the others do not take part in."""
-    at(where, rank, step, lambda: dist.all_gather_object([None, None], "planted"))
+    """One rank waits for a message that the other does not send."""
+    at(where, rank, step, lambda: dist.recv(torch.zeros(1), src=1 - rank, tag=99))
 
 
 def jump(where: str, *, rank: int, step: int) -> None:

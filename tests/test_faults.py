@@ -1,0 +1,217 @@
+"""Accidents in the middle of a run, each planted into real ranks: what a user sees, how it ends, and what is lost.
+
+tests/faults.md is the table. No launcher helps here: the ranks end by themselves, within seconds, with one message,
+and the run goes on from the step before as if nothing had been. 150 seconds.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from fault_runs import lines, numbers, options, prepare, texts
+from faults import Warm
+from safetensors.torch import load_file
+
+from grpo.checksums import damage
+
+STEP = 2  # the step that the accident happens in: checkpoints step-1 and step-2 are there, step-3 is not
+WRITING = ("writing", "written", "sealed", "published")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def warm(folder: Path) -> Iterator[Warm]:
+    warm = Warm(folder)
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, warm: Warm) -> Path:
+    """The run that nothing happens to."""
+    assert warm.run(*options(folder, "whole")).codes == [0, 0]
+    return folder / "whole"
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left_behind(warm: Warm) -> Iterator[None]:
+    yield
+    assert psutil.Process(warm.process.pid).children(recursive=True) == []
+
+
+def assert_goes_on(folder: Path, warm: Warm, whole: Path, output: str) -> None:
+    """Resumed, the run ends with the texts and numbers of the one that nothing happened to."""
+    assert warm.run(*options(folder, output), "--resume").codes == [0, 0]
+    assert texts(folder / output) == texts(whole) and numbers(folder / output) == numbers(whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("where", "phase"),
+    [("rollout", "rollout"), ("reward", "reward"), ("forward", "update"), ("backward", "update"),
+     ("optimizer", "update")])
+def test_a_rank_that_is_killed_ends_both_and_costs_one_step(
+    folder: Path, warm: Warm, whole: Path, where: str, phase: str, rank: int
+) -> None:
+    output = f"{where}{rank}"
+    ended = warm.run(*options(folder, output), plant=f"kill('{where}', rank={rank}, step={STEP})")
+    assert ended.codes[rank] == -signal.SIGKILL and ended.codes[1 - rank] == 1 and ended.seconds < 5
+    assert ended.messages() == [f"error: [rank {rank} step {STEP} {phase}] is dead: its process has ended"]
+    assert f"step-{STEP} is saved: go on with the same command and --resume" in ended.err[1 - rank]
+    assert "Traceback" not in "".join(ended.err)
+    assert len(lines(folder / output / "metrics.jsonl")) == STEP
+    if where == "optimizer":
+        assert_goes_on(folder, warm, whole, output)
+
+
+@pytest.mark.parametrize("where", WRITING)
+def test_a_kill_in_the_middle_of_writing_a_checkpoint_leaves_the_one_before(
+    folder: Path, warm: Warm, whole: Path, where: str
+) -> None:
+    ended = warm.run(
+        *options(folder, where, save_total_limit=1), plant=f"kill('{where}', rank=0, step={STEP})")
+    assert ended.codes == [-signal.SIGKILL, 1]
+    assert ended.messages() == [f"error: [rank 0 step {STEP} save] is dead: its process has ended"]
+    found = {path.name for path in (folder / where / "checkpoints").glob("step-*") if not damage(path)}
+    assert found == ({"step-2", "step-3"} if where == "published" else {"step-2"})
+    assert_goes_on(folder, warm, whole, where)
+    assert not list((folder / where / "checkpoints").glob(".*"))
+
+
+def test_an_error_that_nobody_expects_is_told_once_with_its_traceback(folder: Path, warm: Warm) -> None:
+    ended = warm.run(*options(folder, "raises"), plant=f"fail('reference', rank=1, step={STEP})")
+    assert ended.codes == [1, 1]
+    assert ended.messages() == [f"error: [rank 1 step {STEP} reference] KeyError: 'planted'"]
+    assert ended.err[0].count("Traceback") == 1 and "Traceback" not in ended.err[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_sleeps_is_told_from_the_one_that_waits_for_it(folder: Path, warm: Warm, rank: int) -> None:
+    plant = f"(quick(), sleep('reference', rank={rank}, step={STEP}))"
+    ended = warm.run(*options(folder, f"sleeps{rank}"), plant=plant)
+    assert ended.codes == [1, 1]
+    (message,) = ended.messages()
+    assert message.startswith(f"error: [rank {rank} step {STEP} reference] stands still: nothing has moved for 3 s at ")
+    assert "plants.py" in message
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_frozen_is_found_and_killed(folder: Path, warm: Warm, rank: int) -> None:
+    ended = warm.run(*options(folder, f"frozen{rank}"),
+                     plant=f"(quick(), freeze('update', rank={rank}, step={STEP}))")
+    assert ended.codes[rank] == -signal.SIGKILL and ended.codes[1 - rank] == 1
+    (message,) = ended.messages()
+    assert message.startswith(f"error: [rank {rank} step {STEP} update] has said nothing for 4 s")
+
+
+def test_ranks_that_wait_for_each_other_are_named_with_the_places(folder: Path, warm: Warm) -> None:
+    ended = warm.run(*options(folder, "deadlock"), plant=f"(quick(), deadlock('reference', rank=1, step={STEP}))")
+    assert ended.codes == [1, 1]
+    (message,) = ended.messages()
+    assert "all ranks wait for each other: [rank 1" in message and message.count("distributed_c10d.py") == 2, message
+
+
+def test_a_clock_that_jumps_changes_nothing(folder: Path, warm: Warm, whole: Path) -> None:
+    assert warm.run(*options(folder, "clock"), plant="jump('reference', rank=1, step=1)").codes == [0, 0]
+    assert texts(folder / "clock") == texts(whole) and numbers(folder / "clock") == numbers(whole)
+
+
+@pytest.mark.parametrize(("name", "to"), [("SIGTERM", [1]), ("SIGUSR1", [0, 1])])
+def test_a_request_to_stop_finishes_the_step_saves_and_exits_with_0(
+    folder: Path, warm: Warm, whole: Path, name: str, to: list[int]
+) -> None:
+    pids = warm.begin(*options(folder, name, save_strategy="no"))
+    while not (folder / name / "metrics.jsonl").exists() or not lines(folder / name / "metrics.jsonl"):
+        time.sleep(0.05)
+    for rank in to:
+        os.kill(pids[rank], getattr(signal, name))
+    ended = warm.end()
+    assert ended.codes == [0, 0] and ended.messages() == []
+    (saved,) = (folder / name / "checkpoints").iterdir()
+    done = len(lines(folder / name / "metrics.jsonl"))
+    assert saved.name == f"step-{done}" and done < 4 and not damage(saved)
+    assert f"stopped as asked after {done} of 4 steps; step-{done} is saved: go on" in ended.out[0]
+    assert_goes_on(folder, warm, whole, name)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(folder: Path, warm: Warm, whole: Path) -> None:
+    plant = f"small_disk('save', rank=0, step={STEP - 1}, num_bytes=20_000)"
+    ended = warm.run(*options(folder, "full"), plant=plant)
+    assert ended.codes == [0, 0] and texts(folder / "full") == texts(whole)
+    assert f"[rank 0 step {STEP - 1} save] step-2 could not be saved, those before it are as they were" in ended.err[0]
+    assert sorted(path.name for path in (folder / "full" / "checkpoints").iterdir()) == ["step-1", "step-3", "step-4"]
+
+
+def test_logs_that_do_not_fit_on_the_disk_are_written_when_there_is_room_again(
+    folder: Path, warm: Warm, whole: Path
+) -> None:
+    plant = f"small_disk('log', rank=0, step={STEP - 1}, num_bytes=1_000)"
+    ended = warm.run(*options(folder, "logs", save_strategy="no"), plant=plant)
+    assert ended.codes == [0, 0]
+    assert "metrics.jsonl cannot be written" in ended.err[0]
+    assert texts(folder / "logs") == texts(whole) and numbers(folder / "logs") == numbers(whole)
+
+
+def test_gradients_that_are_not_finite_skip_the_step_on_both_and_keep_the_batch(folder: Path, warm: Warm) -> None:
+    ended = warm.run(*options(folder, "skips"), plant="poison(rank=1, first=1, last=2)")
+    assert ended.codes == [0, 0]
+    assert [row["skipped_steps"] for row in lines(folder / "skips" / "metrics.jsonl")] == [0, 1, 2, 2]
+    kept = load_file(folder / "skips" / "skipped" / "step-1.safetensors")
+    assert kept["token_NT"].shape[0] == kept["advantage_N"].shape[0] == 4
+    assert len(json.loads((folder / "skips" / "skipped" / "step-1.json").read_text())["completion"]) == 4
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(folder: Path, warm: Warm) -> None:
+    ended = warm.run(*options(folder, "poisoned", max_skipped_steps=1), plant="poison(rank=0, first=1, last=9)")
+    assert ended.codes == [1, 1]
+    (message,) = ended.messages()
+    assert "step 2" in message and "max_skipped_steps=1" in message and "learning_rate" in message
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "unlisted", "emptied"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    folder: Path, warm: Warm, whole: Path, tmp_path: Path, how: str
+) -> None:
+    output = f"damaged_{how}"
+    subprocess.run(["cp", "-r", str(whole), str(folder / output)], check=True)
+    newest = folder / output / "checkpoints" / "step-4"
+    state = newest / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    if how == "truncated":
+        state.write_bytes(content[:-100])
+    elif how == "flipped":
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    elif how == "unlisted":
+        (newest / "SHA256SUMS").unlink()
+    else:
+        state.write_bytes(b"")
+    ended = warm.run(*options(folder, output), "--resume")
+    assert ended.codes == [0, 0]
+    expected = "SHA256SUMS is missing" if how == "unlisted" else "state.safetensors is not what was written"
+    assert f"step-4 is damaged and passed over: {expected}" in ended.out[0]
+    assert "step-3" in ended.out[0] and numbers(folder / output) == numbers(whole)
+    for path in (folder / output / "checkpoints").iterdir():
+        assert not damage(path), path
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(folder: Path, warm: Warm, whole: Path) -> None:
+    subprocess.run(["cp", "-r", str(whole), str(folder / "hopeless")], check=True)
+    for path in (folder / "hopeless" / "checkpoints").iterdir():
+        (path / "state.json").write_text("{}")
+    ended = warm.run(*options(folder, "hopeless"), "--resume")
+    assert ended.codes == [2, 2]
+    (message,) = ended.messages()
+    assert "resume=True needs a whole checkpoint" in message and message.count("is damaged") == 4
