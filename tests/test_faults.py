@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from fault_runs import lines, numbers, options, prepare, texts
 from faults import Warm
+from ranks import ROOT
 from safetensors.torch import load_file
 
 from grpo.checksums import damage
@@ -215,3 +217,35 @@ def test_a_run_without_a_whole_checkpoint_is_refused(folder: Path, warm: Warm, w
     assert ended.codes == [2, 2]
     (message,) = ended.messages()
     assert "resume=True needs a whole checkpoint" in message and message.count("is damaged") == 4
+
+
+def launcher(folder: Path, output: str, **changed: object) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """torchrun with two ranks in their second step or later, and these ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    process = subprocess.Popen([*command, *options(folder, output, **changed)], cwd=ROOT, stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, text=True)
+    while not (folder / output / "metrics.jsonl").exists() or not lines(folder / output / "metrics.jsonl"):
+        assert process.poll() is None
+        time.sleep(0.1)
+    ranks = [one for one in psutil.Process(process.pid).children() if "train.py" in one.cmdline()]
+    assert len(ranks) == 2
+    return process, ranks
+
+
+def test_torchrun_ends_within_30_seconds_of_a_rank_s_death(folder: Path) -> None:
+    process, ranks = launcher(folder, "launched", max_steps=1000)
+    start = time.monotonic()
+    ranks[1].kill()
+    err = process.communicate()[1]
+    assert process.returncode != 0 and time.monotonic() - start < 30
+    assert len([line for line in err.splitlines() if line.startswith("error: ") and "is dead" in line]) == 1
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_sigterm_to_torchrun_saves_before_it_ends(folder: Path) -> None:
+    process, ranks = launcher(folder, "preempted", max_steps=1000, save_strategy="no")
+    process.terminate()
+    process.communicate()
+    assert not any(rank.is_running() for rank in ranks)
+    (saved,) = (folder / "preempted" / "checkpoints").iterdir()
+    assert not damage(saved) and saved.name == f"step-{len(lines(folder / 'preempted' / 'metrics.jsonl'))}"

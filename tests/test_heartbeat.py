@@ -1,0 +1,86 @@
+"""Who is to blame when a run stands still, worked out by hand; and what a user reads. One second."""
+
+import json
+
+import pytest
+
+from grpo import heartbeat
+from grpo import pulse as pulses
+from grpo.json_lines import JsonLines
+from grpo.pulse import Pulse, describe
+
+MOVING = {"rank": 0, "step": 3, "phase": "rollout", "place": "a.py:1 in f", "quiet_s": 0.0, "idle_s": 0.0,
+          "waits": False}
+
+
+def trouble(others: list[dict] | None = None, patience_s: float = 1800, **changed: object) -> str:
+    pulse = Pulse()
+    pulse.patience_s = patience_s
+    return pulse.trouble(MOVING | changed, others)
+
+
+def test_a_dead_or_stopped_or_sleeping_rank_ends_all_within_30_seconds() -> None:
+    # A sleeper is found after IDLE_S, a frozen process after SILENCE_S; then a beat, the grace, and a beat to hear it.
+    assert max(pulses.IDLE_S, heartbeat.SILENCE_S) + 2 * heartbeat.BEAT_S + heartbeat.GRACE_S < 30
+
+
+def test_a_rank_that_computes_is_left_alone_however_long_it_takes() -> None:
+    assert trouble() == "" and trouble(quiet_s=1799.0) == ""
+
+
+def test_a_rank_that_does_nothing_is_to_blame_unless_it_waits_for_others_or_for_a_disk() -> None:
+    assert trouble(idle_s=21.0) == "stands still: nothing has moved for 20 s at a.py:1 in f"
+    assert trouble(idle_s=19.0) == "" and trouble(idle_s=21.0, waits=True) == ""
+    assert trouble(idle_s=21.0, phase="save") == "" and trouble(idle_s=21.0, phase="start") == ""
+
+
+def test_an_endless_loop_ends_with_the_patience() -> None:
+    assert "no progress for ddp_timeout=60 s at a.py:1" in trouble(quiet_s=61.0, patience_s=60)
+    assert trouble(quiet_s=61.0, patience_s=60, waits=True) == "", "others are late"
+
+
+def test_all_waiting_for_each_other_is_a_deadlock_and_one_that_computes_is_none() -> None:
+    waiting = MOVING | {"rank": 1, "waits": True, "idle_s": 25.0, "place": "b.py:2 in g"}
+    said = trouble([waiting], idle_s=22.0, waits=True)
+    assert said == "at a.py:1 in f: all ranks wait for each other: [rank 1 step 3 rollout] at b.py:2 in g"
+    assert trouble([waiting | {"waits": False, "idle_s": 0.0}], idle_s=22.0, waits=True) == ""
+
+
+def test_a_pulse_sees_progress_and_work_and_their_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, used = [100.0], [5.0]
+    monkeypatch.setattr(pulses.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pulses.time, "process_time", lambda: used[0])
+    pulse = Pulse()
+    pulse.enter("update", 4)
+    now[0] += 10  # ten seconds, half a second of work: 5 % of a core
+    used[0] += 0.5
+    assert (pulse.take()["quiet_s"], pulse.take()["idle_s"]) == (0.0, 0.0), "entering the phase was progress"
+    now[0] += 10
+    used[0] += 0.5
+    said = pulse.take()
+    assert (said["quiet_s"], said["idle_s"], said["step"], said["phase"]) == (10.0, 0.0, 4, "update")
+    now[0] += 10
+    used[0] += 0.1  # 1 %: that is the heartbeat
+    assert (pulse.take()["quiet_s"], pulse.take()["idle_s"]) == (20.0, 10.0)
+    assert not said["waits"]
+
+
+def test_messages_name_rank_step_and_phase() -> None:
+    assert describe({"rank": 3, "step": 0, "phase": "reward"}) == "[rank 3 step 0 reward]"
+    assert describe({"rank": 1}) == "[rank 1 start]"
+    assert heartbeat.words(SystemExit("error: said already")) == "error: said already"
+    assert heartbeat.words(OSError(28, "No space left on device", "x")).startswith("error: [rank ")
+    assert "Traceback" not in heartbeat.words(OSError(28, "No space left on device"))
+    try:
+        raise KeyError("k")
+    except KeyError as error:
+        *trace, last = heartbeat.words(error).splitlines()
+    assert trace[0].startswith("Traceback") and last.endswith("] KeyError: 'k'")
+
+
+def test_a_log_with_broken_lines_is_continued_without_them(tmp_path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n\xff\xfe\n{"step": 1, "x": \n[]\n{"step": 2}\n{"step": 3}\n{"ste')
+    JsonLines(path, 3).append([{"step": 3, "x": float("inf")}])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 0}, {"step": 2}, {"step": 3, "x": None}]
