@@ -12,7 +12,7 @@ import psutil
 
 ROOT = str(Path(__file__).parent.parent)
 TOKEN = "GRPO_REWARD_WORKER"  # environment variable by which the trainer knows them when their keeper is gone
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 END_S = 10  # a process that a SIGKILL has not ended by then hangs in the kernel
 
 
@@ -22,10 +22,14 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", start, *arguments]
 
 
-def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends, so that none escapes (Linux only)."""
+def watch_over_descendants() -> None:
+    """Become the parent of every descendant whose own parent ends, so that none escapes (Linux only).
+
+    Also wake up when this process's parent dies, should a descendant have stopped this process.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def descendants() -> list[psutil.Process]:

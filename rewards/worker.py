@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from rewards.processes import adopt_orphans, command, descendants, end, use_more
+from rewards.processes import command, descendants, end, use_more, watch_over_descendants
 from rewards.runner import LENGTH, read
 
 MAX_PROCESSES = 64  # that a runner may have started and that still exist
@@ -215,7 +215,7 @@ def main() -> None:
     """Keep the runner that argv asks for: one JSON object, the arguments of `Keeper`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends when the trainer does
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the runner would inherit
-    adopt_orphans()
+    watch_over_descendants()
     keeper = Keeper(**json.loads(sys.argv[1]))
     try:
         with suppress(BrokenPipeError):  # the trainer died while it was answered
