@@ -30,7 +30,7 @@ from grpo.run import Run, build
 from grpo.schedule import learning_rate, prompts_of_step
 from grpo.summary import Clock, global_std, reward_metrics, rollout_metrics
 from grpo.types import Example, Rollout
-from rewards import score
+from rewards.pool import Scored
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 
@@ -54,10 +54,12 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     rollout = sample(run, examples, prompt_index, step)
     clock.enter("reward")
     # 3. Score them with programs.
-    reward_N, parts = score_completions(run, examples, rollout, step)
+    reward_N, scored = score_completions(run, examples, rollout, step)
     clock.enter("reference")
     # 4. How much better than its group is each completion?
     reward_BG = reward_N.view(len(examples), config.num_generations)
+    rewards = reward_metrics(reward_BG, scored.parts, scored.failures)
+    end_if_rewards_fail(config.max_reward_failures, rewards["reward_failures"], scored.failures, step)
     batch_std = global_std(reward_N) if config.scale_rewards == "batch" else None
     advantage_N = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std).flatten()
     # 5. What would the policy of step 0 say of them?
@@ -74,9 +76,9 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     clock.enter("log")
     if rank() == 0 and not math.isfinite(metrics["grad_norm"]):
         skipped.dump(run.output_dir, step, work)
-    metrics |= reward_metrics(reward_BG, parts) | rollout_metrics(rollout, clock)
+    metrics |= rewards | rollout_metrics(rollout, clock)
     metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
-    return metrics, completion_columns(examples, rollout, reward_N, parts, advantage_N)
+    return metrics, completion_columns(examples, rollout, reward_N, scored.parts, advantage_N)
 
 
 def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
@@ -119,17 +121,38 @@ def sample(run: Run, examples: list[Example], prompt_index: list[int], step: int
 
 def score_completions(
     run: Run, examples: list[Example], rollout: Rollout, step: int
-) -> tuple[torch.Tensor, dict[str, list]]:
-    """[N] float32 total reward of each completion, and the parts by function name; a wrong reward ends the run."""
+) -> tuple[torch.Tensor, Scored]:
+    """[N] float32 total reward of each completion, and what it is made of; functions that failed are named."""
     rows = [example for example in examples for _ in range(run.config.num_generations)]
     columns = {name: [row.columns[name] for row in rows] for name in rows[0].columns if name != "prompt"}
     prompts = [row.prompt for row in rows]
-    try:
-        total, parts = score(run.reward_functions, prompts=prompts, completions=rollout.text, columns=columns)
-    except ValueError as error:
+    scored = run.rewards.score(
+        prompts=prompts, completions=rollout.text, columns=columns, seed=f"{run.config.seed}/{step}/{rank()}",
+        on_wait=pulse.progress)
+    for name, (count, reason) in scored.failures.items():
         # On a line of its own: the progress bar holds the current one.
-        raise SystemExit(f"\nerror: [rank {rank()} step {step}] {error}") from error
-    return torch.tensor(total), parts
+        print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(rows)} "
+              f"completions ({reason})" + (": they get 0" if count else ""), file=sys.stderr, flush=True)
+    return torch.tensor(scored.total), scored
+
+
+def end_if_rewards_fail(limit: float, share: float, failures: dict[str, tuple[int, str]], step: int) -> None:
+    """End the run when a function failed on more than `limit` of all ranks' completions.
+
+    Raises:
+        SystemExit: where and why, the same on every rank.
+
+    Collective: every rank, with the same `limit` and `share`.
+    """
+    if share <= limit:
+        return
+    everyone = gather_objects(failures)
+    counts = {name: sum(part.get(name, (0, ""))[0] for part in everyone) for part in everyone for name in part}
+    worst = max(counts, key=counts.get)
+    where, reason = next((index, part[worst][1]) for index, part in enumerate(everyone) if part.get(worst, (0,))[0])
+    raise SystemExit(
+        f"error: [rank {where} step {step}] reward function {worst!r} failed on {share:.1%} of the completions "
+        f"({reason}), more than max_reward_failures={limit:g}")
 
 
 def completion_columns(
@@ -259,6 +282,8 @@ def main(argv: list[str]) -> int:
         train(run)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return heartbeat.fail(heartbeat.words(error), 1)
+    finally:
+        run.rewards.close()
     dist.barrier()
     heartbeat.stop()
     dist.destroy_process_group()

@@ -35,6 +35,8 @@ METRICS: dict[str, Metric] = {
                                       "near 0: no learning signal, although reward_std_batch may be large"),
     "rewards/<name>": Metric("mean over rows of one reward function, before its weight", "points", "rises",
                              "one rises while correctness stays: the policy games that reward"),
+    "reward_failures": Metric("share of rows that a reward function failed on, of the function with most", "share", "0",
+                              "those rows got 0 from it: read the warnings; above max_reward_failures the run ends"),
     "accuracy": Metric("share of right rows: correctness reward > 0, or reward > 0 without such a function", "share",
                        "rises", "flat while reward rises: only the format is learnt"),
     "zero_variance_share": Metric("share of groups whose largest reward equals their smallest", "share", "< 0.8",

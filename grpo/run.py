@@ -42,8 +42,7 @@ from grpo.plan import after_slots, ledger_of, of_a_row
 from grpo.policy import Policy
 from grpo.schedule import total_steps
 from grpo.types import Example
-from rewards import RewardFunction, check_columns
-from rewards import load as load_rewards
+from rewards.pool import RewardPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Run:
     stop_token_ids: set[int]
     train_examples: list[Example]
     test_examples: list[Example]
-    reward_functions: list[RewardFunction]
+    rewards: RewardPool
     peft_config: PeftConfig | None
     first_step: int
     num_steps: int
@@ -70,7 +69,7 @@ class Run:
 
 
 def build(config: Config) -> Run:
-    """Build every part; nothing is written to disk.
+    """Build every part; nothing is written to disk. Whoever has the run closes its `rewards` in the end.
 
     Raises:
         ValueError: the data, the rewards, the model or the adapter do not fit the configuration.
@@ -80,10 +79,21 @@ def build(config: Config) -> Run:
     device = distributed.start(config.ddp_timeout)
     _quiet()
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
-    reward_functions = load_rewards(config.reward_funcs, config.reward_weights)
+    rewards = RewardPool(
+        config.reward_funcs, config.reward_weights, timeout_s=config.reward_timeout,
+        memory_bytes=int(config.reward_memory * 2**30))
+    try:
+        return _build(config, device, rewards)
+    except BaseException:
+        rewards.close()
+        raise
+
+
+def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
+    """The parts that need the data or the model."""
     train_examples, test_examples = _load_data(config)
     resume_from, passed_over = _find_checkpoint(config, train_examples)
-    check_columns(reward_functions, list(train_examples[0].columns))
+    rewards.check_columns(list(train_examples[0].columns))
 
     hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
     dtype = dtype_of(config.torch_dtype, device)
@@ -121,7 +131,7 @@ def build(config: Config) -> Run:
         stop_token_ids=stop_token_ids(model, tokenizer),
         train_examples=train_examples,
         test_examples=test_examples[: config.eval_examples],
-        reward_functions=reward_functions,
+        rewards=rewards,
         peft_config=peft_config,
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
         num_steps=total_steps(

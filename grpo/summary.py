@@ -39,15 +39,19 @@ def global_std(value_N: torch.Tensor) -> float:
     return math.sqrt(squares / max(sums["num"] - 1, 1))
 
 
-def reward_metrics(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> dict[str, float]:
+def reward_metrics(
+    reward_BG: torch.Tensor, parts: dict[str, list[float]], failures: dict[str, tuple[int, str]]
+) -> dict[str, float]:
     """Means over all ranks of the rewards and of what the groups say about them.
 
     Args:
         reward_BG: [B, G] this rank's total rewards.
         parts: [N] values by reward function, before their weights; NaN where a function did not apply.
+        failures: by reward function that failed here, on how many rows and why.
 
     Returns:
-        reward, its two standard deviations, rewards/<name>, accuracy and the shares of groups without variance.
+        reward, its two standard deviations, rewards/<name>, reward_failures, accuracy and the shares of groups without
+        variance.
 
     Collective: every rank, once per step.
     """
@@ -61,11 +65,13 @@ def reward_metrics(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> di
     sums["flat"], sums["flat_right"] = float(flat_B.sum()), float((flat_B & all_right_B).sum())
     for name, value_N in part.items():
         sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
+        sums[f"failed/{name}"] = float(failures.get(name, (0, ""))[0])
     sums = global_sum(sums)
     return {
         "reward": sums["reward"] / sums["rows"],
         "reward_std_batch": global_std(reward_BG.flatten()),
         "reward_std_within_group": sums["std"] / sums["groups"],
+        "reward_failures": max(sums[f"failed/{name}"] for name in part) / sums["rows"],
         "accuracy": sums["right"] / sums["rows"],
         "zero_variance_share": sums["flat"] / sums["groups"],
         "zero_variance_all_right": sums["flat_right"] / sums["groups"],

@@ -1,42 +1,41 @@
 """What makes a completion good: programs that score it, called as TRL calls them, weighed and summed.
 
-A user's file runs as ordinary code of this process, with all its rights.
+A user's file runs as ordinary code with all the rights of the user, in a worker process beside each rank, so that it
+cannot hurt the run: `rewards.pool` is the trainer's side, `rewards.worker` watches, `rewards.runner` calls what
+is found here.
 """
 
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
-from math import isfinite, nan  # not "import math": that name is our own submodule here
+from math import isfinite  # not "import math": that name is our own submodule here
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rewards.math import correctness_reward, format_reward
 
 BUILT_IN = {"format": format_reward, "correctness": correctness_reward}
+LONGEST_REASON = 200  # characters of what an exception says
 
 
-@dataclass(frozen=True)
-class RewardFunction:
-    """One program that scores completions, `function(prompts=, completions=, **columns) -> list`, and its weight."""
-
-    name: str
-    weight: float
-    function: Callable[..., Any]
-
-
-def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> list[RewardFunction]:
-    """Find the reward functions by name.
+def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> dict[str, Callable[..., Any]]:
+    """Find the reward functions, and refuse weights that do not fit them.
 
     Args:
         reward_funcs: each "format", "correctness" or "path/to/file.py:function".
         reward_weights: one factor per function; None means 1.0 for each.
 
+    Returns:
+        By metric name in the order given, what is called as `function(prompts=, completions=, **columns) -> list`.
+
     Raises:
-        ValueError: an unknown name, a missing file or function, two functions of one name, weights that do not fit.
+        ValueError: an unknown name, a missing file or function, a file that cannot be imported, two functions of one
+            name, weights that do not fit.
     """
     weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
     if not reward_funcs:
@@ -45,61 +44,77 @@ def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> 
         raise ValueError(f"reward_weights={weights}: needs one weight per function of reward_funcs={reward_funcs}")
     if not all(isfinite(weight) for weight in weights):
         raise ValueError(f"reward_weights={weights}: every weight must be a finite number, such as 1.0")
-    found = [_find(name) for name in reward_funcs]
-    names = [name for name, _ in found]
-    if len(set(names)) < len(names):
+    found = [(metric_name(name), _find(name)) for name in reward_funcs]
+    if len(dict(found)) < len(found):
+        names = [name for name, _ in found]
         raise ValueError(f"reward_funcs={reward_funcs}: metrics need different names, these are {names}; rename one")
-    return [RewardFunction(name, weight, function) for (name, function), weight in zip(found, weights, strict=True)]
+    return dict(found)
 
 
-def check_columns(functions: list[RewardFunction], columns: list[str]) -> None:
+def metric_name(name: str) -> str:
+    """What the metrics call one entry of reward_funcs: the function's name without its file."""
+    return name.rpartition(":")[2]
+
+
+def check_columns(functions: dict[str, Callable[..., Any]], columns: list[str]) -> None:
     """Refuse a dataset that lacks a column which a reward function needs; worth doing before any model loads.
 
     Raises:
         ValueError: the call `function(prompts=, completions=, **columns)` does not fit the function's signature.
     """
     arguments = dict.fromkeys(["prompts", "completions", *columns])
-    for reward in functions:
+    for name, function in functions.items():
         try:
-            inspect.signature(reward.function).bind(**arguments)
+            inspect.signature(function).bind(**arguments)
         except TypeError as error:
             raise ValueError(
-                f"reward function {reward.name!r}: {error}; it receives {', '.join(arguments)} by name, "
+                f"reward function {name!r}: {error}; it receives {', '.join(arguments)} by name, "
                 "so it must ask only for these and take the rest as **kwargs"
             ) from None
 
 
-def score(
-    functions: list[RewardFunction], *, prompts: list[str], completions: list[str], columns: dict[str, list[Any]]
-) -> tuple[list[float], dict[str, list[float]]]:
-    """Score N completions: total_n = sum over functions of weight * part_n, leaving out parts that are None.
-
-    Args:
-        functions: what to call, in the order given.
-        prompts: N prompts.
-        completions: N completions of them.
-        columns: N values per column of the dataset; each reaches the functions by its name.
-
-    Returns:
-        The N totals, and per function name its N unweighted values, NaN where it returned None (not applicable).
+def check_values(values: Any, *, count: int) -> list[float | None]:
+    """What a reward function returned, as floats and None; arrays and tensors are welcome.
 
     Raises:
-        ValueError: a function does not fit the columns, or returns anything but N finite numbers or None.
+        ValueError: it is not a list of `count` finite numbers or None; reads on after the function's name.
     """
-    check_columns(functions, list(columns))
-    arguments = {**columns, "prompts": prompts, "completions": completions}
-    total, parts = [0.0] * len(completions), {}
-    for reward in functions:
-        values = _check(reward.function(**arguments), reward.name, count=len(completions))
-        total = [t + (0.0 if v is None else reward.weight * v) for t, v in zip(total, values, strict=True)]
-        parts[reward.name] = [nan if v is None else v for v in values]
-    return total, parts
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        what = f"{len(values)} values" if isinstance(values, (list, tuple)) else type(values).__name__
+        raise ValueError(f"returned {what}; must return a list of {count} numbers")
+    values = [value.item() if hasattr(value, "item") else value for value in values]
+    for index, value in enumerate(values):
+        if value is not None and not (isinstance(value, Real) and isfinite(value)):
+            raise ValueError(
+                f"returned {value!r:.40} for completion {index}; must be a finite number, or None when it does not "
+                "apply"
+            )
+    return [None if value is None else float(value) for value in values]
 
 
-def _find(name: str) -> tuple[str, Callable[..., Any]]:
-    """The metric name and the function of one entry of reward_funcs."""
+def blame(error: BaseException) -> str:
+    """One line on an exception that a user's code raised: "ValueError: what it says (my_rewards.py:12)".
+
+    The place is the innermost line of the file that was entered first, the user's, not of a library it calls.
+    """
+    try:
+        said = " ".join(str(error).split())[:LONGEST_REASON]
+    except Exception:  # even that is the user's code
+        said = ""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)[1:]
+              if frame.filename != __file__ and not frame.filename.startswith("<frozen importlib")]
+    places = [place for place in frames if place[0] == frames[0][0]]
+    if isinstance(error, SyntaxError):
+        said, places = error.msg, [(error.filename or "?", error.lineno)]
+    where = f" ({Path(places[-1][0]).name}:{places[-1][1]})" if places else ""
+    return type(error).__name__ + (f": {said}" if said else "") + where
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """The function of one entry of reward_funcs."""
     if name in BUILT_IN:
-        return name, BUILT_IN[name]
+        return BUILT_IN[name]
     file, _, function_name = name.rpartition(":")
     if not file.endswith(".py"):
         nearest = f"{name}:FUNCTION" if name.endswith(".py") else get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]
@@ -109,28 +124,27 @@ def _find(name: str) -> tuple[str, Callable[..., Any]]:
         )
     if not Path(file).is_file():
         raise ValueError(f"reward_funcs={name!r}: no file {file} (looked in {Path(file).resolve().parent})")
-    spec = importlib.util.spec_from_file_location(str(Path(file).resolve()), file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    try:
+        module = _import(file)
+    except BaseException as error:  # sys.exit() in the file, too
+        raise ValueError(f"reward_funcs={name!r}: importing it raised {blame(error)}") from None
     function = getattr(module, function_name, None)
     if not callable(function):
         callables = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         what = "is not callable" if hasattr(module, function_name) else "does not exist"
         raise ValueError(f"reward_funcs={name!r}: {function_name!r} {what} in {file}; its functions: {callables}")
-    return function_name, function
+    return function
 
 
-def _check(values: Any, name: str, *, count: int) -> list[float | None]:
-    """What a reward function returned, as floats and None; arrays and tensors are welcome."""
-    values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, (list, tuple)) or len(values) != count:
-        what = f"{len(values)} values" if isinstance(values, (list, tuple)) else type(values).__name__
-        raise ValueError(f"reward function {name!r}: returned {what}; must return a list of {count} numbers")
-    values = [value.item() if hasattr(value, "item") else value for value in values]
-    for index, value in enumerate(values):
-        if value is not None and not (isinstance(value, Real) and isfinite(value)):
-            raise ValueError(
-                f"reward function {name!r}: returned {value!r:.40} for completion {index}; "
-                "must be a finite number, or None when it does not apply"
-            )
-    return [None if value is None else float(value) for value in values]
+def _import(file: str) -> ModuleType:
+    """The module of a user's file, the same one for all its functions."""
+    name = str(Path(file).resolve())
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

@@ -73,6 +73,9 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 def test_a_reward_of_the_wrong_length_ends_both_ranks_with_one_line(folder: Path) -> None:
     run = launch("train.py", *options(folder), "--reward_funcs", f"{folder / 'mine.py'}:short", num_ranks=2)
     assert run.returncode != 0
-    line = next((line for line in run.stderr.splitlines() if line.startswith("error: [rank")), run.stderr)
-    assert "step 0" in line and "short" in line and "2" in line
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert line == ("error: [rank 0 step 0] reward function 'short' failed on 100.0% of the completions (returned 1 "
+                    "values; must return a list of 2 numbers), more than max_reward_failures=0.5")
+    warnings = sorted(line for line in run.stderr.splitlines() if "warning: reward" in line)
+    assert [line.partition("]")[0] for line in warnings] == ["[rank 0 step 0", "[rank 1 step 0"]
     assert "Traceback" not in run.stderr.split("ChildFailedError")[0].split("error: [rank")[0]

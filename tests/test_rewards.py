@@ -1,8 +1,12 @@
-"""Rewards against numbers worked by hand, gold answers, hostile text and reward files as TRL users write them. 2 s."""
+"""Rewards against numbers worked by hand, gold answers, hostile text and reward files as TRL users write them. 2 s.
+
+Called directly here; test_reward_pool.py has the process in which a run calls them.
+"""
 
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -13,7 +17,6 @@ from rewards.math import correctness_reward, format_reward
 
 GSM8K_DIR = Path(os.environ.get("GSM8K_DIR", Path(__file__).parents[1] / "../shared/data/gsm8k"))
 MARKER = "\n#### The final answer is"
-FORMAT, CORRECTNESS = rewards.load(["format", "correctness"])
 
 
 def points(completion, gold):
@@ -29,10 +32,8 @@ def test_every_gold_answer_of_gsm8k_in_the_template_scores_one_and_a_half():
     assert len(golds) == 8792
     # 0.5 for the format + 1.0 for the number, whether gold is the number or the whole solution around it
     for final_answer in (golds, answers):
-        total, _ = rewards.score(
-            [FORMAT, CORRECTNESS], prompts=golds, completions=completions, columns={"final_answer": final_answer}
-        )
-        assert set(total) == {1.5}
+        assert set(format_reward(completions)) == {0.5}
+        assert set(correctness_reward(completions, final_answer)) == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -151,18 +152,6 @@ def test_hostile_text_of_a_million_characters_takes_linear_time(unit):
     assert time.perf_counter() - started_s < 5  # quadratic time would be hours
 
 
-def test_total_is_the_weighted_sum_and_parts_are_unweighted():
-    functions = rewards.load(["format", "correctness"], [2.0, -0.5])
-    total, parts = rewards.score(
-        functions,
-        prompts=["p", "p", "p"],
-        completions=[f"a{MARKER} 4", f"a{MARKER} 5", "a"],
-        columns={"final_answer": ["4", "4", "4"]},
-    )
-    assert parts == {"format": [0.5, 0.5, 0.0], "correctness": [1.0, 0.0, 0.0]}
-    assert total == [0.5, 1.0, 0.0]  # 2 * 0.5 - 0.5 * 1; 2 * 0.5; 0
-
-
 TRL_FILE = '''
 from __future__ import annotations
 
@@ -225,10 +214,10 @@ def trl_file(tmp_path):
     return path
 
 
-def score_with(path, name, weight=1.0):
-    columns = {"solution": ["x", "x"], "task": ["math", "code"], "prompt": ["as in TRL", "not passed twice"]}
-    functions = rewards.load([f"{path}:{name}"], [weight])
-    return rewards.score(functions, prompts=["ab", "abc"], completions=["x", "y"], columns=columns)
+def values_of(path, name):
+    (function,) = rewards.load([f"{path}:{name}"]).values()
+    columns = {"solution": ["x", "x"], "task": ["math", "code"]}
+    return rewards.check_values(function(prompts=["ab", "abc"], completions=["x", "y"], **columns), count=2)
 
 
 @pytest.mark.parametrize(
@@ -239,20 +228,13 @@ def score_with(path, name, weight=1.0):
         ("as_array", [1.0, 1.0]),
         ("as_tensors", [2.0, 2.0]),
         ("as_bools", [1.0, 0.0]),
+        ("only_maths", [1.0, None]),
     ],
 )
 def test_a_trl_reward_function_works_unchanged(trl_file, name, values):
-    total, parts = score_with(trl_file, name, weight=3.0)
-    assert parts == {name: values}
-    assert total == [3.0 * value for value in values]
-    assert all(type(value) is float for value in total + parts[name])
-
-
-def test_none_is_left_out_of_the_total_and_nan_in_its_part(trl_file):
-    total, parts = score_with(trl_file, "only_maths")
-    assert total == [1.0, 0.0]
-    assert parts["only_maths"][0] == 1.0
-    assert math.isnan(parts["only_maths"][1])
+    found = values_of(trl_file, name)
+    assert found == values
+    assert all(value is None or type(value) is float for value in found)
 
 
 @pytest.mark.parametrize(
@@ -264,19 +246,21 @@ def test_none_is_left_out_of_the_total_and_nan_in_its_part(trl_file):
         ("a_word", "returned '1.0' for completion 0"),
         ("not_a_number", "returned nan for completion 0"),
         ("infinite", "returned inf for completion 0"),
-        ("closed", "unexpected keyword argument"),
     ],
 )
-def test_a_function_that_breaks_the_rules_is_named_in_one_line(trl_file, name, reason):
-    with pytest.raises(ValueError, match=f"^reward function '{name}'.*{reason}") as caught:
-        score_with(trl_file, name)
+def test_a_return_value_that_breaks_the_rules_is_told_in_one_line(trl_file, name, reason):
+    with pytest.raises(ValueError, match=f"^{reason}") as caught:
+        values_of(trl_file, name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_column_that_a_function_needs_and_the_data_lacks_is_named_before_any_call():
+def test_a_column_that_a_function_needs_and_the_data_lacks_is_named_before_any_call(trl_file):
+    functions = rewards.load(["format", "correctness"])
     with pytest.raises(ValueError, match="'correctness': missing a required argument: 'final_answer'.* label"):
-        rewards.check_columns([FORMAT, CORRECTNESS], ["label"])
-    rewards.check_columns([FORMAT, CORRECTNESS], ["label", "final_answer"])
+        rewards.check_columns(functions, ["label"])
+    rewards.check_columns(functions, ["label", "final_answer"])
+    with pytest.raises(ValueError, match="'closed': got an unexpected keyword argument"):
+        rewards.check_columns(rewards.load([f"{trl_file}:closed"]), ["label"])
 
 
 @pytest.mark.parametrize(
@@ -291,10 +275,17 @@ def test_a_column_that_a_function_needs_and_the_data_lacks_is_named_before_any_c
         (["format", "correctness"], [1.0], "one weight per function"),
         (["format"], [math.nan], "finite"),
         (["format", "format"], None, "different names"),
+        (["{folder}/broken.py:f"], None, r"importing it raised ZeroDivisionError: division by zero \(broken.py:3\)"),
+        (["{folder}/typo.py:f"], None, r"importing it raised SyntaxError: .* \(typo.py:1\)"),
+        (["{folder}/leaves.py:f"], None, r"importing it raised SystemExit: 3 \(leaves.py:2\)"),
     ],
 )
 def test_reward_functions_that_cannot_be_loaded_are_refused_in_one_line(trl_file, reward_funcs, reward_weights, reason):
+    (trl_file.parent / "broken.py").write_text("import json\n\n1 / 0\n")
+    (trl_file.parent / "typo.py").write_text("def f(:\n")
+    (trl_file.parent / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    places = {"{file}": str(trl_file), "{folder}": str(trl_file.parent)}
     with pytest.raises(ValueError, match=reason) as caught:
-        rewards.load([name.replace("{file}", str(trl_file)) for name in reward_funcs], reward_weights)
+        rewards.load([re.sub(r"{\w+}", lambda found: places[found[0]], name) for name in reward_funcs], reward_weights)
     assert str(caught.value).startswith("reward_")
     assert "\n" not in str(caught.value)

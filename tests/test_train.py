@@ -20,13 +20,14 @@ from tiny_models import tiny_qwen2, tiny_tokenizer
 
 NUM_STEPS = 5
 DEADLY = """
-import os, signal
+import psutil
 calls = 0
 def dies(completions, **columns):
     global calls
     calls += 1
     if calls == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
+        worker, trainer, *_ = psutil.Process().parents()
+        trainer.kill()
     return vowels(completions)
 """
 REWARD = """
@@ -156,7 +157,7 @@ def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(folder: Path)
 
 
 def test_a_killed_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
-    # Checkpoints after steps 2 and 4. A reward file that kills its process in step 3 stands for the accident.
+    # Checkpoints after steps 2 and 4. A reward file that kills the trainer in step 3 stands for the accident.
     options = ("--save_strategy", "steps", "--save_steps", "2", "--load_in_4bit", "true")
     whole = train(folder, "whole", *options)
     (tmp_path / "my_rewards.py").write_text(REWARD + DEADLY)

@@ -1,0 +1,89 @@
+"""The process that calls the reward functions: the only one that runs a user's code.
+
+It imports their files once and keeps their state between calls. `rewards.worker` starts it, watches it and ends it;
+what it is asked is a pickle from the trainer, what it answers is one line of JSON.
+"""
+
+import json
+import os
+import pickle
+import random
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rewards import blame, check_columns, check_values, load
+
+LENGTH = struct.Struct("!Q")  # bytes of the request that follows
+
+
+def read(stream: BinaryIO) -> bytes | None:
+    """The next request; None at the end of the stream."""
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    request = stream.read(length)
+    return request if len(request) == length else None
+
+
+def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str, Any]:
+    """Call a function, or check that all of them fit the columns.
+
+    Args:
+        functions: by name.
+        request: pickle of {"name", "seed", "arguments"} or of {"columns"}.
+
+    Returns:
+        {"values": ...}, or {"failure": why, "alone": whether single completions may do better}.
+    """
+    try:
+        job = pickle.loads(request)
+        if "columns" in job:
+            check_columns(functions, job["columns"])
+            return {"values": []}
+    except ValueError as error:
+        return {"failure": str(error), "alone": False}
+    random.seed(job["seed"])
+    if "numpy" in sys.modules:  # a function that draws from it has imported it
+        sys.modules["numpy"].random.seed(zlib.crc32(job["seed"].encode()))
+    try:
+        values = functions[job["name"]](**job["arguments"])
+    except BaseException as error:  # sys.exit() too
+        return {"failure": f"raised {blame(error)}", "alone": True}
+    try:
+        return {"values": check_values(values, count=len(job["arguments"]["completions"]))}
+    except ValueError as error:
+        return {"failure": str(error), "alone": False}
+
+
+def main() -> None:
+    """Load functions and answer requests from stdin until there are no more; argv: ANSWERS FUNCS WEIGHTS, as JSON."""
+    answers, *wanted = map(json.loads, sys.argv[1:])
+    requests = os.dup(0)
+    with open(os.devnull) as nothing:  # for a function that reads stdin
+        os.dup2(nothing.fileno(), 0)
+    os.set_inheritable(answers, False)  # not for the processes that a function starts; `requests` is not anyway
+    with suppress(OSError):  # when memory runs out, the kernel shall take this process and not the trainer
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    own_pid = os.getpid()
+    try:
+        functions, said = load(*wanted), {"values": []}
+    except ValueError as error:
+        functions, said = {}, {"failure": str(error), "alone": False}
+    with open(requests, "rb") as stream, open(answers, "wb") as out:
+        while True:
+            if os.getpid() != own_pid:  # a child that a function forked and that came back from it
+                os._exit(0)
+            for printed in (sys.stdout, sys.stderr):
+                with suppress(Exception):  # a function may have closed them
+                    printed.flush()
+            out.write(json.dumps(said, allow_nan=False).encode() + b"\n")
+            out.flush()
+            if (request := read(stream)) is None:
+                return
+            said = answer(functions, request)

@@ -1,0 +1,224 @@
+"""The keeper: a small process beside each rank that runs no user code and watches the one that does.
+
+It passes the trainer's requests on to a runner (`rewards.runner`) and the answers back, and holds it to limits: time of
+a call, memory and number of its processes, what it prints. Where a limit is broken, where the runner dies, and at the
+end it kills every process that descends from it; the next call gets a new runner. A trainer that dies, however, closes
+the pipe of the requests, which ends the keeper and so everything.
+
+This guards the run against accidents. It is no sandbox: a reward function has the rights of its user.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from io import FileIO
+from typing import Any
+
+import psutil
+
+from rewards.processes import command, descendants, end, use_more, watch_over_descendants
+from rewards.runner import LENGTH, read
+
+MAX_PROCESSES = 64  # that a runner may have started and that still exist
+OUTPUT_BYTES = 2**16  # printed by a call and passed on to the trainer's stderr; the rest is dropped
+ANSWER_BYTES = 2**24
+LOOK_S, IDLE_LOOK_S = 0.05, 1.0  # how often the limits are looked at, within a call and between two
+LEAVE_S = 2.0  # at the end of a run, for the runner to write out what its files hold and leave
+
+
+class Keeper:
+    """Holds one runner at a time.
+
+    Args:
+        parent: process id of the trainer.
+        wanted: arguments of `rewards.load`.
+        import_s: seconds a new runner may take to load the functions.
+        timeout_s: seconds a call may take.
+        memory_bytes: resident memory of all the runner's processes together.
+    """
+
+    def __init__(self, *, parent: int, wanted: list[Any], import_s: float, timeout_s: float, memory_bytes: int) -> None:
+        self.parent, self.wanted, self.import_s = parent, wanted, import_s
+        self.timeout_s, self.memory_bytes = timeout_s, memory_bytes
+        self.runner: subprocess.Popen | None = None
+        self.answers: FileIO | None = None
+        self.open: set[FileIO] = set()  # its answers and its output, as long as somebody holds their other end
+        self.num_passed = self.num_dropped = 0  # bytes printed since the last call began
+        self.next_look = 0.0
+
+    def serve(self) -> None:
+        """Answer the trainer until it closes the pipe."""
+        said = self._start()
+        while True:
+            line = said if isinstance(said, bytes) else json.dumps(said).encode() + b"\n"
+            while line:
+                line = line[os.write(1, line):]
+            self._idle()
+            request = read(sys.stdin.buffer)
+            if request is None:
+                return self._leave()
+            if self.runner is None:
+                said = self._start()
+                if self.runner is None:
+                    continue
+            said = self._ask(LENGTH.pack(len(request)) + request, self.timeout_s)
+
+    def end(self) -> None:
+        """Kill the runner and all that descends from it."""
+        end(self._found)
+        if self.runner:
+            for pipe in (self.runner.stdin, self.runner.stdout, self.answers):
+                pipe.close()
+        self.runner, self.open = None, set()
+
+    def _start(self) -> bytes | dict[str, Any]:
+        """Start a runner; its first answer says whether it could load the functions."""
+        read_end, write_end = os.pipe()
+        # A session of its own: what a function sends to its process group reaches neither trainer nor keeper.
+        self.runner = subprocess.Popen(
+            command("runner", *map(json.dumps, (write_end, *self.wanted))), bufsize=0, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(write_end,), start_new_session=True)
+        os.close(write_end)
+        os.set_blocking(self.runner.stdin.fileno(), False)
+        self.answers = open(read_end, "rb", buffering=0)
+        self.open = {self.answers, self.runner.stdout}
+        said = self._ask(b"", self.import_s)
+        if isinstance(said, dict):
+            return {"failure": f"reward_funcs={self.wanted[0]}: loading them {said['failure']}", "alone": False}
+        if b'"failure"' in said:
+            self.end()
+        return said
+
+    def _ask(self, request: bytes, limit_s: float) -> bytes | dict[str, Any]:
+        """Pass a request on; the runner's answer, or a failure when it broke a limit or died, and was ended."""
+        start, said, reason = time.monotonic(), b"", None
+        self.num_passed = self.num_dropped = 0
+        self.next_look = start + LOOK_S
+        while not said.endswith(b"\n") and reason is None:
+            wait_s = max(0.0, min(self.next_look, start + limit_s) - time.monotonic())
+            readable, writable, _ = select.select([0, *self.open], [self.runner.stdin] if request else [], [], wait_s)
+            if 0 in readable and not os.read(0, 1):  # the trainer sends nothing before it has its answer
+                raise SystemExit(0)
+            if writable:
+                try:
+                    request = request[os.write(self.runner.stdin.fileno(), request):]
+                except BrokenPipeError:
+                    request = b""
+            if self.runner.stdout in readable:
+                self._pass_on()
+            if self.answers in readable:
+                said += self._read(self.answers)
+            reason = self._broken_limit()
+            if len(said) > ANSWER_BYTES:
+                reason = f"answered more than {ANSWER_BYTES / 2**20:g} MiB"
+            if time.monotonic() > start + limit_s:
+                reason = f"took more than {limit_s:g} s"
+        self._drain()
+        if said.endswith(b"\n"):
+            return said
+        self.end()
+        return {"failure": reason, "alone": True}
+
+    def _idle(self) -> None:
+        """Between two calls: until the trainer says something."""
+        while True:
+            readable, _, _ = select.select([0, *self.open - {self.answers}], [], [], IDLE_LOOK_S)
+            if 0 in readable:
+                return
+            if readable:
+                self._pass_on()
+            reason = self._broken_limit() if self.runner else None
+            if reason:
+                self._say(f"between two calls they {reason}; they are loaded anew")
+                self.end()
+
+    def _leave(self) -> None:
+        """Let an idle runner end by itself, for a moment."""
+        if self.runner:
+            self.runner.stdin.close()
+            give_up = time.monotonic() + LEAVE_S
+            while self.runner.returncode is None and time.monotonic() < give_up:
+                self._reap()
+                if select.select([*self.open - {self.answers}], [], [], 0.01)[0]:
+                    self._pass_on()
+
+    def _broken_limit(self) -> str | None:
+        """What the runner did that it may not do, if it is time to look."""
+        now = time.monotonic()
+        if now < self.next_look:
+            return None
+        if os.getppid() != self.parent:
+            raise SystemExit(0)
+        processes = self._found()
+        code = self.runner.returncode
+        if code is not None:
+            return f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+        if len(processes) > 1 + MAX_PROCESSES:
+            return f"started more than {MAX_PROCESSES} processes"
+        if use_more(processes, self.memory_bytes):
+            return f"used more than {self.memory_bytes / 2**30:g} GiB"
+        done = time.monotonic()
+        self.next_look = done + max(LOOK_S, 9 * (done - now))  # looking takes at most a tenth of a core
+        return None
+
+    def _found(self) -> list[psutil.Process]:
+        """All descendants that have not ended."""
+        self._reap()
+        return descendants()
+
+    def _reap(self) -> None:
+        """Collect ended children: the runner, and orphans of its that were adopted."""
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if self.runner and ended[0] == self.runner.pid:
+                    self.runner.returncode = os.waitstatus_to_exitcode(ended[1])
+
+    def _read(self, pipe: FileIO) -> bytes:
+        data = pipe.read(2**16)
+        if not data:
+            self.open.discard(pipe)
+            self.next_look = 0.0  # the runner has probably ended
+        return data
+
+    def _pass_on(self) -> None:
+        """What a function printed: the first of it to the trainer's stderr."""
+        data = self._read(self.runner.stdout)
+        shown = data[:max(0, OUTPUT_BYTES - self.num_passed)]
+        self.num_passed, self.num_dropped = self.num_passed + len(shown), self.num_dropped + len(data) - len(shown)
+        _write_error(shown)
+
+    def _drain(self) -> None:
+        """At the end of a call: what is still in the pipe, and how much was dropped."""
+        for _ in range(16):  # a process left behind may print for ever
+            if not select.select([*self.open - {self.answers}], [], [], 0)[0]:
+                break
+            self._pass_on()
+        if self.num_dropped:
+            self._say(f"dropped {self.num_dropped:,} bytes of what they printed after the first {OUTPUT_BYTES:,}")
+
+    def _say(self, text: str) -> None:
+        _write_error(f"\nreward functions {', '.join(self.wanted[0])}: {text}\n".encode())
+
+
+def _write_error(data: bytes) -> None:
+    with suppress(OSError):  # nobody reads it any more
+        while data:
+            data = data[os.write(2, data):]
+
+
+def main() -> None:
+    """Keep the runner that argv asks for: one JSON object, the arguments of `Keeper`."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends when the trainer does
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the runner would inherit
+    watch_over_descendants()
+    keeper = Keeper(**json.loads(sys.argv[1]))
+    try:
+        with suppress(BrokenPipeError):  # the trainer died while it was answered
+            keeper.serve()
+    finally:
+        keeper.end()
