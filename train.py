@@ -18,16 +18,17 @@ from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
 from grpo import checkpoint, evaluation, plan, update
-from grpo.advantage import group_advantages
+from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.metrics import Log
+from grpo.metrics import Log, read_metrics
 from grpo.report import answers_path, write_report
 from grpo.rollout import generate
 from grpo.run import Run, build
 from grpo.schedule import learning_rate, prompts_of_step
-from grpo.summary import Clock, global_std, reward_metrics, rollout_metrics
+from grpo.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
 from grpo.types import Example, Rollout
+from grpo.watch import Watch
 from rewards import score
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
@@ -56,7 +57,10 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     # 4. How much better than its group is each completion?
     reward_BG = reward_N.view(len(examples), config.num_generations)
     batch_std = global_std(reward_N) if config.scale_rewards == "batch" else None
-    advantage_N = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std).flatten()
+    advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
+    right_BG = right_rows(reward_BG, parts)
+    advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
+    advantage_N = advantage_BG.flatten()
     # 5. What would the policy of step 0 say of them?
     work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
     if config.beta > 0:
@@ -69,7 +73,7 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     )
     metrics = update.apply(run.engine, work, config, rate)
     clock.lap("update_s")
-    metrics |= reward_metrics(reward_BG, parts) | rollout_metrics(rollout, clock)
+    metrics |= reward_metrics(reward_BG, parts, right_BG, advantage_BG) | rollout_metrics(rollout, clock)
     metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
     return metrics, completion_columns(examples, rollout, reward_N, parts, advantage_N)
 
@@ -208,6 +212,9 @@ def train(run: Run) -> None:
             run.output_dir, report_to=config.report_to, total_steps=run.num_steps, first_step=first_step,
             settings=dataclasses.asdict(config), logging_steps=config.logging_steps,
         )
+        watch = Watch(dataclasses.asdict(config))
+        for record in read_metrics(run.output_dir):
+            watch.look(record)  # where a run is resumed: what it has warned of, and what its first steps were like
     for step in range(first_step, run.num_steps):
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout, if any: a function of the step, as all noise is
         metrics, columns = grpo_step(run, step)
@@ -215,6 +222,8 @@ def train(run: Run) -> None:
         if log:
             epoch = (step + 1) * config.prompts_per_step / len(run.train_examples)
             log.write(step, {"epoch": epoch, **metrics})
+            for line in watch.look({"step": step, **metrics}):
+                tqdm.write(line, file=sys.stderr)
             for part in everyone:
                 log.write_completions(step, part)
         if should_save(run, step + 1):
