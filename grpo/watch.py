@@ -70,7 +70,7 @@ class Watch:
         """What the bounds are multiples of; None where it is not known yet."""
         if healthy.of == "the start":
             known = [record[name] for record in self.start if name in record]
-            return sum(known) / NUM_START if len(known) == NUM_START else None
+            return sum(known) / len(known) if known and len(self.start) == NUM_START else None
         return self.before.get(name, 0.0) if healthy.of == "the step before" else 1.0
 
     def _line(self, record: dict[str, Any], name: str, healthy: Range, base: float) -> str:

@@ -85,6 +85,12 @@ def test_a_drift_is_measured_against_the_mean_of_the_first_five_steps(name, star
     assert warned({name: start + [outside] * 5}) == [(9, name)]
 
 
+def test_a_start_with_a_step_that_has_no_number_is_the_mean_of_the_others():
+    # 0.5 without the third; a tenth of it is 0.05
+    start = [0.25, 0.75, None, 0.25, 0.75]
+    assert warned({"entropy": start + [0.05] * 9}) == [] and warned({"entropy": start + [0.049] * 5}) == [(9, "entropy")]
+
+
 def test_a_start_at_zero_allows_everything_above():
     assert warned({"accuracy": [0.0] * 30}) == []
 
