@@ -18,19 +18,19 @@ from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
 from grpo import checkpoint, continuation, distributed, heartbeat, heldout, plan, skipped, update
-from grpo.advantage import group_advantages
+from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.metrics import Log
+from grpo.log import Log
 from grpo.preemption import StopRequest
 from grpo.pulse import describe, pulse
 from grpo.report import write_report
 from grpo.rollout import generate
 from grpo.run import Run, build
 from grpo.schedule import learning_rate, prompts_of_step
-from grpo.summary import Clock, global_std, reward_metrics, rollout_metrics
+from grpo.scoring import completion_columns, end_if_rewards_fail, score_completions
+from grpo.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
 from grpo.types import Example, Rollout
-from rewards.pool import Scored
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 
@@ -44,41 +44,43 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     Collective: every rank, once per step.
     """
     config, clock = run.config, Clock(step)
+    # 1. Take this rank's share of the step's prompts, and the policy as it is.
     clock.enter("sync")
-    # 1. Take this rank's share of the step's prompts.
     examples, prompt_index = my_prompts(run, step)
-    # 2. Sample G completions per prompt from the rollout copy; no rank waits for another.
     run.decoder.move(run.device)
     run.engine.sync(run.decoder)
+    # 2. Sample G completions per prompt from the rollout copy; no rank waits for another.
     clock.enter("rollout")
     rollout = sample(run, examples, prompt_index, step)
-    clock.enter("reward")
     # 3. Score them with programs.
+    clock.enter("reward")
     reward_N, scored = score_completions(run, examples, rollout, step)
-    clock.enter("reference")
     # 4. How much better than its group is each completion?
+    clock.enter("reference")
     reward_BG = reward_N.view(len(examples), config.num_generations)
-    rewards = reward_metrics(reward_BG, scored.parts, scored.failures)
-    end_if_rewards_fail(config.max_reward_failures, rewards["reward_failures"], scored.failures, step)
+    right_BG = right_rows(reward_BG, scored.parts)
     batch_std = global_std(reward_N) if config.scale_rewards == "batch" else None
-    advantage_N = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std).flatten()
+    advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
+    advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
+    metrics = reward_metrics(reward_BG, scored, right_BG, advantage_BG)
+    end_if_rewards_fail(config.max_reward_failures, metrics["reward_failures"], scored.failures, step)
     # 5. What would the policy of step 0 say of them?
-    work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
+    work = update.prepare(rollout, advantage_BG.flatten(), config, run.limit, run.device)
     if config.beta > 0:
         update.score_reference(run.engine, work, config)
-    clock.enter("update")
     # 6. Move the policy.
+    clock.enter("update")
     rate = learning_rate(
         step, peak=config.learning_rate, scheduler=config.lr_scheduler_type, warmup_ratio=config.warmup_ratio,
         total=run.num_steps,
     )
-    metrics = update.apply(run.engine, work, config, rate)
+    metrics |= update.apply(run.engine, work, config, rate)
     clock.enter("log")
     if rank() == 0 and not math.isfinite(metrics["grad_norm"]):
         skipped.dump(run.output_dir, step, work)
-    metrics |= rewards | rollout_metrics(rollout, clock)
+    metrics |= rollout_metrics(rollout, clock)
     metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
-    return metrics, completion_columns(examples, rollout, reward_N, scored.parts, advantage_N)
+    return metrics, completion_columns(examples, rollout, reward_N, scored.parts, advantage_BG)
 
 
 def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
@@ -117,59 +119,6 @@ def sample(run: Run, examples: list[Example], prompt_index: list[int], step: int
     if not config.rollout_keep:
         run.decoder.move("cpu")
     return rollout
-
-
-def score_completions(
-    run: Run, examples: list[Example], rollout: Rollout, step: int
-) -> tuple[torch.Tensor, Scored]:
-    """[N] float32 total reward of each completion, and what it is made of; functions that failed are named."""
-    rows = [example for example in examples for _ in range(run.config.num_generations)]
-    columns = {name: [row.columns[name] for row in rows] for name in rows[0].columns if name != "prompt"}
-    prompts = [row.prompt for row in rows]
-    scored = run.rewards.score(
-        prompts=prompts, completions=rollout.text, columns=columns, seed=f"{run.config.seed}/{step}/{rank()}",
-        on_wait=pulse.progress)
-    for name, (count, reason) in scored.failures.items():
-        # On a line of its own: the progress bar holds the current one.
-        print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(rows)} "
-              f"completions ({reason})" + (": they get 0" if count else ""), file=sys.stderr, flush=True)
-    return torch.tensor(scored.total), scored
-
-
-def end_if_rewards_fail(limit: float, share: float, failures: dict[str, tuple[int, str]], step: int) -> None:
-    """End the run when a function failed on more than `limit` of all ranks' completions.
-
-    Raises:
-        SystemExit: where and why, the same on every rank.
-
-    Collective: every rank, with the same `limit` and `share`.
-    """
-    if share <= limit:
-        return
-    everyone = gather_objects(failures)
-    counts = {name: sum(part.get(name, (0, ""))[0] for part in everyone) for part in everyone for name in part}
-    worst = max(counts, key=counts.get)
-    where, reason = next((index, part[worst][1]) for index, part in enumerate(everyone) if part.get(worst, (0,))[0])
-    raise SystemExit(
-        f"error: [rank {where} step {step}] reward function {worst!r} failed on {share:.1%} of the completions "
-        f"({reason}), more than max_reward_failures={limit:g}")
-
-
-def completion_columns(
-    examples: list[Example], rollout: Rollout, reward_N: torch.Tensor, parts: dict[str, list], advantage_N: torch.Tensor
-) -> dict[str, list]:
-    """What completions.jsonl says of each row, by column."""
-    num_generations = len(rollout.text) // len(examples)
-    return {
-        # Not the whole prompt: with eight examples in front the file would be mostly those.
-        "question": [example.question or example.prompt for example in examples for _ in range(num_generations)],
-        "completion": rollout.text,
-        "reward": reward_N.tolist(),
-        "rewards": [dict(zip(parts, values)) for values in zip(*parts.values())],
-        "advantage": advantage_N.tolist(),
-        "length": rollout.length_N.tolist(),
-        "truncated": rollout.truncated_N.tolist(),
-    }
 
 
 def should_save(run: Run, done: int) -> bool:

@@ -103,6 +103,9 @@ class Config:
     scale_rewards: str = option(
         "group", "Standard deviation that advantages are divided by; none is Dr. GRPO.",
         choices=("group", "batch", "none"))
+    advantage_gate: str = option(
+        "none", "outcome: a group without a right completion has advantage 0, so that rewards beside correctness teach "
+        "nothing there.", choices=("none", "outcome"))
     beta: float = option(0.04, "Coefficient of the KL to the reference policy.", within="[0, inf)")
     kl_estimator: str = option(
         "k3_unbiased", "KL estimator; k3 is the paper's, k3_unbiased has its value and the true KL's gradient, exact "

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, in order."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 class JsonLines:
     """Appends to a file; what the disk does not take is kept, and written with the next lines.
 

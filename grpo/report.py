@@ -6,7 +6,6 @@ So the page of a resumed run covers all of it, and `python -m grpo.report OUTPUT
 import base64
 import html
 import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,9 @@ from matplotlib.figure import Figure
 
 from grpo import evaluation
 from grpo.evaluation import Answer
-from grpo.metrics import METRICS, metric
+from grpo.json_lines import read
+from grpo.metrics import COLUMNS, METRICS, metric
+from grpo.watch import warnings
 
 MODES = ("greedy", "sampled")
 CURVES = ("reward", "accuracy", "kl", "truncated_share", "completion_length", "step_s")
@@ -56,7 +57,7 @@ def write_report(output_dir: str | Path) -> Path:
     """
     output_dir = Path(output_dir)
     config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
-    records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = read(output_dir / "metrics.jsonl")
     evaluations = _read_evaluations(output_dir)
     figure = curves(records, evaluations)
     figure.savefig(output_dir / "curves.png", dpi=DPI)
@@ -65,12 +66,14 @@ def write_report(output_dir: str | Path) -> Path:
     body = [f"<p>{len(records)} steps of GRPO: {html.escape(str(model))} on {html.escape(str(data))}.</p>"]
     if evaluations:
         body += ["<h2>Held-out accuracy</h2>", comparison_table(evaluations)]
+    if lines := warnings(config, records):
+        body += ["<h2>Warnings</h2>", "<pre>" + "\n".join(map(html.escape, lines)) + "</pre>"]
     body += ["<h2>Curves</h2>", image(figure)]
     if evaluations:
         body += ["<h2>Completions before and after</h2>", _completions_table(evaluations)]
     body += ["<h2>Settings</h2>", table(("option", "value"), list(config.items()))]
-    rows = [(name, *row) for name, row in METRICS.items()]
-    body += ["<h2>What the metrics mean</h2>", table(("metric", "formula", "unit", "healthy", "else suspect"), rows)]
+    rows = [(name, *row.cells) for name, row in METRICS.items()]
+    body += ["<h2>What the metrics mean</h2>", table(COLUMNS, rows)]
     path = output_dir / "report.html"
     path.write_text(page(f"GRPO run {output_dir.resolve().name}", body), encoding="utf-8")
     return path

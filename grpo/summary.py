@@ -9,6 +9,7 @@ import torch
 from grpo.distributed import global_max, global_sum
 from grpo.pulse import pulse
 from grpo.types import Rollout
+from rewards.pool import Scored
 
 
 class Clock:
@@ -39,33 +40,46 @@ def global_std(value_N: torch.Tensor) -> float:
     return math.sqrt(squares / max(sums["num"] - 1, 1))
 
 
+def right_rows(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> torch.Tensor:
+    """[B, G] bool, the rows that count as right: correctness > 0, or reward > 0 without such a function.
+
+    Args:
+        reward_BG: [B, G] total rewards.
+        parts: [N] values by reward function, before their weights; NaN where a function did not apply.
+    """
+    if "correctness" not in parts:
+        return reward_BG > 0
+    return (torch.tensor(parts["correctness"], dtype=torch.float64) > 0).view(reward_BG.shape)
+
+
 def reward_metrics(
-    reward_BG: torch.Tensor, parts: dict[str, list[float]], failures: dict[str, tuple[int, str]]
+    reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tensor, advantage_BG: torch.Tensor
 ) -> dict[str, float]:
     """Means over all ranks of the rewards and of what the groups say about them.
 
     Args:
         reward_BG: [B, G] this rank's total rewards.
-        parts: [N] values by reward function, before their weights; NaN where a function did not apply.
-        failures: by reward function that failed here, on how many rows and why.
+        scored: the N rows' parts by reward function, and what failed.
+        right_BG: [B, G] bool, `right_rows` of the two.
+        advantage_BG: [B, G] as the update gets them, after the gate.
 
     Returns:
-        reward, its two standard deviations, rewards/<name>, reward_failures, accuracy and the shares of groups without
-        variance.
+        reward, its two standard deviations, rewards/<name>, reward_failures, accuracy, the shares of groups without
+        variance, and the share of the advantages in groups without a right row.
 
     Collective: every rank, once per step.
     """
     num_groups, num_rows = float(len(reward_BG)), float(reward_BG.numel())
-    part = {name: torch.tensor(values, dtype=torch.float64) for name, values in parts.items()}
-    right_N = part.get("correctness", reward_BG.flatten()) > 0
+    part = {name: torch.tensor(values, dtype=torch.float64) for name, values in scored.parts.items()}
     flat_B = reward_BG.amax(dim=1) == reward_BG.amin(dim=1)
-    all_right_B = right_N.view(reward_BG.shape).all(dim=1)
-    sums = {"groups": num_groups, "rows": num_rows, "reward": float(reward_BG.sum()), "right": float(right_N.sum())}
+    mass_B = advantage_BG.abs().sum(dim=1, dtype=torch.float64)
+    sums = {"groups": num_groups, "rows": num_rows, "reward": float(reward_BG.sum()), "right": float(right_BG.sum())}
     sums["std"] = float(reward_BG.std(dim=1).sum())
-    sums["flat"], sums["flat_right"] = float(flat_B.sum()), float((flat_B & all_right_B).sum())
+    sums["flat"], sums["flat_right"] = float(flat_B.sum()), float((flat_B & right_BG.all(dim=1)).sum())
+    sums["mass"], sums["phantom"] = float(mass_B.sum()), float(mass_B[~right_BG.any(dim=1)].sum())
     for name, value_N in part.items():
         sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
-        sums[f"failed/{name}"] = float(failures.get(name, (0, ""))[0])
+        sums[f"failed/{name}"] = float(scored.failures.get(name, (0, ""))[0])
     sums = global_sum(sums)
     return {
         "reward": sums["reward"] / sums["rows"],
@@ -73,6 +87,7 @@ def reward_metrics(
         "reward_std_within_group": sums["std"] / sums["groups"],
         "reward_failures": max(sums[f"failed/{name}"] for name in part) / sums["rows"],
         "accuracy": sums["right"] / sums["rows"],
+        "phantom_advantage_share": sums["phantom"] / (sums["mass"] or 1.0),
         "zero_variance_share": sums["flat"] / sums["groups"],
         "zero_variance_all_right": sums["flat_right"] / sums["groups"],
         "zero_variance_all_wrong": (sums["flat"] - sums["flat_right"]) / sums["groups"],

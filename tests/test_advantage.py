@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import grpo.advantage
-from grpo.advantage import group_advantages
+from grpo.advantage import gate_advantages, group_advantages
 
 
 def test_one_winner_of_four_gets_three_halves():
@@ -54,6 +54,24 @@ def test_batch_std_of_all_ranks_replaces_that_of_this_rank():
     torch.testing.assert_close(advantage_BG, torch.tensor([[-0.25, 0.25]]))
 
 
+def test_the_outcome_gate_takes_the_advantages_of_a_group_in_which_nothing_is_right_and_no_others():
+    # format 0.5 and correctness 1: (0.5, 0, 0, 0) has nothing right, mean 0.125; (1.5, 0.5, 0, 0) has mean 0.5;
+    # in (0.5, 0.5, 1, 0), mean 0.5, only the third is right and its format is wrong
+    reward_BG = torch.tensor([[0.5, 0.0, 0.0, 0.0], [1.5, 0.5, 0.0, 0.0], [0.5, 0.5, 1.0, 0.0]])
+    right_BG = torch.tensor([[False] * 4, [True, False, False, False], [False, False, True, False]])
+    advantage_BG = group_advantages(reward_BG, scale="none")
+    assert advantage_BG[0].tolist() == [0.375, -0.125, -0.125, -0.125]
+    gated_BG = gate_advantages(advantage_BG, right_BG, gate="outcome")
+    assert gated_BG.tolist() == [[0.0] * 4, [1.0, 0.0, -0.5, -0.5], [0.0, 0.0, 0.5, -0.5]]
+
+
+def test_without_a_gate_advantages_stay_as_they_are():
+    advantage_BG = torch.tensor([[1.5, -0.5, -0.5, -0.5]])
+    assert gate_advantages(advantage_BG, torch.zeros(1, 4, dtype=torch.bool), gate="none") is advantage_BG
+    with pytest.raises(ValueError, match="gate='outcomes' .* nearest valid value: outcome$"):
+        gate_advantages(advantage_BG, torch.ones(1, 4, dtype=torch.bool), gate="outcomes")
+
+
 def test_any_dtype_in_float32_out():
     assert group_advantages(torch.tensor([[1, 0]])).dtype == torch.float32
 
@@ -65,4 +83,4 @@ def test_unknown_scale_is_refused_with_the_nearest():
 
 def test_examples_in_the_docstring_hold():
     result = doctest.testmod(grpo.advantage)
-    assert result.attempted == 2 and result.failed == 0
+    assert result.attempted == 3 and result.failed == 0

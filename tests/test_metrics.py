@@ -4,20 +4,25 @@ for the sampler weighs and measures its tokens as the table says. Needs 6 s.
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from grpo import tally
+from grpo import summary, tally
+from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import Config
-from grpo.metrics import METRICS, SINKS, Log, markdown_table, metric
+from grpo.log import SINKS, Log
+from grpo.metrics import METRICS, markdown_table, metric
 from grpo.policy import Scores
+from grpo.summary import reward_metrics, right_rows
 from grpo.types import Batch
 from grpo.update import Update, apply
+from rewards.pool import Scored
 
 
 def open_log(folder, first_step=0, report_to=(), logging_steps=1):
-    return Log(folder, report_to=list(report_to), total_steps=4, first_step=first_step, settings={"seed": 0},
+    return Log(folder, report_to=list(report_to), total_steps=4, first_step=first_step, settings=asdict(Config()),
                logging_steps=logging_steps)
 
 
@@ -123,6 +128,52 @@ def test_tensorboard_receives_every_logging_steps_th_step(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("reward")] == [(0, 0.0), (2, 2.0)]
+
+
+# format 0.5 and correctness 1: nothing is right in the first group, one row in the second, and the third is all wrong.
+REWARDS = [[0.5, 0.0, 0.0, 0.0], [1.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+def scored(rewards, scale, gate="none"):
+    """The reward metrics of these groups."""
+    reward_BG = torch.tensor(rewards)
+    right_N = [float(reward > 1) for group in rewards for reward in group]
+    right_BG = right_rows(reward_BG, {"correctness": right_N})
+    advantage_BG = gate_advantages(group_advantages(reward_BG, scale=scale, eps=0.0), right_BG, gate=gate)
+    return reward_metrics(reward_BG, Scored([], {"correctness": right_N}, {}), right_BG, advantage_BG)
+
+
+@pytest.mark.parametrize(("scale", "share"), [
+    # |A| of the first group (0.375, 0.125, 0.125, 0.125), of the second (1, 0, 0.5, 0.5): 0.75 / (0.75 + 2)
+    ("none", 0.75 / 2.75),
+    # divided by the sample stds 0.25 and sqrt(1.5 / 3) = 0.7071: 3 / (3 + 2.8284)
+    ("group", 3 / (3 + 2 * 2 ** 0.5)),
+])
+def test_phantom_share_is_the_advantage_mass_of_groups_in_which_nothing_is_right(scale, share, monkeypatch):
+    monkeypatch.setattr(summary, "global_sum", lambda values: values)
+    metrics = scored(REWARDS, scale)
+    assert metrics["phantom_advantage_share"] == pytest.approx(share)
+    assert metrics["accuracy"] == 1 / 12 and metrics["zero_variance_all_wrong"] == 1 / 3
+    assert scored(REWARDS, scale, gate="outcome")["phantom_advantage_share"] == 0.0
+    assert scored(REWARDS[2:], scale)["phantom_advantage_share"] == 0.0  # no mass at all
+
+
+def test_phantom_share_is_one_ratio_over_all_ranks_and_no_mean_of_theirs(monkeypatch):
+    # The second rank has a share of 1, the first one of 0; their masses are 0.75 and 2.
+    calls = []
+    monkeypatch.setattr(summary, "global_sum", lambda values: calls.append(values) or values)
+    scored(REWARDS[:1], "none")
+    second = iter(calls.copy())
+    monkeypatch.setattr(
+        summary, "global_sum", lambda values: {name: values[name] + other for name, other in next(second).items()})
+    assert scored(REWARDS[1:2], "none")["phantom_advantage_share"] == pytest.approx(0.75 / 2.75)
+
+
+def test_right_is_correctness_where_there_is_one_and_any_reward_otherwise():
+    reward_BG = torch.tensor([[0.5, 1.0], [0.0, -1.0]])
+    parts = {"format": [0.5, 0.0, 0.0, 0.0], "correctness": [0.0, 1.0, math.nan, 0.0]}
+    assert right_rows(reward_BG, parts).tolist() == [[False, True], [False, False]]
+    assert right_rows(reward_BG, {"brevity": [0.5, 1.0, 0.0, -1.0]}).tolist() == [[True, True], [False, False]]
 
 
 class TableEngine:

@@ -5,10 +5,10 @@ import json
 import re
 
 import pytest
-import yaml
 from matplotlib.image import imread
 
 from grpo import evaluation
+from grpo.config import Config
 from grpo.evaluation import Answer
 from grpo.report import CURVES, answers_path, comparison_table, curves, page, running_mean, write_report
 
@@ -26,8 +26,7 @@ def answers(right, *, completion="4 + 5 = 9"):
 @pytest.fixture
 def run(tmp_path):
     """A finished run of 30 steps whose greedy accuracy rose from 1 to 9 of 10."""
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(
-        {"model_name_or_path": "a<b", "train_dataset_id_or_path": "wordproblems", "seed": 0}))
+    Config(model_name_or_path="a<b", seed=0, torch_dtype="float32").save(tmp_path / "config.yaml")
     records = [{"step": step, **{name: step / 30 for name in CURVES}} for step in range(30)]
     records[5]["kl"] = None  # was not finite
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -45,6 +44,13 @@ def test_the_page_holds_the_table_the_picture_the_settings_and_the_metrics(run):
     assert "data:image/png;base64," in text
     assert "<td>seed</td><td>0</td>" in text
     assert "<td>zero_variance_share</td>" in text
+
+
+def test_the_page_lists_the_warnings_that_the_records_give(run):
+    # Every curve is step / 30. truncated_share is above 0.2 from step 7 on, its fifth step there is 11; four times the
+    # mean of the first five completion_length is 8 / 30, above from step 9 on.
+    warned = re.findall(r"warning \[step (\d+)\] (\w+)", write_report(run).read_text())
+    assert warned == [("11", "truncated_share"), ("13", "completion_length")]
 
 
 def test_the_page_needs_no_other_file_and_no_network(run):
@@ -81,7 +87,8 @@ def test_a_run_without_held_out_problems_has_a_report_without_that_table(run):
 
 def test_a_run_that_ended_before_its_first_step_still_has_a_report(run):
     (run / "metrics.jsonl").write_text("")
-    assert "0 steps" in write_report(run).read_text()
+    text = write_report(run).read_text()
+    assert "0 steps" in text and "Warnings" not in text
 
 
 def test_the_picture_is_also_a_file_and_not_blank(run):

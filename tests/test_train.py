@@ -57,10 +57,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, name: str, *options: str, num_ranks: int = 1, **kwargs) -> Path:
-    """Run it to the end; its output folder."""
+    """Run it to the end; its output folder, with what it wrote to stderr beside it."""
     arguments = ("train.py", "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / name), *options)
     run = launch(*arguments, num_ranks=num_ranks, **kwargs)
     assert run.returncode == 0, run.stderr[-3000:]
+    (folder / f"{name}.err").write_text(run.stderr)
     return folder / name
 
 
@@ -106,6 +107,11 @@ def test_the_run_does_something(alone: Path) -> None:
     assert all(record["micro_batches"] > 2 for record in records)
     for key in ("step", "reward", "kl", "loss", "grad_norm", "step_s", "rollout_s", "update_s", "peak_memory_bytes"):
         assert all(isinstance(record[key], int | float) for record in records), key
+
+
+def test_five_steps_outside_a_healthy_range_are_a_warning_beside_the_bar(alone: Path) -> None:
+    assert all(record["truncated_share"] > 0.2 for record in lines(alone / "metrics.jsonl"))
+    assert "\nwarning [step 4] truncated_share is " in alone.with_suffix(".err").read_text()
 
 
 def test_correcting_for_a_sampler_that_agrees_changes_nothing(folder: Path, sharded: Path) -> None:
@@ -168,6 +174,8 @@ def test_a_killed_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     refused = launch(*arguments, num_ranks=1)
     assert refused.returncode != 0 and "holds another run" in refused.stderr
     train(folder, "killed", *options, "--resume")
+    # Steps 0 and 1 of the five outside are the first process's: the resumed one has looked at them again.
+    assert "\nwarning [step 4] truncated_share is " in output.with_suffix(".err").read_text()
     timing = {"step_s", "rollout_s", "reward_s", "sync_s", "reference_s", "update_s", "tokens_per_s",
               "rollout_tokens_per_s", "prefill_share", "peak_memory_bytes", "rewards/vowels", "rewards/dies"}
     expected, found = (
@@ -203,7 +211,22 @@ def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
             raise AssertionError(f"worker {child} outlived its launcher")
 
 
-def test_a_run_starts_without_a_compiler_and_with_no_extension_built(folder: Path, tmp_path: Path) -> None:
-    bare = {"PATH": str(tmp_path), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
-    train(folder, "bare", "--max_steps", "1", num_ranks=2, env=bare)
-    assert not (tmp_path / "extensions").exists()
+@pytest.fixture(scope="module")
+def bare(folder: Path) -> Path:
+    """One step without any program at hand. All rewards are negative, so no row is right, and the gate is on."""
+    nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+    return train(folder, "bare", "--max_steps", "1", "--reward_weights", "-1", "--advantage_gate", "outcome",
+                 num_ranks=2, env=nothing)
+
+
+def test_a_run_starts_without_a_compiler_and_with_no_extension_built(bare: Path) -> None:
+    assert not (bare.parent / "extensions").exists()
+
+
+def test_the_outcome_gate_leaves_a_step_in_which_nothing_is_right_without_advantages(bare: Path, alone: Path) -> None:
+    def advantages(output: Path) -> set[float]:
+        return {row["advantage"] for row in lines(output / "completions.jsonl") if row["step"] == 0}
+
+    assert len(advantages(alone)) > 4 and advantages(bare) == {0.0}
+    (record,) = lines(bare / "metrics.jsonl")
+    assert record["reward_std_within_group"] > 0 and record["phantom_advantage_share"] == record["surrogate"] == 0.0
