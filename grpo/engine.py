@@ -10,19 +10,26 @@ from itertools import chain
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import nn
 
 from grpo.config import Config
 from grpo.decoder import Decoder
 from grpo.distributed import deepspeed, global_max, world_size
 from grpo.model import trainable
+from grpo.options import refuse
 from grpo.policy import Policy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run; the user's `deepspeed` mapping is merged over it."""
+    """DeepSpeed's configuration of a run; the user's `deepspeed` mapping is merged over it.
+
+    Raises:
+        ValueError: DeepSpeed does not know a setting of the mapping, or not with this value.
+    """
     bf16 = dtype == torch.bfloat16
     generated: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -47,6 +54,12 @@ def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         generated["data_types"] = {"grad_accum_dtype": "fp32"}  # 60 micro-batches added in bf16 are 2 % off
     for key, value in (config.deepspeed or {}).items():
         generated[key] = {**generated[key], **value} if isinstance(generated.get(key), dict) else value
+    try:
+        DeepSpeedZeroConfig(**generated["zero_optimization"])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        refuse("deepspeed", config.deepspeed, f"zero_optimization.{where}: {wrong['msg']}", "without this key")
     return generated
 
 
