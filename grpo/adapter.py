@@ -82,6 +82,7 @@ def read_adapter(model: PreTrainedModel, path: str, *, is_trainable: bool) -> Pe
     kind = read_adapter_config(path)
     with refusing("adapter_name_or_path", path, "cannot be loaded", SAVED_ADAPTER):
         tensors = load_file(Path(path) / "adapter_model.safetensors")
+    _check_modules("modules_to_save", kind.modules_to_save or [], model, kinds=())
     made_for = f"was made for {kind.base_model_name_or_path}, not for this model"
     with refusing("adapter_name_or_path", path, made_for, SAVED_ADAPTER):
         peft_model = PeftModel.from_pretrained(

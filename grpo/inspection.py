@@ -95,8 +95,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, stop_tokens: Container[
                "eos_token in tokenizer_config.json, or eos_token_id in generation_config.json")
     for token in stop_tokens:
         if type(token) is not int or not 0 <= token < vocab_size:
-            refuse("eos_token_id", token, f"of the generation config must be a token below {vocab_size}",
-                   tokenizer.eos_token_id)
+            refuse("eos_token_id", token, f"must be a token below vocab_size={vocab_size}",
+                   "eos_token in tokenizer_config.json and eos_token_id in generation_config.json as the model came")
 
 
 def check_finite(name: str, value: str, tensor_name: str, tensor: torch.Tensor) -> None:

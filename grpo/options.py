@@ -18,6 +18,7 @@ from typing import Any, NoReturn, get_args, get_origin
 import yaml
 
 WHOLE = 2**63  # whole numbers that a tensor can hold are smaller
+SMALLEST, LARGEST = 2.0**-126, 2.0**127  # what float32 holds at full precision
 SHORT = reprlib.Repr()  # a value as a refusal shows it: a mistake may be a megabyte long
 SHORT.maxlist = SHORT.maxdict = 12
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
@@ -201,12 +202,15 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
                _default_text(default_of(one)))
     if kind is int and type(result) is int and not -WHOLE < result < WHOLE:
         refuse(one.name, value, "must be a whole number of at most 64 bits", _default_text(default_of(one)))
-    if type(result) is not kind or (kind is float and not math.isfinite(result)):
+    if type(result) is not kind or (kind is float and result and not SMALLEST <= abs(result) <= LARGEST):
         refuse(one.name, value, f"must be {_ARTICLE[kind]}", _nearest_of_type(value, kind, default=default_of(one)))
     return result
 
 
-_ARTICLE = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", dict: "a mapping"}
+_ARTICLE = {
+    bool: "true or false", int: "a whole number", float: "a finite number that float32 holds", str: "text",
+    dict: "a mapping",
+}
 
 
 def _is_text(text: str) -> bool:
