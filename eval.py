@@ -24,7 +24,7 @@ from grpo.capacity import choose_slots, free_bytes
 from grpo.decoder import Decoder
 from grpo.evaluation import Answer
 from grpo.model import dtype_of, load_decoder
-from grpo.options import check, command_line, convert, one_line, option, options, refuse
+from grpo.options import check, command_line, convert, option, options, refuse, spelled_out
 from grpo.preflight import check_writable
 from grpo.report import NOTE, draw_shares, image, page, percent, table
 from grpo.types import Example
@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
         settings = parse(argv)
         answers = score(settings)
     except ValueError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {spelled_out(str(error))}", file=sys.stderr)
         return 2
     records = summarize(answers)
     lines = [HEADER, *table_rows(records)]

@@ -22,7 +22,7 @@ from grpo.advantage import group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.metrics import Log
-from grpo.options import one_line
+from grpo.options import spelled_out
 from grpo.report import answers_path, write_report
 from grpo.rollout import generate
 from grpo.run import Run, build
@@ -124,7 +124,7 @@ def score_completions(
         total, parts = score(run.reward_functions, prompts=prompts, completions=rollout.text, columns=columns)
     except ValueError as error:
         # On a line of its own: the progress bar holds the current one.
-        raise SystemExit(f"\nerror: [rank {rank()} step {step}] {one_line(error)}") from error
+        raise SystemExit(f"\nerror: [rank {rank()} step {step}] {spelled_out(str(error))}") from error
     return torch.tensor(total), parts
 
 
@@ -241,7 +241,7 @@ def main(argv: list[str]) -> int:
         run = build(config)
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank came to the same refusal
-            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            print(f"error: {spelled_out(str(error))}", file=sys.stderr, flush=True)
         return 2
     train(run)
     dist.barrier()

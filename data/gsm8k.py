@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.prompts import COMPLETION, build_prompt, check_num_shots
 from data.rows import SPLITS, Row, find_splits, read
-from grpo.options import one_line
+from grpo.options import spelled_out
 from grpo.preflight import check_writable
 from grpo.types import Example
 
@@ -96,7 +96,7 @@ def main() -> None:
     try:
         prepare(arguments.input, Path(arguments.output_dir), num_shots=arguments.num_shots, seed=arguments.seed)
     except ValueError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {spelled_out(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

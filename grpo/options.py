@@ -19,6 +19,7 @@ import yaml
 
 WHOLE = 2**63  # whole numbers that a tensor can hold are smaller
 SMALLEST, LARGEST = 2.0**-126, 2.0**127  # what float32 holds at full precision
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's controls, formats, surrogates, separators of lines, paragraphs
 SHORT = reprlib.Repr()  # a value as a refusal shows it: a mistake may be a megabyte long
 SHORT.maxlist = SHORT.maxdict = 12
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
@@ -67,10 +68,10 @@ def refuse(name: str, value: Any, rule: str, valid: Any) -> NoReturn:
     raise ValueError(f"{name}={SHORT.repr(value)} {rule}; nearest valid value: {valid}")
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, as one line that no terminal acts on: control characters are spelled out."""
-    return "".join(
-        letter if letter == " " or letter.isprintable() else ascii(letter)[1:-1] for letter in str(error))
+def spelled_out(text: str, *, keep: str = "") -> str:
+    """A text that no terminal or page acts on, on one line: control characters and half letters by their codes."""
+    unseen = {letter for letter in set(text) - set(keep) if unicodedata.category(letter) in UNSEEN}
+    return text.translate({ord(letter): ascii(letter)[1:-1] for letter in unseen})
 
 
 def read_yaml(text: str) -> Any:
@@ -203,11 +204,11 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
     if kind is int and type(result) is int and not -WHOLE < result < WHOLE:
         refuse(one.name, value, "must be a whole number of at most 64 bits", _default_text(default_of(one)))
     if type(result) is not kind or (kind is float and result and not SMALLEST <= abs(result) <= LARGEST):
-        refuse(one.name, value, f"must be {_ARTICLE[kind]}", _nearest_of_type(value, kind, default=default_of(one)))
+        refuse(one.name, value, f"must be {ARTICLE[kind]}", _nearest_of_type(value, kind, default=default_of(one)))
     return result
 
 
-_ARTICLE = {
+ARTICLE = {
     bool: "true or false", int: "a whole number", float: "a finite number that float32 holds", str: "text",
     dict: "a mapping",
 }

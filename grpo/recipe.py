@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.options import SHORT, check, convert, nearest, option, options, read_yaml, refuse
+from grpo.options import ARTICLE, SHORT, check, convert, nearest, option, options, read_yaml, refuse
 
 
 @dataclass
@@ -169,7 +169,7 @@ def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
         if key not in DEEPSPEED:
             refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED))
         if type(value) is not DEEPSPEED[key]:
-            refuse("deepspeed", {key: value}, f"must have a {DEEPSPEED[key].__name__} there", "without this key")
+            refuse("deepspeed", {key: value}, f"must have {ARTICLE[DEEPSPEED[key]]} there", "without this key")
     zero = settings.get("zero_optimization", {})
     for key, value in zero.items():
         if value == "auto" or key == "offload_optimizer":

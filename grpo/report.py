@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from grpo import evaluation
 from grpo.evaluation import Answer
 from grpo.metrics import METRICS, metric
+from grpo.options import spelled_out
 
 MODES = ("greedy", "sampled")
 CURVES = ("reward", "accuracy", "kl", "truncated_share", "completion_length", "step_s")
@@ -154,7 +155,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = html.escape(str(value))
+    text = html.escape(spelled_out(str(value), keep="\n\t"))
     return f"<pre>{text}</pre>" if "\n" in text else text
 
 
@@ -180,4 +181,7 @@ def _completions_table(evaluations: Evaluations) -> str:
 
 
 if __name__ == "__main__":
-    print(write_report(sys.argv[1]))
+    folder = Path(*sys.argv[1:2])
+    if not (folder / "metrics.jsonl").is_file():
+        sys.exit(f"error: OUTPUT_DIR={str(folder)!r} must be the folder of a run, such as outputs/toy")
+    print(write_report(folder))
