@@ -24,7 +24,8 @@ from grpo.capacity import choose_slots, free_bytes
 from grpo.decoder import Decoder
 from grpo.evaluation import Answer
 from grpo.model import dtype_of, load_decoder
-from grpo.options import check, command_line, convert, option, options, refuse
+from grpo.options import check, command_line, convert, option, options, refuse, spelled_out
+from grpo.preflight import check_writable
 from grpo.report import NOTE, draw_shares, image, page, percent, table
 from grpo.types import Example
 
@@ -77,6 +78,10 @@ def parse(argv: Sequence[str]) -> Settings:
         refuse("compare_base", True, "needs an adapter to compare the model with", False)
     if settings.output is not None and (Path(settings.output) / "eval.json").exists():
         refuse("output", settings.output, "holds another evaluation, which is not written over", f"{settings.output}-2")
+    if settings.output is not None:
+        check_writable("output", Path(settings.output))
+    if not settings.num_shots:
+        refuse("num_shots", [], "needs at least one number", 0)
     return settings
 
 
@@ -183,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
         settings = parse(argv)
         answers = score(settings)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {spelled_out(str(error))}", file=sys.stderr)
         return 2
     records = summarize(answers)
     lines = [HEADER, *table_rows(records)]

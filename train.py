@@ -22,6 +22,7 @@ from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.log import Log
+from grpo.options import spelled_out
 from grpo.preemption import StopRequest
 from grpo.pulse import describe, pulse
 from grpo.report import write_report
@@ -224,7 +225,7 @@ def main(argv: list[str]) -> int:
         heartbeat.start(config.ddp_timeout)
         run = build(config)
     except ValueError as error:
-        return heartbeat.fail(f"error: {error}", 2)
+        return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
     except (Exception, KeyboardInterrupt) as error:
         return heartbeat.fail(heartbeat.words(error), 1)
     try:

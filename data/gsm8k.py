@@ -9,11 +9,14 @@ prompt column: one path serves both.
 import argparse
 import json
 import re
+import sys
 import warnings
 from pathlib import Path
 
 from data.prompts import COMPLETION, build_prompt, check_num_shots
 from data.rows import SPLITS, Row, find_splits, read
+from grpo.options import spelled_out
+from grpo.preflight import check_writable
 from grpo.types import Example
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
@@ -93,7 +96,8 @@ def main() -> None:
     try:
         prepare(arguments.input, Path(arguments.output_dir), num_shots=arguments.num_shots, seed=arguments.seed)
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {spelled_out(str(error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 def prepare(path_or_name: str, output_dir: Path, *, num_shots: int, seed: int) -> None:
@@ -102,6 +106,7 @@ def prepare(path_or_name: str, output_dir: Path, *, num_shots: int, seed: int) -
     Raises:
         ValueError: a file is there already, or the data cannot be loaded.
     """
+    check_writable("output_dir", output_dir)
     for file in (output_dir / f"{split}.json" for split in SPLITS):
         if file.exists():
             raise ValueError(f"output_dir={str(output_dir)!r}: holds {file.name} already; must be a new folder")

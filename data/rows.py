@@ -6,6 +6,7 @@ disjoint whoever asks for which.
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -16,6 +17,8 @@ Row = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".json", ".jsonl")
+RESERVED = ("prompts", "completions", "trainer_state")  # TRL passes the last one
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can spell and no tokenizer reads
 GSM8K_COLUMNS = ("question", "answer")
 HUB_CONFIG = {"openai/gsm8k": "main"}
 VALIDATION_SHARE = 0.1
@@ -96,9 +99,11 @@ def read_file(path: Path) -> list[Row]:
         ValueError: something else is in the file; the message starts with file:line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     if text.lstrip().startswith("["):
         rows = [(1, row) for row in _parse(text, path, line=1)]
     else:
@@ -114,12 +119,22 @@ def read_file(path: Path) -> list[Row]:
 
 def _parse(text: str, path: Path, *, line: int) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         place = f"{path}:{line + error.lineno - 1}"
         raise ValueError(f"{place}: must be JSON; {error.msg} at column {error.colno}") from None
-    except ValueError as error:  # an integer of more than 4,300 digits
+    except RecursionError:
+        raise ValueError(f"{path}:{line}: is nested too deeply") from None
+    except ValueError as error:  # a key that comes twice, an integer of more than 4,300 digits
         raise ValueError(f"{path}:{line}: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice in a row")
+    return row
 
 
 def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
@@ -143,9 +158,13 @@ def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], p
             f"dataset={path_or_name!r}: needs the column prompt_column={prompt_column!r}, or question and answer; "
             f"it has {', '.join(rows[0])}; nearest valid value: prompt_column={(nearest or ['prompt'])[0]}"
         )
+    for column in RESERVED:
+        if column in rows[0]:
+            raise ValueError(f"dataset={path_or_name!r}: the column {column!r} has the name of what reward functions "
+                             f"receive beside the columns; nearest valid value: {column}_of_dataset")
     for number, row in enumerate(rows, start=1):
         for column in columns:
-            if not isinstance(row[column], str) or not row[column].strip():
+            if not isinstance(row[column], str) or not row[column].strip() or _SURROGATE.search(row[column]):
                 raise ValueError(
                     f"dataset={path_or_name!r}: row {number}, column {column!r} must be text, is {row[column]!r:.40}"
                 )

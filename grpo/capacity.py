@@ -18,6 +18,7 @@ from grpo.packing import common_prefix_length
 
 SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here, and for fragments
 MIB = 2**20
+ROW_TOKEN_BYTES = 12  # of a sampled token and its log-probability, kept until the end of the phase
 
 
 class Sampler(Protocol):
@@ -79,6 +80,11 @@ def choose_slots(
     Raises:
         ValueError: not one slot fits, or not as many as asked.
     """
+    sampled = num_rows * max_completion_length * ROW_TOKEN_BYTES
+    if sampled > SHARE * free:
+        refuse("num_generations", num_generations, f"makes {num_rows:,} rows here, whose tokens need "
+               f"{sampled / MIB:,.0f} MiB, and half of {free / MIB:,.0f} MiB free is the most they may take",
+               "fewer, or fewer prompts_per_step")
     prefix = common_prefix_length(list(prompts))
     rest = max(map(len, prompts)) - prefix
     config = decoder.config

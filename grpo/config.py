@@ -15,6 +15,7 @@ from grpo.options import check, command_line, default_of, option, options, refus
 from grpo.preflight import check_surroundings, world_size
 
 TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
+CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state")
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
 
 
@@ -36,7 +37,8 @@ class Config:
     lora_r: int = option(16, "Rank of a LoRA branch.", within="[1, inf)")
     lora_alpha: int = option(16, "A LoRA branch is scaled by lora_alpha / lora_r.", within="[1, inf)")
     lora_dropout: float = option(0.0, "Share of a LoRA branch's inputs that training drops.", within="[0, 1)")
-    lora_target_modules: list[str] = option(recipe.PROJECTIONS, "Linear modules that get a LoRA branch.")
+    lora_target_modules: list[str] = option(
+        recipe.PROJECTIONS, "Linear modules that get a LoRA branch.", choices=recipe.PROJECTIONS)
     lora_modules_to_save: list[str] = option([], "Modules trained whole beside LoRA, such as lm_head embed_tokens.")
     adapter_name_or_path: str | None = option(
         None, "PEFT adapter to start from; a frozen copy of it is the reference policy.")
@@ -151,7 +153,7 @@ class Config:
         None, "Print what a run on so many GPUs needs, in memory and time, and exit.", unit="GPUs", within="[1, inf)")
     ddp_timeout: int = option(
         1800, "A collective that waits longer, or a rank that makes no progress for so long, ends the run.",
-        unit="seconds", within="[1, inf)")
+        unit="seconds", within="[1, 1e9]")
 
     # Output
     output_dir: str = option("outputs/toy", "Folder of everything the run writes; never one that holds another run.")
@@ -198,6 +200,8 @@ class Config:
         for name, off in adapter_only.items():
             if getattr(self, name) and not self.use_peft:
                 refuse(name, getattr(self, name), "needs use_peft=True", f"{off}, or use_peft=True")
+        if self.use_peft and self.adapter_name_or_path is None and not self.lora_target_modules:
+            refuse("lora_target_modules", [], "must name at least one module", "all-linear")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
             number = len(self.reward_funcs)
             refuse("reward_weights", self.reward_weights, f"must have one number for each of the {number} reward_funcs",
@@ -206,9 +210,11 @@ class Config:
         if self.micro_batch_tokens is not None and self.micro_batch_tokens < longest:
             refuse("micro_batch_tokens", self.micro_batch_tokens, "must hold the longest prompt with one completion",
                    longest)
-        stage = (self.deepspeed or {}).get("zero_optimization", {}).get("stage", self.zero_stage)
-        if stage != self.zero_stage:
-            refuse("zero_stage", self.zero_stage, f"contradicts stage {stage} of the option deepspeed", stage)
+        recipe.check_deepspeed(self.deepspeed or {}, self.zero_stage)
+        for key, value in (self.gradient_checkpointing_kwargs or {}).items():
+            if key not in CHECKPOINT_ARGUMENTS or type(value) is not bool:
+                refuse("gradient_checkpointing_kwargs", {key: value},
+                       f"must hold true or false for {' or '.join(CHECKPOINT_ARGUMENTS)}", "{use_reentrant: false}")
 
     def save(self, path: str | Path) -> None:
         """Write the options in force as YAML, a recipe of its own."""

@@ -65,7 +65,10 @@ class Decoder:
         form: str = "lora",
         trained: Container[str] | None = None,
     ) -> None:
-        _check_supported(config, lora)
+        check_supported(config)
+        for name in lora:
+            if name.rpartition(".")[2] not in LORA_MODULES:
+                raise ValueError(f"lora_target_modules: {name!r} is not one of {', '.join(LORA_MODULES)}")
         assert all(f"{name}.weight" in weight for name in lora), f"LoRA without its module: {sorted(lora)[:3]}"
         self.config = config
         self.eps, self.num_heads = config.rms_norm_eps, (config.num_attention_heads, config.num_key_value_heads)
@@ -261,8 +264,12 @@ def rotary_frequencies(config: PretrainedConfig, head_size: int) -> torch.Tensor
     return frequency_D * (keep_D + (1 - keep_D) / rope["factor"])
 
 
-def _check_supported(config: PretrainedConfig, lora: dict[str, tuple[torch.Tensor, torch.Tensor, float]]) -> None:
-    """Refuse what this forward would silently compute wrong."""
+def check_supported(config: PretrainedConfig) -> None:
+    """Refuse what this forward would silently compute wrong.
+
+    Raises:
+        ValueError: what the config asks for, and what is implemented.
+    """
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}: no decoder for it")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
@@ -272,6 +279,3 @@ def _check_supported(config: PretrainedConfig, lora: dict[str, tuple[torch.Tenso
         raise ValueError(f"rope_type={rope_type!r} is not implemented in the decoder; use 'default' or 'llama3'")
     if config.hidden_act != "silu":
         raise ValueError(f"hidden_act={config.hidden_act!r} is not implemented in the decoder; use 'silu'")
-    for name in lora:
-        if name.rpartition(".")[2] not in LORA_MODULES:
-            raise ValueError(f"lora_target_modules: {name!r} is not one of {', '.join(LORA_MODULES)}")

@@ -4,18 +4,22 @@ The loss of this project is a sum over tokens divided by a number that all ranks
 ranks; `Engine.backward` undoes that, here and nowhere else.
 """
 
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import nn
 
 from grpo.config import Config
 from grpo.decoder import Decoder
 from grpo.distributed import deepspeed, global_max, world_size
 from grpo.model import trainable
+from grpo.options import refuse
 from grpo.policy import Policy
 from grpo.pulse import pulse
 
@@ -23,7 +27,11 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run; the user's `deepspeed` mapping is merged over it."""
+    """DeepSpeed's configuration of a run; the user's `deepspeed` mapping is merged over it.
+
+    Raises:
+        ValueError: DeepSpeed does not know a setting of the mapping, or not with this value.
+    """
     bf16 = dtype == torch.bfloat16
     generated: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -48,6 +56,12 @@ def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         generated["data_types"] = {"grad_accum_dtype": "fp32"}  # 60 micro-batches added in bf16 are 2 % off
     for key, value in (config.deepspeed or {}).items():
         generated[key] = {**generated[key], **value} if isinstance(generated.get(key), dict) else value
+    try:
+        DeepSpeedZeroConfig(**generated["zero_optimization"])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        refuse("deepspeed", config.deepspeed, f"zero_optimization.{where}: {wrong['msg']}", "without this key")
     return generated
 
 
@@ -156,6 +170,7 @@ class Engine:
         """Copy the trained tensors into the rollout copy and prove that all ranks hold the same.
 
         Raises:
+            FloatingPointError: a trained weight is not finite; on every rank.
             RuntimeError: the copies differ between ranks.
 
         Collective: every rank, once per rollout phase.
@@ -166,6 +181,8 @@ class Engine:
                 target[name].copy_(parameter)
         decoder.merge()
         checksum = float(sum(target[name].sum(dtype=torch.float64) for name in self.trainable))
+        if not math.isfinite(checksum):
+            raise FloatingPointError("a trained weight is not finite: lower learning_rate, from the last checkpoint")
         extremes = global_max({"high": checksum, "minus_low": -checksum})
         if extremes["high"] != -extremes["minus_low"]:
             raise RuntimeError(f"rollout copies differ between ranks: checksums {extremes}")

@@ -20,6 +20,7 @@ import traceback
 from typing import Any, NoReturn
 
 from grpo.distributed import gather_objects, rank, world_size
+from grpo.options import spelled_out
 from grpo.pulse import describe, pulse
 
 BEAT_S = 1.0
@@ -79,7 +80,7 @@ def words(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return str(error.code)
     line = f"error: {describe(pulse.take())} {type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, OSError | KeyboardInterrupt):
+    if isinstance(error, OSError | FloatingPointError | KeyboardInterrupt):
         return line
     return "".join(traceback.format_exception(error)) + line
 
@@ -238,7 +239,8 @@ class Heart:
 def _say(text: str) -> None:
     # On a line of its own: the progress bar holds the current one.
     start = "" if pulse.step is None else "\n"
-    print(start + "\n".join(filter(None, [text, _advice])), file=sys.stderr, flush=True)
+    lines = spelled_out("\n".join(filter(None, [text, _advice])), keep="\n\t")
+    print(start + lines, file=sys.stderr, flush=True)
 
 
 def _process() -> list[Any]:

@@ -5,23 +5,19 @@ Under ZeRO-3 the packed 4-bit bytes are sharded like any other parameter, which 
 engine's own type; see `quantization`.
 """
 
-import copy
 import timeit
-from pathlib import Path
-from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo.config import Config
-from grpo.decoder import Decoder
+from grpo.adapter import read_adapter
+from grpo.decoder import Decoder, check_supported
 from grpo.distributed import global_max
+from grpo.inspection import SAVED_MODEL, check_code, check_tokenizer, check_vocabulary, check_weights, refusing
 from grpo.linear import Branch, PackedWeight, Weight
 from grpo.policy import REFERENCE, TRAINED
 
@@ -61,18 +57,23 @@ def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torc
         hub: `revision`, `trust_remote_code`.
 
     Raises:
-        ValueError: the name is no model, or NF4 cannot quantise its dimensions.
+        ValueError: the name is no model, its weights are not whole or not finite, or as `read_config`.
     """
     model_config = read_config(name, load_in_4bit=load_in_4bit, **hub)
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        config=model_config,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        quantization_config=quantization(dtype) if load_in_4bit else None,
-        device_map={"": device} if load_in_4bit else None,
-        **hub,
-    )
+    with refusing("model_name_or_path", name, "cannot be loaded", SAVED_MODEL):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=model_config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            quantization_config=quantization(dtype) if load_in_4bit else None,
+            device_map={"": device} if load_in_4bit else None,
+            use_safetensors=True,  # a .bin would be unpickled
+            ignore_mismatched_sizes=True,  # named below
+            output_loading_info=True,
+            **hub,
+        )
+    check_weights(name, model, found)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # On CPUs with AVX512-BF16 an eval-mode forward repacks the weight in place, and ZeRO-3 gathers the old one.
@@ -84,15 +85,14 @@ def read_config(name: str, *, load_in_4bit: bool, **hub) -> PretrainedConfig:
     """The model's config, alone.
 
     Raises:
-        ValueError: the name is no model, or NF4 cannot quantise its dimensions.
+        ValueError: the name is no model, wants code of its own, is not implemented in the decoder, or NF4 cannot
+            quantise its dimensions.
     """
-    try:
+    with refusing("model_name_or_path", name, "is no model", SAVED_MODEL):
         model_config = AutoConfig.from_pretrained(name, **hub)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"model_name_or_path={name!r} is no model: {reason}; give a folder with config.json"
-        ) from error
+    trusted = hub.get("trust_remote_code", False)
+    check_code("model_name_or_path", name, model_config.to_dict(), trust_remote_code=trusted)
+    check_supported(model_config)
     if load_in_4bit:
         _check_dimensions(model_config)
     return model_config
@@ -109,81 +109,31 @@ def _check_dimensions(model_config: PretrainedConfig) -> None:
             )
 
 
-def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> PeftConfig:
-    """Inject LoRA into the base, in place: fresh from the config, or read from `adapter_name_or_path`.
-
-    Of an adapter that is read a frozen copy stays beside the trained one, as the reference.
-
-    Returns:
-        peft's description of the adapter, what an export writes beside the weights.
-    """
-    if config.adapter_name_or_path is None:
-        tied = bool(model.config.tie_word_embeddings and config.lora_modules_to_save)
-        lora = LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=list(config.lora_target_modules),
-            modules_to_save=list(config.lora_modules_to_save) or None,
-            ensure_weight_tying=tied,  # else a tied model comes out with two diverging copies
-            task_type="CAUSAL_LM",
-        )
-        peft_model = get_peft_model(model, lora, autocast_adapter_dtype=False)
-    else:
-        peft_model = read_adapter(model, config.adapter_name_or_path, is_trainable=True)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-    if config.adapter_name_or_path is not None:
-        _copy_as_reference(model)
-    return peft_model.peft_config[TRAINED]
-
-
-def _copy_as_reference(model: PreTrainedModel) -> None:
-    """Copy the adapter under the name REFERENCE, frozen.
-
-    peft could load it a second time, but then leaves a tied head without its copy.
-    """
-    copies: dict[int, Any] = {}  # deepcopy's memory: what is tied stays tied
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for parts in (module.lora_A, module.lora_B, module.lora_dropout):
-                parts[REFERENCE] = copy.deepcopy(parts[TRAINED], copies).requires_grad_(False)
-            module.scaling[REFERENCE] = module.scaling[TRAINED]
-        elif isinstance(module, ModulesToSaveWrapper):
-            saved = module.modules_to_save
-            saved[REFERENCE] = copy.deepcopy(saved[TRAINED], copies).requires_grad_(False)
-            module._adapters.add(REFERENCE)
-
-
-def read_adapter(model: PreTrainedModel, path: str, *, is_trainable: bool) -> PeftModel:
-    """A peft adapter from safetensors, injected into the base.
+def load_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or name.
 
     Raises:
-        ValueError: the folder is no adapter, or one for another model, or not plain LoRA.
+        ValueError: there is none, or it has no vocabulary, or wants code of its own.
     """
-    if not (Path(path) / "adapter_model.safetensors").is_file():
-        raise ValueError(f"adapter_name_or_path={path!r} is no adapter folder: it has no adapter_model.safetensors")
-    kind = PeftConfig.from_pretrained(path)
-    if not isinstance(kind, LoraConfig) or kind.use_dora or kind.bias != "none" or kind.lora_bias:
-        raise ValueError(f"adapter_name_or_path={path!r} is not plain LoRA (without DoRA, without biases)")
-    try:
-        return PeftModel.from_pretrained(model, path, TRAINED, is_trainable=is_trainable, autocast_adapter_dtype=False)
-    except (RuntimeError, ValueError) as error:
-        reason, base = " ".join(str(error).split())[:200], kind.base_model_name_or_path
-        raise ValueError(f"adapter_name_or_path={path!r} was made for {base}, not for this model: {reason}") from error
-
-
-def load_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or name."""
-    return AutoTokenizer.from_pretrained(name, **hub)
+    with refusing("tokenizer_name_or_path", name, "cannot be loaded", SAVED_MODEL):
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+    trusted = hub.get("trust_remote_code", False)
+    check_code("tokenizer_name_or_path", name, tokenizer.init_kwargs, trust_remote_code=trusted)
+    check_tokenizer(name, tokenizer)
+    return tokenizer
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a text: the tokenizer's, and all of the generation config's."""
+    """Every token that ends a text: the tokenizer's, and all of the generation config's.
+
+    Raises:
+        ValueError: there is none, or the model has no such token.
+    """
     ids = model.generation_config.eos_token_id
     listed = ids if isinstance(ids, list) else [ids]
-    return {token for token in (tokenizer.eos_token_id, *listed) if token is not None}
+    found = {token for token in (tokenizer.eos_token_id, *listed) if token is not None}
+    check_vocabulary(tokenizer, found, model.config.vocab_size)
+    return found
 
 
 def public_name(name: str) -> str:

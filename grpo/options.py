@@ -7,13 +7,22 @@ about an option is written twice. Imports neither torch nor transformers: `--hel
 import argparse
 import difflib
 import math
+import reprlib
 import types
+import unicodedata
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, NoReturn, get_args, get_origin
 
 import yaml
+
+WHOLE = 2**63  # whole numbers that a tensor can hold are smaller
+SMALLEST, LARGEST = 2.0**-126, 2.0**127  # what float32 holds at full precision
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's controls, formats, surrogates, separators of lines, paragraphs
+SHORT = reprlib.Repr()  # a value as a refusal shows it: a mistake may be a megabyte long
+SHORT.maxlist = SHORT.maxdict = 12
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
 
 
 def option(
@@ -56,7 +65,43 @@ def refuse(name: str, value: Any, rule: str, valid: Any) -> NoReturn:
     Raises:
         ValueError: always; it names the field, the value, the rule and the nearest valid value.
     """
-    raise ValueError(f"{name}={value!r} {rule}; nearest valid value: {valid}")
+    raise ValueError(f"{name}={SHORT.repr(value)} {rule}; nearest valid value: {valid}")
+
+
+def spelled_out(text: str, *, keep: str = "") -> str:
+    """A text that no terminal or page acts on, on one line: control characters and half letters by their codes."""
+    unseen = {letter for letter in set(text) - set(keep) if unicodedata.category(letter) in UNSEEN}
+    return text.translate({ord(letter): ascii(letter)[1:-1] for letter in unseen})
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML text says, read strictly: a key comes once, and there are no aliases, which can grow without end.
+
+    Raises:
+        ValueError: the text says nothing, or something ambiguous.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.MarkedYAMLError(f"the alias *{event.anchor} must be written out", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise yaml.MarkedYAMLError(f"the key {key.value!r} comes twice", problem_mark=key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
 
 
 def convert(one: Field, value: Any) -> Any:
@@ -148,38 +193,51 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
         # YAML reads 1e-6 (no point) as text, so numbers arrive as text from both sides.
         result = _number(value, kind)
     elif kind is float and type(value) is int:
-        result = float(value)
+        result = _number(value, float)
     elif value is False and "no" in one.metadata["choices"]:
         result = "no"  # YAML reads a bare `no` as false
     elif str(value).lower() in {"true", "false"} & set(one.metadata["choices"]):
         result = str(value).lower()
-    if type(result) is not kind or (kind is float and not math.isfinite(result)):
-        refuse(one.name, value, f"must be {_ARTICLE[kind]}", _nearest_of_type(value, kind, default=default_of(one)))
+    if kind is str and isinstance(result, str) and not _is_text(result):
+        refuse(one.name, value, "must be text, not empty and without control characters",
+               _default_text(default_of(one)))
+    if kind is int and type(result) is int and not -WHOLE < result < WHOLE:
+        refuse(one.name, value, "must be a whole number of at most 64 bits", _default_text(default_of(one)))
+    if type(result) is not kind or (kind is float and result and not SMALLEST <= abs(result) <= LARGEST):
+        refuse(one.name, value, f"must be {ARTICLE[kind]}", _nearest_of_type(value, kind, default=default_of(one)))
     return result
 
 
-_ARTICLE = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", dict: "a mapping"}
+ARTICLE = {
+    bool: "true or false", int: "a whole number", float: "a finite number that float32 holds", str: "text",
+    dict: "a mapping",
+}
 
 
-def _number(text: str, kind: type) -> int | float | None:
+def _is_text(text: str) -> bool:
+    """Whether there is something in it, and nothing that neither a file name nor a terminal can take."""
+    return bool(text.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+
+
+def _number(text: Any, kind: type) -> int | float | None:
     try:
         return kind(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
 def _mapping(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_yaml(text)
+    except ValueError:
         return None
 
 
 def _nearest_of_type(value: Any, kind: type, *, default: Any) -> Any:
-    number = _number(str(value), float)
+    number = _number(value, float) if isinstance(value, str | float) else None
     if kind is int and number is not None and math.isfinite(number):
         return round(number)
-    if kind is str and value is not None:
+    if kind is str and not isinstance(value, list | dict | None):
         return f"'{value}'"
     if kind is dict:
         return "{}"

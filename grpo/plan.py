@@ -6,9 +6,9 @@
 from dataclasses import replace
 
 import torch
-from peft import PeftConfig
 from transformers import PretrainedConfig
 
+from grpo.adapter import read_adapter_config
 from grpo.budget import Budget, Lengths, choose_budget
 from grpo.capacity import Room, choose_slots
 from grpo.config import Config
@@ -29,7 +29,7 @@ def ledger_of(
 ) -> Ledger:
     """The ledger of a run; the shape of an adapter that it starts from is read from the adapter."""
     if run.adapter_name_or_path is not None:
-        kind = PeftConfig.from_pretrained(run.adapter_name_or_path)
+        kind = read_adapter_config(run.adapter_name_or_path)
         targets = PROJECTIONS if isinstance(kind.target_modules, str) else sorted(kind.target_modules)
         run = replace(run, lora_r=kind.r, lora_alpha=kind.lora_alpha, lora_dropout=kind.lora_dropout,
                       lora_target_modules=targets, lora_modules_to_save=list(kind.modules_to_save or []))

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from grpo.config import Config
 
 DATA_SUFFIXES = (".json", ".jsonl")
+PATHS = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
+         "test_dataset_id_or_path", "output_dir")
 
 
 def world_size() -> int:
@@ -28,6 +30,8 @@ def check_surroundings(config: "Config") -> None:
             whose content does not fit `resume`.
     """
     _check_ranks(config.prompts_per_step, config.plan or world_size())
+    for name in PATHS:
+        _check_path(name, getattr(config, name))
     _check_folder("model_name_or_path", config.model_name_or_path, holding="config.json")
     _check_folder("tokenizer_name_or_path", config.tokenizer_name_or_path, holding="tokenizer_config.json")
     _check_folder("adapter_name_or_path", config.adapter_name_or_path, holding="adapter_config.json")
@@ -38,6 +42,7 @@ def check_surroundings(config: "Config") -> None:
             _refuse_missing(name, dataset, "must be an existing file or folder")
     for entry in config.reward_funcs:
         path = entry.rpartition(":")[0]
+        _check_path("reward_funcs", path)
         if path.endswith(".py") and not Path(path).is_file():
             _refuse_missing("reward_funcs", entry, "must name an existing file before the colon")
     for package in config.report_to:
@@ -45,6 +50,31 @@ def check_surroundings(config: "Config") -> None:
             refuse("report_to", package, f"needs the package {package}, which is not installed here", "none")
     if config.plan is None:  # a plan writes nothing
         _check_output_dir(Path(config.output_dir), resume=config.resume)
+
+
+def check_writable(name: str, path: Path) -> None:
+    """Refuse a folder to write to that cannot be made, without making it.
+
+    Raises:
+        ValueError: something on the way to it is no folder, or nobody may write there, or it begins with "~".
+    """
+    if path.parts[:1] == ("~",):
+        refuse(name, str(path), "is taken as it is, and a shell would replace its ~", path.expanduser())
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    if not there.is_dir():
+        refuse(name, str(path), f"cannot be made: {there} is no folder", there.with_name(f"{there.name}-2"))
+    if not os.access(there, os.W_OK | os.X_OK):
+        refuse(name, str(path), f"cannot be made: {there} may not be written to", "a folder of your own")
+
+
+def _check_path(name: str, value: str | None) -> None:
+    """Refuse what the system does not even look up, such as a name that is too long."""
+    try:
+        os.stat(value or ".")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        refuse(name, value, f"cannot be looked up: {error.strerror}", "a shorter path")
 
 
 def _check_ranks(prompts_per_step: int, ranks: int) -> None:
@@ -67,11 +97,13 @@ def _check_folder(name: str, value: str | None, *, holding: str) -> None:
 
 
 def _refuse_missing(name: str, value: str, rule: str) -> None:
-    siblings = [str(path) for path in Path(value.rpartition(":")[0] or value).parent.glob("[!.]*")]
+    siblings = [str(path) for path in Path(value.rpartition(":")[0] or value).parent.glob("[!.]*") if path.exists()]
     refuse(name, value, rule, nearest(value, siblings) if siblings else "a path that exists")
 
 
 def _check_output_dir(path: Path, *, resume: bool) -> None:
+    if not path.is_file():
+        check_writable("output_dir", path)
     held = next((one for one in ("config.yaml", "metrics.jsonl") if (path / one).exists()), None)
     if path.exists() and not path.is_dir() or held and not resume:
         number = next(number for number in range(2, 10**6) if not Path(f"{path}-{number}").exists())

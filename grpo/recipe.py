@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from grpo.options import check, convert, nearest, option, options, refuse
+from grpo.options import ARTICLE, SHORT, check, convert, nearest, option, options, read_yaml, refuse
 
 
 @dataclass
@@ -48,6 +46,16 @@ SPELLINGS = {
     "lora_target_modules": {"all-linear": PROJECTIONS},
 }
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+# What the option deepspeed may hold, and of which type; and what it may not, because an option here says it.
+DEEPSPEED = {
+    "zero_optimization": dict, "data_types": dict, "communication_data_type": str, "steps_per_print": int,
+    "wall_clock_breakdown": bool,
+}
+DEEPSPEED_ELSEWHERE = {
+    "train_batch_size": "prompts_per_step", "train_micro_batch_size_per_gpu": "micro_batch_tokens",
+    "gradient_accumulation_steps": "micro_batch_tokens", "gradient_clipping": "max_grad_norm", "bf16": "torch_dtype",
+    "fp16": "torch_dtype", "optimizer": "learning_rate", "scheduler": "lr_scheduler_type",
+}
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -61,9 +69,9 @@ def read(path: str | Path) -> dict[str, Any]:
         recipes = [str(one) for one in [*path.parent.glob("*.yaml"), *Path("recipes").glob("*.yaml")]]
         refuse("config", str(path), "must be a recipe file", nearest(str(path), recipes or ["recipes/toy.yaml"]))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        refuse("config", str(path), f"must be YAML, but {' '.join(str(error).split())}", "a file like recipes/toy.yaml")
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        refuse("config", str(path), f"must be YAML, but {error}", "a file like recipes/toy.yaml")
     if not isinstance(content, dict):
         found = type(content).__name__
         refuse("config", str(path), f"must hold a mapping, not a {found}", "a file like recipes/toy.yaml")
@@ -97,7 +105,7 @@ def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[s
     for name, value in values.items():
         if name not in own | foreign:
             known = nearest(str(name), own | foreign)
-            raise ValueError(f"unknown option {name}={value!r}; nearest known one: {known}")
+            raise ValueError(f"unknown option {name}={SHORT.repr(value)}; nearest known one: {known}")
         one = (own | foreign)[name]
         value = convert(one, SPELLINGS.get(name, {}).get(str(value).lower(), value))
         if name in foreign:
@@ -147,6 +155,30 @@ def derive(values: dict[str, Any], *, num_generations: int, max_completion_lengt
     source = f"{BATCH[0]}={per_device} * {world_size} ranks * {BATCH[1]}={accumulation} / {num_generations} generations"
     _set(values, "prompts_per_step", per_device * world_size * accumulation // num_generations, source)
     return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a micro-batch"]
+
+
+def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
+    """Refuse DeepSpeed settings that this project decides itself, or that DeepSpeed would pass over.
+
+    Raises:
+        ValueError: an unknown key, one that an option here stands for, a value of another type, or another stage.
+    """
+    for key, value in settings.items():
+        if key in DEEPSPEED_ELSEWHERE:
+            refuse("deepspeed", {key: value}, f"is said by the option {DEEPSPEED_ELSEWHERE[key]}", "without this key")
+        if key not in DEEPSPEED:
+            refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED))
+        if type(value) is not DEEPSPEED[key]:
+            refuse("deepspeed", {key: value}, f"must have {ARTICLE[DEEPSPEED[key]]} there", "without this key")
+    zero = settings.get("zero_optimization", {})
+    for key, value in zero.items():
+        if value == "auto" or key == "offload_optimizer":
+            why = "is filled in by another trainer" if value == "auto" else "is not offered: it needs another AdamW"
+            refuse("deepspeed", {"zero_optimization": {key: value}}, why, "without this key")
+    stage = zero.get("stage", zero_stage)
+    if stage != zero_stage:
+        valid = stage if stage in (0, 1, 2, 3) else "without stage"
+        refuse("zero_stage", zero_stage, f"contradicts stage {SHORT.repr(stage)} of the option deepspeed", valid)
 
 
 def _translate_dtype(values: dict[str, Any]) -> None:

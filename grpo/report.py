@@ -19,6 +19,7 @@ from grpo import evaluation
 from grpo.evaluation import Answer
 from grpo.json_lines import read
 from grpo.metrics import COLUMNS, METRICS, metric
+from grpo.options import spelled_out
 from grpo.watch import warnings
 
 MODES = ("greedy", "sampled")
@@ -157,7 +158,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = html.escape(str(value))
+    text = html.escape(spelled_out(str(value), keep="\n\t"))
     return f"<pre>{text}</pre>" if "\n" in text else text
 
 
@@ -183,4 +184,7 @@ def _completions_table(evaluations: Evaluations) -> str:
 
 
 if __name__ == "__main__":
-    print(write_report(sys.argv[1]))
+    folder = Path(*sys.argv[1:2])
+    if not (folder / "metrics.jsonl").is_file():
+        sys.exit(f"error: OUTPUT_DIR={str(folder)!r} must be the folder of a run, such as outputs/toy")
+    print(write_report(folder))

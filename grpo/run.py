@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 import kernels
 from data import load_examples
 from grpo import checkpoint, continuation, distributed
+from grpo.adapter import add_adapter
 from grpo.advantage import group_advantages
 from grpo.budget import Budget, Lengths, choose_budget
 from grpo.capacity import Room, choose_slots, free_bytes
@@ -28,11 +29,11 @@ from grpo.engine import Engine
 from grpo.ledger import Ledger, size
 from grpo.limit import TokenLimit
 from grpo.model import (
-    add_adapter,
     build_decoder,
     dtype_of,
     load_base,
     load_tokenizer,
+    read_config,
     sampling_dtype,
     stop_token_ids,
 )
@@ -42,6 +43,7 @@ from grpo.plan import after_slots, ledger_of, of_a_row
 from grpo.policy import Policy
 from grpo.schedule import total_steps
 from grpo.types import Example
+from rewards.math import gold_number
 from rewards.pool import RewardPool
 
 
@@ -98,6 +100,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
     dtype = dtype_of(config.torch_dtype, device)
     torch.manual_seed(config.seed)  # the start of the LoRA weights
+    read_config(config.model_name_or_path, load_in_4bit=config.load_in_4bit, **hub)  # the quick refusals first
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, **hub)
     model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
     context = model.config.max_position_embeddings
@@ -150,6 +153,7 @@ def _quiet() -> None:
     """Silence what the libraries say about themselves; our own start-up block says what matters."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module="(torch|deepspeed|peft|transformers|bitsandbytes)")
 
 
@@ -157,6 +161,11 @@ def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
     """The training problems, and held-out ones when an evaluation wants them: never rows of the training split."""
     options = {"num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
     train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
+    for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
+        if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
+            refuse("train_dataset_id_or_path", config.train_dataset_id_or_path, f"row {number} has the final_answer "
+                   f"{example.columns['final_answer']!r:.40}, which no completion can match: the reward correctness "
+                   "needs a number", "a number in each row, or reward_funcs without correctness")
     if config.eval_examples == 0:
         return train, []
     if config.test_dataset_id_or_path is None:

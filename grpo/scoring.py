@@ -5,6 +5,7 @@ import sys
 import torch
 
 from grpo.distributed import gather_objects, rank
+from grpo.options import spelled_out
 from grpo.pulse import pulse
 from grpo.run import Run
 from grpo.types import Example, Rollout
@@ -24,7 +25,7 @@ def score_completions(
     for name, (count, reason) in scored.failures.items():
         # On a line of its own: the progress bar holds the current one.
         print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(rows)} "
-              f"completions ({reason})" + (": they get 0" if count else ""), file=sys.stderr, flush=True)
+              f"completions ({spelled_out(reason)})" + (": they get 0" if count else ""), file=sys.stderr, flush=True)
     return torch.tensor(scored.total), scored
 
 

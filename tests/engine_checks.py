@@ -20,12 +20,13 @@ from tiny_models import tiny_tokenizer
 
 from benchmarks.memory import peak_bytes
 from grpo import checkpoint, distributed, update
+from grpo.adapter import add_adapter
 from grpo.config import Config
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.engine import Engine
 from grpo.limit import TokenLimit
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
-from grpo.model import add_adapter, build_decoder, load_base
+from grpo.model import build_decoder, load_base
 from grpo.packing import filler
 from grpo.plan import ledger_of
 from grpo.policy import REFERENCE, Policy, active_adapter

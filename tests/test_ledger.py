@@ -14,10 +14,11 @@ from tiny_models import tiny_llama, tiny_qwen2, tiny_qwen3
 import kernels.fused
 from benchmarks.memory import peak_bytes
 from grpo import ledger as formulas
+from grpo.adapter import add_adapter
 from grpo.config import Config
 from grpo.engine import Engine
 from grpo.ledger import Ledger
-from grpo.model import add_adapter, build_decoder, load_base
+from grpo.model import build_decoder, load_base
 from grpo.plan import held, ledger_of, of_a_row
 from grpo.policy import Policy
 from grpo.types import Batch
