@@ -17,10 +17,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
-from grpo import checkpoint, evaluation, plan, update
+from grpo import checkpoint, doctor, evaluation, plan, trial, update
 from grpo.advantage import group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, world_size
+from grpo.finding import Finding, agree, count, failures
 from grpo.metrics import Log
 from grpo.report import answers_path, write_report
 from grpo.rollout import generate
@@ -230,6 +231,35 @@ def train(run: Run) -> None:
         print(json.dumps(summary, indent=2), f"weights {exported}", f"report  {report}", sep="\n")
 
 
+def first_step(run: Run) -> list[Finding]:
+    """What the doctor finds in the first step's completions and in an update that learns nothing from them."""
+    clock = Clock()
+    examples, prompt_index = my_prompts(run, 0)
+    run.decoder.move(run.device)
+    run.engine.sync(run.decoder)
+    clock.lap("sync_s")
+    rollout = sample(run, examples, prompt_index, 0)
+    clock.lap("rollout_s")
+    reward_N, parts = score_completions(run, examples, rollout, 0)
+    return agree(trial.of_step(run, rollout, reward_N.view(len(examples), -1), parts, clock))
+
+
+def examine(run: Run) -> int:
+    """`--doctor`: one line for each thing looked at, and 0 if none failed. Nothing is trained, nothing is left behind.
+
+    Collective: every rank.
+    """
+    show = print if rank() == 0 else lambda *_, **__: None
+    findings = doctor.at_rest(run, run.reward_functions)
+    show(*findings, sep="\n", flush=True)
+    if not failures(findings):  # or there would be no first step
+        step = first_step(run)
+        show(*step, sep="\n")
+        findings += step
+    show(count(findings))
+    return 1 if failures(findings) else 0
+
+
 def main(argv: list[str]) -> int:
     """Run, and answer a user's mistake with one line and exit code 2."""
     try:
@@ -238,14 +268,20 @@ def main(argv: list[str]) -> int:
             print("\n".join(plan.page(config)))
             return 0
         run = build(config)
+        if not config.doctor:
+            run = doctor.admit(run)
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank came to the same refusal
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    train(run)
+    code = 0
+    if config.doctor:
+        code = examine(run)
+    else:
+        train(run)
     dist.barrier()
     dist.destroy_process_group()
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ class Run:
     num_steps: int
     num_slots: int
     limit: TokenLimit
+    ledger: Ledger
+    left_out: int
     announcement: list[str]
 
 
@@ -128,6 +130,8 @@ def build(config: Config) -> Run:
         limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
+        ledger=ledger,
+        left_out=left_out,
         announcement=_announce(config, device, engine, decoder, ledger, {
             "rollout": [room.words, copy_line], "update": [budget.words]}, left_out),
     )

@@ -1,0 +1,220 @@
+"""What can be seen of a run before its first step: is anything about it known to go wrong?
+
+The short form runs before every run. `train.py --doctor` also asks the user's own rewards, and then tries a step, see
+`grpo/trial.py`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from grpo.capacity import free_bytes, slot_bytes
+from grpo.config import Config
+from grpo.distributed import gather_objects, rank
+from grpo.finding import Finding, agree, failures, judge
+from grpo.ledger import size
+from grpo.options import options
+from grpo.policy import REFERENCE, TRAINED
+from grpo.problems import of_problems, sample
+from grpo.run import Run
+from grpo.schedule import learning_rate
+from rewards import BUILT_IN, RewardFunction
+
+LONG_RUN = 100  # steps that nobody wants to lose
+EVEN = 0.8  # the least free memory of a rank, as a share of the most
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
+
+
+def admit(run: Run) -> Run:
+    """The short form: the run, with what is doubtful about it in its start-up block.
+
+    Raises:
+        ValueError: something about it is known to fail.
+
+    Collective: every rank, once, before anything is written.
+    """
+    findings = at_rest(run, [one for one in run.reward_functions if one.name in BUILT_IN])
+    failed = failures(findings)
+    if failed:
+        more = f" ({len(failed) - 1} more: see --doctor)" if failed[1:] else ""
+        raise ValueError(f"{failed[0].check}: {failed[0].words}; cure: {failed[0].cure}{more}")
+    doubtful = [str(one) for one in findings if one.level == "warn"]
+    lines = [f"checks     checked {len(findings)} things; --doctor tries a step as well", *doubtful]
+    return replace(run, announcement=[*run.announcement, *lines])
+
+
+def at_rest(run: Run, functions: list[RewardFunction]) -> list[Finding]:
+    """Every check that needs neither a completion nor a forward.
+
+    Args:
+        run: fresh from `build`.
+        functions: the rewards that may be called: a user's own can be slow, cost money, or count its calls.
+
+    Collective: every rank, once.
+    """
+    findings = [*of_problems(run, functions), *weights(run), schedule(run), memory(run)]
+    if rank() == 0:  # which alone writes
+        findings += disk(run)
+    return agree(findings + of_ranks(gather_objects(facts(run))))
+
+
+def weights(run: Run) -> list[Finding]:
+    """Is what should be trained trained, and nothing else; is the reference the policy of step 0?"""
+    named = dict(run.engine.policy.named_parameters(remove_duplicate=False))
+    trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    adapter = run.peft_config is not None
+    stray = [name for name in trained if not _may_train(name, adapter=adapter)]
+    number = sum(getattr(one, "ds_numel", one.numel()) for one in {id(one): one for one in trained.values()}.values())
+    broken = [name for name, parameter in named.items() if not _is_finite(parameter)]
+    moved = [name for name, parameter in trained.items() if not _is_start(name, parameter, named)] if adapter else []
+    start = f"the adapter {run.config.adapter_name_or_path}" if run.config.adapter_name_or_path else "the base"
+    if not adapter:
+        start = "a copy of the model" if run.config.beta > 0 else "none"
+        copies = {name: named.get(f"frozen_{name}") for name in trained}
+        moved = [name for name, one in copies.items()
+                 if one is not None and not torch.equal(_shard(one), _shard(trained[name]))]
+    return [
+        judge("trained", f"{number:,} parameters in {len(trained)} tensors"
+              + (f", {len(stray)} of them of the frozen base, first {stray[0]}" if stray else ""),
+              fail="use_peft=True with nothing but LoRA and lora_modules_to_save left trainable" if stray
+              else "lora_target_modules or lora_modules_to_save that the model has" if not number else ""),
+        judge("finite", f"{len(broken)} of {len(named)} tensors hold NaN or infinity"
+              + (f", first {broken[0]}" if broken else ""),
+              fail="model_name_or_path=one that was saved whole" if broken else ""),
+        judge("reference", f"{start}; {len(moved)} of {len(trained)} trained tensors start elsewhere"
+              + (f", first {moved[0]}" if moved else ""),
+              fail="a reference that is the policy of step 0: build the run anew" if moved else ""),
+    ]
+
+
+def _may_train(name: str, *, adapter: bool) -> bool:
+    if not adapter:
+        return not name.startswith("frozen_model.")
+    return f".{REFERENCE}." not in name and ("lora_" in name or f".modules_to_save.{TRAINED}." in name)
+
+
+def _shard(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank holds of a parameter. Equal shapes are cut alike, so parts compare as wholes do."""
+    return getattr(parameter, "ds_tensor", parameter).detach()
+
+
+def _is_finite(parameter: nn.Parameter) -> bool:
+    packed = getattr(parameter, "quant_state", None)  # the packed bytes are no numbers, their scales are
+    return bool((_shard(parameter) if packed is None else packed.state2.absmax).isfinite().all())
+
+
+def _is_start(name: str, parameter: nn.Parameter, named: dict[str, nn.Parameter]) -> bool:
+    """Does a tensor of an adapter hold what the reference answers with?"""
+    reference = named.get(name.replace(f".{TRAINED}.", f".{REFERENCE}."))
+    if reference is None:  # a fresh adapter, whose reference is the base
+        reference = named.get(name.replace(f".modules_to_save.{TRAINED}.", ".original_module."))
+        if "lora_" in name:
+            return "lora_A" in name or not _shard(parameter).any()
+    return reference is not None and torch.equal(_shard(parameter), _shard(reference))
+
+
+def schedule(run: Run) -> Finding:
+    """Does the learning rate move anything, over a run of what length?"""
+    config, total = run.config, run.num_steps
+    rates = [learning_rate(step, peak=config.learning_rate, scheduler=config.lr_scheduler_type,
+                           warmup_ratio=config.warmup_ratio, total=total) for step in range(total)]
+    epochs = total * config.prompts_per_step / len(run.train_examples)
+    reference = f"beta {config.beta:g}" if config.beta else "beta 0: no reference, and no KL is measured"
+    # What AdamW adds is computed in float32.
+    dead = not torch.tensor(max(rates), dtype=torch.float32).item()
+    return judge("schedule", f"{total:,} steps, {epochs:.3g} epochs; rate {rates[0]:.3g} first, {max(rates):.3g} at "
+                 f"most, {rates[-1]:.3g} last; {reference}",
+                 fail="learning_rate=1e-5: this one is 0 in float32" if dead else "")
+
+
+def memory(run: Run) -> Finding:
+    """Does a step fit in what is free now, when nothing of it is held yet?"""
+    config, ledger, free = run.config, run.ledger, free_bytes(run.device)
+    slots = run.num_slots * slot_bytes(run.decoder, config.max_completion_length)
+    coming = ledger.gradients() + ledger.optimizer() + (slots if config.rollout_keep else 0)
+    longest = max(len(run.tokenizer.encode(example.prompt)) for example in sample(run))
+    checkpointing = config.gradient_checkpointing == "true"
+    row, least = (ledger.update(num_tokens, checkpointing=checkpointing)
+                  for num_tokens in (config.micro_batch_tokens, longest + config.max_completion_length))
+    return judge("memory", f"a step adds up to {size(max(coming + row, slots))} by formula ({size(slots)} of rollout "
+                 f"slots, {size(row)} of a row of {config.micro_batch_tokens:,} tokens); {size(free)} are free",
+                 warn=f"micro_batch_tokens={config.micro_batch_tokens // 2}" if coming + row > free else "",
+                 fail=f"rollout_slots={max(run.num_slots // 2, 1)}, rollout_weights=nf4 or a shorter "
+                 "max_completion_length" if max(coming + least, slots) > free else "")
+
+
+def num_checkpoints(run: Run) -> int:
+    """How many checkpoints the run will write."""
+    if run.config.save_strategy == "epoch":
+        return int(run.num_steps * run.config.prompts_per_step / len(run.train_examples))
+    return run.num_steps // run.config.save_steps if run.config.save_strategy == "steps" else 0
+
+
+def disk(run: Run) -> list[Finding]:
+    """Can output_dir be written, does the run fit on its disk, and would an accident cost it all?"""
+    number, trained = num_checkpoints(run), run.engine.num_trained()
+    export = trained * run.ledger.dtype.itemsize
+    each = 12 * trained + export  # a float32 master and two moments, and the adapter beside them
+    needed = number * each + export
+    folder = next(path for path in (run.output_dir, *run.output_dir.absolute().parents) if path.exists())
+    words = f"{number:,} checkpoints of {size(each)} and an export of {size(export)}"
+    lost = "save_strategy=steps with save_steps=20" if number == 0 and run.num_steps >= LONG_RUN else ""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(1))
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return [judge("disk", f"{folder} cannot be written: {error.strerror}", fail="output_dir=a folder of yours")]
+    return [
+        judge("checkpoints", f"{number:,} in {run.num_steps:,} steps", warn=lost),
+        judge("disk", f"{words} take {size(needed)}; {size(free)} are free in {folder}",
+              fail="output_dir on a larger disk, or fewer checkpoints by save_steps" if needed > free else ""),
+    ]
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What ranks have to have in common, and their free memory."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    in_force = {name: getattr(run.config, name) for name in options(Config)}
+    return {
+        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
+        "options": fingerprint([json.dumps(in_force, sort_keys=True)]),
+        "data": fingerprint(example.prompt for example in (*run.train_examples, *run.test_examples)),
+        "free": free_bytes(run.device),
+    }
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """Twelve digits that differ where one text or their order does."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()[:12]
+
+
+def of_ranks(everyone: list[dict[str, Any]]) -> list[Finding]:
+    """Are the ranks alike? `everyone` holds each rank's facts."""
+    cures = {"versions": "the same packages on every node", "options": "the same recipe on every node",
+             "data": "the same train_dataset_id_or_path and test_dataset_id_or_path on every node"}
+    findings = []
+    for name, cure in cures.items():
+        (usual, _), *others = Counter(one[name] for one in everyone).most_common()
+        differ = [f"rank {number} has {one[name]}" for number, one in enumerate(everyone) if one[name] != usual]
+        alike = f"{usual} on {len(everyone) - len(differ)} of {len(everyone)} ranks"
+        findings.append(judge(f"same {name}", "; ".join([alike, *differ]), fail=cure if others else ""))
+    most = max(one["free"] for one in everyone)
+    short = [f"rank {number} has {size(one['free'])}" for number, one in enumerate(everyone)
+             if one["free"] < EVEN * most]
+    findings.append(judge("even memory", "; ".join([f"{size(most)} free at most", *short]),
+                          warn="a node where nothing else runs: the rank with least decides" if short else ""))
+    return findings

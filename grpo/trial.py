@@ -1,0 +1,204 @@
+"""One step tried, from its completions to its gradient and a checkpoint, with a learning rate of 0: nothing is learnt.
+
+All numbers are over all ranks, so every rank comes to the same findings.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from grpo import checkpoint, update
+from grpo.advantage import group_advantages
+from grpo.distributed import global_max, global_sum, rank
+from grpo.finding import Finding, judge
+from grpo.limit import TokenLimit
+from grpo.metrics import METRICS
+from grpo.run import Run
+from grpo.summary import Clock, global_std, reward_metrics, rollout_metrics
+from grpo.types import Rollout
+from grpo.update import Update
+
+NOISE = 0.1  # a ratio further from 1 is more than rounding
+MANY = 0.01  # of the tokens
+SCRATCH = ".doctor"
+
+
+def of_step(
+    run: Run, rollout: Rollout, reward_BG: torch.Tensor, parts: dict[str, list[float]], clock: Clock
+) -> list[Finding]:
+    """Every check of a step.
+
+    Args:
+        run: as `build` made it.
+        rollout: this rank's completions of the first step.
+        reward_BG: [B, G] their rewards.
+        parts: [N] values by reward function.
+        clock: has the seconds of the rollout.
+
+    Collective: every rank, once.
+    """
+    config = run.config
+    findings = completions(run, rollout, reward_metrics(reward_BG, parts) | rollout_metrics(rollout, clock))
+    batch_std = global_std(reward_BG.flatten()) if config.scale_rewards == "batch" else None
+    advantage_N = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std).flatten()
+    work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
+    findings += scores(run, work, advantage_N, rollout)
+    return [*findings, gradient(run, work), saved(run)]
+
+
+def bound(metric: str, dtype: str = "") -> float:
+    """Where a metric's healthy range ends, by the table of metrics."""
+    return float(re.search(rf"< ([\d.e-]+){dtype and f' {dtype}'}", METRICS[metric].healthy)[1])
+
+
+def completions(run: Run, rollout: Rollout, metrics: dict[str, float]) -> list[Finding]:
+    """Do completions end, say something, and differ in what they earn? Collective."""
+    config = run.config
+    sums = global_sum({"rows": len(rollout.text), "empty": sum(not text.strip() for text in rollout.text)})
+    cut, right, wrong = (metrics[name] for name in (
+        "truncated_share", "zero_variance_all_right", "zero_variance_all_wrong"))
+    longer = (f"temperature=1 instead of {config.temperature:g}" if config.temperature > 1
+              else f"max_completion_length={2 * config.max_completion_length}, or num_shots that show how to end")
+    advice = ""
+    if right + wrong >= bound("zero_variance_share"):
+        what = "zero_variance_all_right" if right > wrong else "zero_variance_all_wrong"
+        advice = f"num_generations={2 * config.num_generations}; or {METRICS[what].suspect.partition(', ')[2]}"
+    return [
+        judge("truncated", f"{100 * cut:.0f} % of {sums['rows']:.0f} completions are cut at "
+              f"{config.max_completion_length:,} tokens", warn=longer if cut >= bound("truncated_share") else "",
+              fail=longer if cut == 1 else ""),
+        judge("groups", f"at temperature {config.temperature:g} {100 * right:.0f} % are all right and "
+              f"{100 * wrong:.0f} % all wrong, which teach nothing; accuracy {100 * metrics['accuracy']:.0f} %",
+              warn=advice),
+        judge("completions", f"{metrics['completion_length']:.1f} tokens on average at "
+              f"{metrics['rollout_tokens_per_s']:,.0f} tokens/s; {sums['empty']:.0f} of {sums['rows']:.0f} are empty",
+              warn="prompts after which the model has something to say"
+              if sums["empty"] > bound("truncated_share") * sums["rows"] else ""),
+    ]
+
+
+@torch.no_grad()
+def logprobs(run: Run, work: Update, *, reference: bool = False) -> torch.Tensor:
+    """[N, T] float32, nats, of all ranks' tokens, 0.0 where none is counted. Collective."""
+    torch.manual_seed(run.config.seed)  # dropout, if any, drops the same each time
+    logprob_NT = torch.zeros_like(work.sampler_logprob_NT)
+    for batch in work.micro_batches:
+        logprob_NT += batch.scatter(run.engine(batch, reference=reference).logprob_K) * batch.mask_NT
+    dist.all_reduce(logprob_NT)  # each token is one rank's
+    return logprob_NT
+
+
+def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) -> list[Finding]:
+    """Does everybody who scores a token say the same of it? Collective."""
+    config = run.config
+    column_T = torch.arange(work.sampler_logprob_NT.shape[1])
+    mask_NT = ((column_T < work.rollout.length_N[:, None]) & work.keep_N[:, None]).to(run.device)
+    logprob_NT, again_NT = logprobs(run, work), logprobs(run, work)
+    findings = [judge("repeatable", f"{int((logprob_NT != again_NT).sum()):,} of {work.num_tokens:,} tokens score "
+                      "otherwise the second time", fail="" if torch.equal(logprob_NT, again_NT) else
+                      "logprob_impl=reference, or a deepspeed setting that is deterministic")]
+    if config.beta > 0:
+        apart = float((logprob_NT - logprobs(run, work, reference=True)).abs().max())
+        findings.append(judge("kl at step 0", f"policy and reference are up to {apart:.3g} nats apart, 0 expected",
+                              fail="" if apart == 0 else "adapter_name_or_path: its frozen copy, or the base, is not "
+                              "what the run starts from"))
+    else:
+        findings.append(judge("kl at step 0", "beta 0: there is no reference"))
+    findings.append(sampler_gap(run, work.sampler_logprob_NT, logprob_NT, mask_NT))
+
+    longest = int(global_max({"longest": max(len(batch.token_L) for batch in work.micro_batches)})["longest"])
+    limit = TokenLimit(max(longest // 2, 1), needed=run.limit.needed, device=run.device)
+    other = update.prepare(rollout, advantage_N, config, limit, run.device)
+    ratio_NT = (logprobs(run, other) - logprob_NT).exp()
+    far = float(((ratio_NT - 1).abs() > NOISE).sum()) / max(work.num_tokens, 1)
+    findings.append(judge(
+        "ratio noise", f"packed in rows of {longest // 2:,} instead of {longest:,} tokens {100 * far:.2g} % of the "
+        f"tokens have a ratio beyond {1 - NOISE:g} to {1 + NOISE:g}, at most {float(ratio_NT.max()):.4g}",
+        warn="torch_dtype=float32, or rollout_correction=truncated" if not far <= MANY else ""))
+    return findings
+
+
+def sampler_gap(run: Run, sampler_NT: torch.Tensor, logprob_NT: torch.Tensor, mask_NT: torch.Tensor) -> Finding:
+    """Does the sampler know the policy's probabilities?"""
+    gap_NT = torch.where(mask_NT, (sampler_NT - logprob_NT).abs(), 0.0)
+    mean, most = float(gap_NT.sum() / mask_NT.sum().clamp(min=1)), float(gap_NT.max())
+    dtype = str(run.ledger.dtype).removeprefix("torch.")
+    limits = [bound(name, dtype) for name in ("sampler_gap_mean", "sampler_gap_max")]
+    cure = "lora_dropout=0" if run.config.lora_dropout else "rollout_weights=lora; else the rollout copy is stale"
+    return judge("sampler gap", f"{mean:.3g} nats on average and {most:.3g} at most; expected in {dtype}: below "
+                 f"{limits[0]:g} and {limits[1]:g}", warn=cure if not most < limits[1] else "",
+                 fail=cure if not mean < limits[0] else "")
+
+
+def checksum(run: Run) -> dict[str, float]:
+    """Of this rank's part of each trained tensor."""
+    return {name: float(getattr(parameter, "ds_tensor", parameter).detach().double().sum())
+            for name, parameter in run.engine.trainable.items()}
+
+
+def gradient(run: Run, work: Update) -> Finding:
+    """Reference, forward, backward and an optimizer step at a rate of 0. Collective."""
+    config, before = replace(run.config, num_iterations=1), checksum(run)
+    if config.beta > 0:
+        update.score_reference(run.engine, work, config)
+    norm = update.apply(run.engine, work, config, 0.0)["grad_norm"]
+    moved = global_sum({"moved": sum(value != before[name] for name, value in checksum(run).items())})["moved"]
+    flat = not work.advantage_N.any()
+    words = f"norm {norm:.3g}" + (", as all groups are flat" if flat else "") + (
+        f"; {moved:.0f} tensors moved at a learning rate of 0")
+    if moved or norm == float("inf"):
+        return judge("gradient", words, fail="torch_dtype=float32, or a deepspeed option that leaves AdamW as it is")
+    return judge("gradient", words, fail="" if norm or flat else "lora_target_modules that the loss reaches",
+                 warn="see groups" if flat else "")
+
+
+def saved(run: Run) -> Finding:
+    """Is a checkpoint read back what was written? Trained tensors are overwritten in between. Collective."""
+    engine = run.engine
+    if engine.optimizer_steps == 0:
+        engine.start_optimizer(0)  # no step, no moments
+    before = state(run)
+    with scratch(run.output_dir) as folder:
+        path = checkpoint.save(engine, folder, step=0, peft_config=run.peft_config)
+        num_bytes = sum(file.stat().st_size for file in path.rglob("*")) if rank() == 0 else 0
+        for parameter in engine.trainable.values():
+            engine.set_state(parameter, {kind: one + 1 for kind, one in engine.state(parameter).items()})
+        checkpoint.restore(engine, path)
+        dist.barrier()
+    after = state(run)
+    differ = [name for name in before if not torch.equal(before[name], after[name])]
+    numbers = global_sum({"differ": len(differ), "tensors": len(before), "bytes": num_bytes})
+    return judge("checkpoint", f"{numbers['bytes']:,.0f} bytes written and read; {numbers['differ']:.0f} of "
+                 f"{numbers['tensors']:.0f} tensors differ",
+                 fail="zero_stage=3, and report it" if numbers["differ"] else "")
+
+
+def state(run: Run) -> dict[str, torch.Tensor]:
+    """Rank 0's copy of all that trains, whole: masters, moments, and the weights computed with. Collective."""
+    found = {}
+    for name, parameter in run.engine.trainable.items():
+        with run.engine.gathered([parameter]):
+            tensors = {"weight": parameter.detach().cpu().clone()} if rank() == 0 else {}
+        for kind, tensor in run.engine.state(parameter).items():
+            if rank() == 0:
+                tensors[kind] = tensor.detach().cpu().clone()
+        found |= {f"{name}:{kind}": tensor for kind, tensor in tensors.items()}
+    return found
+
+
+@contextmanager
+def scratch(output_dir: Path) -> Iterator[Path]:
+    """A folder in output_dir, of which nothing is left: not even output_dir where that was not there before."""
+    missing = [path for path in (output_dir, *output_dir.absolute().parents) if not path.exists()]
+    folder = output_dir / SCRATCH
+    try:
+        yield folder
+    finally:
+        if rank() == 0:
+            shutil.rmtree(missing[-1] if missing else folder, ignore_errors=True)
