@@ -70,36 +70,31 @@ def at_rest(run: Run, functions: list[RewardFunction]) -> list[Finding]:
 
 def weights(run: Run) -> list[Finding]:
     """Is what should be trained trained, and nothing else; is the reference the policy of step 0?"""
-    named = dict(run.engine.policy.named_parameters(remove_duplicate=False))
+    policy, adapter = run.engine.policy, run.config.adapter_name_or_path
+    named = dict(policy.model.named_parameters(remove_duplicate=False))
+    copied = {} if policy.frozen_model is None else dict(policy.frozen_model.named_parameters(remove_duplicate=False))
     trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    adapter = run.peft_config is not None
-    stray = [name for name in trained if not _may_train(name, adapter=adapter)]
-    number = sum(getattr(one, "ds_numel", one.numel()) for one in {id(one): one for one in trained.values()}.values())
-    broken = [name for name, parameter in named.items() if not _is_finite(parameter)]
-    moved = [name for name, parameter in trained.items() if not _is_start(name, parameter, named)] if adapter else []
-    start = f"the adapter {run.config.adapter_name_or_path}" if run.config.adapter_name_or_path else "the base"
-    if not adapter:
-        start = "a copy of the model" if run.config.beta > 0 else "none"
-        copies = {name: named.get(f"frozen_{name}") for name in trained}
-        moved = [name for name, one in copies.items()
-                 if one is not None and not torch.equal(_shard(one), _shard(trained[name]))]
+    stray = [name for name in trained if run.peft_config is not None and not _is_of_adapter(name)]
+    stray += [name for name, parameter in copied.items() if parameter.requires_grad]
+    broken = [name for name, parameter in (named | copied).items() if not _is_finite(parameter)]
+    moved = [name for name in trained if not _is_start(name, named, copied)]
+    start = f"the adapter {adapter}" if adapter else "the base" if run.peft_config else "a copy of the model"
     return [
-        judge("trained", f"{number:,} parameters in {len(trained)} tensors"
-              + (f", {len(stray)} of them of the frozen base, first {stray[0]}" if stray else ""),
-              fail="use_peft=True with nothing but LoRA and lora_modules_to_save left trainable" if stray
-              else "lora_target_modules or lora_modules_to_save that the model has" if not number else ""),
-        judge("finite", f"{len(broken)} of {len(named)} tensors hold NaN or infinity"
-              + (f", first {broken[0]}" if broken else ""),
-              fail="model_name_or_path=one that was saved whole" if broken else ""),
-        judge("reference", f"{start}; {len(moved)} of {len(trained)} trained tensors start elsewhere"
-              + (f", first {moved[0]}" if moved else ""),
-              fail="a reference that is the policy of step 0: build the run anew" if moved else ""),
+        judge("trained", f"{run.engine.num_trained():,} parameters in {len(trained)} tensors" + _first(stray, "frozen"),
+              fail="requires_grad=False for all but LoRA and lora_modules_to_save" if stray
+              else "lora_target_modules or lora_modules_to_save that the model has" if not trained else ""),
+        judge("finite", f"{len(named)} tensors looked through" + _first(broken, "not finite"),
+              fail="model_name_or_path=weights without NaN and infinity" if broken else ""),
+        judge("reference", (start if run.config.beta > 0 else "none, as beta is 0") + _first(moved, "not equal to it"),
+              fail="a reference that is what training starts from" if moved and run.config.beta > 0 else ""),
     ]
 
 
-def _may_train(name: str, *, adapter: bool) -> bool:
-    if not adapter:
-        return not name.startswith("frozen_model.")
+def _first(names: list[str], what: str) -> str:
+    return f"; {what}: {len(names)}, first {names[0]}" if names else ""
+
+
+def _is_of_adapter(name: str) -> bool:
     return f".{REFERENCE}." not in name and ("lora_" in name or f".modules_to_save.{TRAINED}." in name)
 
 
@@ -113,14 +108,16 @@ def _is_finite(parameter: nn.Parameter) -> bool:
     return bool((_shard(parameter) if packed is None else packed.state2.absmax).isfinite().all())
 
 
-def _is_start(name: str, parameter: nn.Parameter, named: dict[str, nn.Parameter]) -> bool:
-    """Does a tensor of an adapter hold what the reference answers with?"""
-    reference = named.get(name.replace(f".{TRAINED}.", f".{REFERENCE}."))
-    if reference is None:  # a fresh adapter, whose reference is the base
-        reference = named.get(name.replace(f".modules_to_save.{TRAINED}.", ".original_module."))
+def _is_start(name: str, named: dict[str, nn.Parameter], copied: dict[str, nn.Parameter]) -> bool:
+    """Does a trained tensor hold what the reference answers with?"""
+    if copied:
+        return torch.equal(_shard(named[name]), _shard(copied[name]))
+    reference = name.replace(f".{TRAINED}.", f".{REFERENCE}.")
+    if reference not in named:  # a fresh adapter: the base answers, to which a branch adds nothing
         if "lora_" in name:
-            return "lora_A" in name or not _shard(parameter).any()
-    return reference is not None and torch.equal(_shard(parameter), _shard(reference))
+            return "lora_A" in name or not _shard(named[name]).any()
+        reference = name.replace(f".modules_to_save.{TRAINED}.", ".original_module.")
+    return reference in named and torch.equal(_shard(named[name]), _shard(named[reference]))
 
 
 def schedule(run: Run) -> Finding:
