@@ -80,7 +80,8 @@ def weights(run: Run) -> list[Finding]:
     moved = [name for name in trained if not _is_start(name, named, copied)]
     start = f"the adapter {adapter}" if adapter else "the base" if run.peft_config else "a copy of the model"
     return [
-        judge("trained", f"{run.engine.num_trained():,} parameters in {len(trained)} tensors" + _first(stray, "frozen"),
+        judge("trained", f"{run.engine.num_trained():,} parameters, {len(trained)} tensors with a gradient"
+              + _first(stray, "not to be trained"),
               fail="requires_grad=False for all but LoRA and lora_modules_to_save" if stray
               else "lora_target_modules or lora_modules_to_save that the model has" if not trained else ""),
         judge("finite", f"{len(named)} tensors looked through" + _first(broken, "not finite"),
@@ -98,26 +99,29 @@ def _is_of_adapter(name: str) -> bool:
     return f".{REFERENCE}." not in name and ("lora_" in name or f".modules_to_save.{TRAINED}." in name)
 
 
-def _shard(parameter: nn.Parameter) -> torch.Tensor:
+def shard(parameter: nn.Parameter) -> torch.Tensor:
     """What this rank holds of a parameter. Equal shapes are cut alike, so parts compare as wholes do."""
-    return getattr(parameter, "ds_tensor", parameter).detach()
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach()
+    held = parameter.ds_tensor.detach()
+    return held[: max(parameter.ds_numel - rank() * held.numel(), 0)]  # behind the last part lies what was there before
 
 
 def _is_finite(parameter: nn.Parameter) -> bool:
     packed = getattr(parameter, "quant_state", None)  # the packed bytes are no numbers, their scales are
-    return bool((_shard(parameter) if packed is None else packed.state2.absmax).isfinite().all())
+    return bool((shard(parameter) if packed is None else packed.state2.absmax).isfinite().all())
 
 
 def _is_start(name: str, named: dict[str, nn.Parameter], copied: dict[str, nn.Parameter]) -> bool:
     """Does a trained tensor hold what the reference answers with?"""
     if copied:
-        return torch.equal(_shard(named[name]), _shard(copied[name]))
+        return torch.equal(shard(named[name]), shard(copied[name]))
     reference = name.replace(f".{TRAINED}.", f".{REFERENCE}.")
     if reference not in named:  # a fresh adapter: the base answers, to which a branch adds nothing
         if "lora_" in name:
-            return "lora_A" in name or not _shard(named[name]).any()
+            return "lora_A" in name or not shard(named[name]).any()
         reference = name.replace(f".modules_to_save.{TRAINED}.", ".original_module.")
-    return reference in named and torch.equal(_shard(named[name]), _shard(named[reference]))
+    return reference in named and torch.equal(shard(named[name]), shard(named[reference]))
 
 
 def schedule(run: Run) -> Finding:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from grpo import checkpoint, update
 from grpo.advantage import group_advantages
 from grpo.distributed import global_max, global_sum, rank
+from grpo.doctor import shard
 from grpo.finding import Finding, judge
 from grpo.limit import TokenLimit
 from grpo.metrics import METRICS
@@ -48,6 +49,9 @@ def of_step(
     batch_std = global_std(reward_BG.flatten()) if config.scale_rewards == "batch" else None
     advantage_N = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std).flatten()
     work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
+    if config.beta > 0:
+        torch.manual_seed(config.seed)
+        update.score_reference(run.engine, work, config)
     findings += scores(run, work, advantage_N, rollout)
     return [*findings, gradient(run, work), saved(run)]
 
@@ -84,14 +88,20 @@ def completions(run: Run, rollout: Rollout, metrics: dict[str, float]) -> list[F
 
 
 @torch.no_grad()
-def logprobs(run: Run, work: Update, *, reference: bool = False) -> torch.Tensor:
-    """[N, T] float32, nats, of all ranks' tokens, 0.0 where none is counted. Collective."""
+def logprobs(run: Run, work: Update) -> torch.Tensor:
+    """[N, T] float32, nats, of all ranks' tokens under the policy, 0.0 where none is counted. Collective."""
     torch.manual_seed(run.config.seed)  # dropout, if any, drops the same each time
     logprob_NT = torch.zeros_like(work.sampler_logprob_NT)
     for batch in work.micro_batches:
-        logprob_NT += batch.scatter(run.engine(batch, reference=reference).logprob_K) * batch.mask_NT
-    dist.all_reduce(logprob_NT)  # each token is one rank's
-    return logprob_NT
+        logprob_NT += batch.scatter(run.engine(batch).logprob_K) * batch.mask_NT
+    return of_all_ranks(logprob_NT)
+
+
+def of_all_ranks(value_NT: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks, of which each token has one. Collective."""
+    summed_NT = value_NT.clone()
+    dist.all_reduce(summed_NT)
+    return summed_NT
 
 
 def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) -> list[Finding]:
@@ -104,7 +114,7 @@ def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) 
                       "otherwise the second time", fail="" if torch.equal(logprob_NT, again_NT) else
                       "logprob_impl=reference, or a deepspeed setting that is deterministic")]
     if config.beta > 0:
-        apart = float((logprob_NT - logprobs(run, work, reference=True)).abs().max())
+        apart = float((logprob_NT - of_all_ranks(work.ref_logprob_NT)).abs().max())
         findings.append(judge("kl at step 0", f"policy and reference are up to {apart:.3g} nats apart, 0 expected",
                               fail="" if apart == 0 else "adapter_name_or_path: its frozen copy, or the base, is not "
                               "what the run starts from"))
@@ -116,11 +126,11 @@ def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) 
     limit = TokenLimit(max(longest // 2, 1), needed=run.limit.needed, device=run.device)
     other = update.prepare(rollout, advantage_N, config, limit, run.device)
     ratio_NT = (logprobs(run, other) - logprob_NT).exp()
-    far = float(((ratio_NT - 1).abs() > NOISE).sum()) / max(work.num_tokens, 1)
+    far = float((~((ratio_NT - 1).abs() <= NOISE)).sum()) / max(work.num_tokens, 1)  # NaN is far, too
     findings.append(judge(
         "ratio noise", f"packed in rows of {longest // 2:,} instead of {longest:,} tokens {100 * far:.2g} % of the "
         f"tokens have a ratio beyond {1 - NOISE:g} to {1 + NOISE:g}, at most {float(ratio_NT.max()):.4g}",
-        warn="torch_dtype=float32, or rollout_correction=truncated" if not far <= MANY else ""))
+        warn="torch_dtype=float32, or rollout_correction=truncated" if far > MANY else ""))
     return findings
 
 
@@ -138,24 +148,23 @@ def sampler_gap(run: Run, sampler_NT: torch.Tensor, logprob_NT: torch.Tensor, ma
 
 def checksum(run: Run) -> dict[str, float]:
     """Of this rank's part of each trained tensor."""
-    return {name: float(getattr(parameter, "ds_tensor", parameter).detach().double().sum())
-            for name, parameter in run.engine.trainable.items()}
+    return {name: float(shard(parameter).double().sum()) for name, parameter in run.engine.trainable.items()}
 
 
 def gradient(run: Run, work: Update) -> Finding:
-    """Reference, forward, backward and an optimizer step at a rate of 0. Collective."""
-    config, before = replace(run.config, num_iterations=1), checksum(run)
-    if config.beta > 0:
-        update.score_reference(run.engine, work, config)
-    norm = update.apply(run.engine, work, config, 0.0)["grad_norm"]
+    """Forward, backward and an optimizer step at a rate of 0, of one iteration. Collective."""
+    before = checksum(run)
+    norm = update.apply(run.engine, work, replace(run.config, num_iterations=1), 0.0)["grad_norm"]
     moved = global_sum({"moved": sum(value != before[name] for name, value in checksum(run).items())})["moved"]
     flat = not work.advantage_N.any()
-    words = f"norm {norm:.3g}" + (", as all groups are flat" if flat else "") + (
-        f"; {moved:.0f} tensors moved at a learning rate of 0")
-    if moved or norm == float("inf"):
-        return judge("gradient", words, fail="torch_dtype=float32, or a deepspeed option that leaves AdamW as it is")
-    return judge("gradient", words, fail="" if norm or flat else "lora_target_modules that the loss reaches",
-                 warn="see groups" if flat else "")
+    cures = {
+        "torch_dtype=float32": norm == float("inf"),
+        "deepspeed without what changes the optimizer": moved,
+        "lora_target_modules that the loss reaches": norm == 0 and not flat,
+    }
+    return judge("gradient", f"norm {norm:.3g}{', as all groups are flat' if flat else ''}; at a learning rate of 0 "
+                 f"{moved:.0f} tensors moved", fail=next(filter(cures.get, cures), ""),
+                 warn="as of groups" if flat else "")
 
 
 def saved(run: Run) -> Finding:
@@ -176,7 +185,7 @@ def saved(run: Run) -> Finding:
     numbers = global_sum({"differ": len(differ), "tensors": len(before), "bytes": num_bytes})
     return judge("checkpoint", f"{numbers['bytes']:,.0f} bytes written and read; {numbers['differ']:.0f} of "
                  f"{numbers['tensors']:.0f} tensors differ",
-                 fail="zero_stage=3, and report it" if numbers["differ"] else "")
+                 fail="another zero_stage, or deepspeed without settings" if numbers["differ"] else "")
 
 
 def state(run: Run) -> dict[str, torch.Tensor]:

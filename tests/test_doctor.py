@@ -22,7 +22,8 @@ from grpo.finding import Finding
 from grpo.run import Run, build
 from rewards import RewardFunction
 
-SMALL = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--max_steps", "3"]
+SMALL = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--max_steps", "3",
+         "--load_in_4bit", "false"]
 SHARDED = ["--deepspeed", json.dumps(SHARD_EVERYTHING)]
 HOME = ["--model_name_or_path", "data/tiny_qwen2", "--num_shots", "0", "--report_to", "none"]
 
@@ -134,6 +135,12 @@ def test_a_run_begins_with_what_is_doubtful_and_without_calls_of_the_users_rewar
     assert "max_prompt_length=464" in lines[1] and len(lines) == 2  # a context of 512 less 48
 
 
+@pytest.mark.parametrize("other", [["--plan", "2"], ["--resume"]])
+def test_the_doctor_looks_at_nothing_but_a_start(other: list[str]) -> None:
+    with pytest.raises(ValueError, match="doctor=True looks at the start of a run.*nearest valid value: False"):
+        load(["--doctor", *other])
+
+
 # -- problems and rewards ----------------------------------------------------------------------------------------------
 
 
@@ -196,7 +203,7 @@ def test_weights_that_train_by_mistake_or_not_at_all_are_named(run: Run) -> None
     base.requires_grad_(True)
     stray = named(doctor.weights(run), "trained")
     base.requires_grad_(False)
-    assert stray.level == "fail" and "frozen: 1, first model.layers.0.input_layernorm" in stray.words
+    assert stray.level == "fail" and "not to be trained: 1, first model.layers.0.input_layernorm" in stray.words
     trained = list(run.engine.trainable.values())
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -211,6 +218,12 @@ def test_a_weight_that_is_no_number_is_named(run: Run) -> None:
     with changed(run, "layers.1.input_layernorm", float("nan")):
         found = named(doctor.weights(run), "finite")
     assert found.level == "fail" and "1, first model.layers.1.input_layernorm.weight" in found.words
+
+
+def test_what_lies_behind_a_rank_s_last_part_is_not_looked_at(run: Run) -> None:
+    parameter = torch.nn.Parameter(torch.empty(0))
+    parameter.ds_tensor, parameter.ds_numel = torch.tensor([1.0, 2.0, float("nan")]), 2
+    assert doctor.shard(parameter).tolist() == [1.0, 2.0]
 
 
 def test_a_rate_that_moves_nothing_is_named(run: Run) -> None:
@@ -296,7 +309,8 @@ def test_a_gradient_that_is_no_number_or_0_and_a_checkpoint_that_is_not_read_are
     advantage_N = group_advantages(reward_BG).flatten()
 
     def norm_of(advantage_N: torch.Tensor) -> Finding:
-        return trial.gradient(run, update.prepare(rollout, advantage_N, run.config, run.limit, run.device))
+        free = replace(run, config=replace(run.config, beta=0.0))
+        return trial.gradient(free, update.prepare(rollout, advantage_N, free.config, run.limit, run.device))
 
     assert norm_of(advantage_N).level == "ok"
     assert norm_of(advantage_N * float("nan")).level == "fail"
