@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,6 +150,8 @@ def test_an_end_that_cannot_be_sampled_is_named(run: Run) -> None:
     assert beyond.level == "warn" and "[7000]" in beyond.words and "generation_config.json" in beyond.cure
     only_strings = named(problems.end_of_text(replace(run, stop_token_ids=set())), "end tokens")
     assert only_strings.level == "warn" and "tokenizer_name_or_path" in only_strings.cure
+    short_head = SimpleNamespace(config=SimpleNamespace(vocab_size=2))
+    assert "0 of 3 can be sampled" in problems.end_of_text(replace(run, decoder=short_head))[1].words
     wordy = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")))
     tokens, strings = problems.end_of_text(replace(run, tokenizer=wordy, stop_token_ids=set()))
     assert tokens.level == "fail" and "none of 383 end a text" in tokens.words
