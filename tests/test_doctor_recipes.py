@@ -1,4 +1,4 @@
-"""The doctor finds nothing wrong with the shipped recipes, models from the Hub replaced by the shipped one. 25 seconds."""
+"""The doctor finds nothing wrong with the shipped recipes, those of the Hub with the shipped model. 25 seconds."""
 
 import json
 from pathlib import Path
