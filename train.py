@@ -11,16 +11,18 @@ import json
 import math
 import sys
 import time
+from contextlib import ExitStack
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
-from grpo import checkpoint, continuation, distributed, heartbeat, heldout, plan, skipped, update
+from grpo import checkpoint, continuation, distributed, doctor, heartbeat, heldout, plan, skipped, trial, update
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, world_size
+from grpo.finding import Finding, agree, count, failures
 from grpo.log import Log
 from grpo.options import spelled_out
 from grpo.preemption import StopRequest
@@ -130,8 +132,11 @@ def should_save(run: Run, done: int) -> bool:
     return run.config.save_strategy == "steps" and done % run.config.save_steps == 0
 
 
-def train(run: Run) -> None:
+def train(run: Run) -> int:
     """The steps of a run, from where its last checkpoint left off to the adapter and the report.
+
+    Returns:
+        The exit code, 0.
 
     Raises:
         SystemExit: too many steps in a row had a gradient that was not finite, or a stop was asked for and not saved.
@@ -164,7 +169,7 @@ def train(run: Run) -> None:
         if stopping or should_save(run, step + 1):
             save_checkpoint(run, step + 1, must=stopping)
         if stopping:
-            return
+            return 0
     stop.close()
     if log:
         log.close()
@@ -176,6 +181,7 @@ def train(run: Run) -> None:
         summary = heldout.summarize(run, time.perf_counter() - start)
         report = write_report(run.output_dir)
         print(json.dumps(summary, indent=2), f"weights {exported}", f"report  {report}", sep="\n")
+    return 0
 
 
 def begin_output(run: Run) -> None:
@@ -214,30 +220,62 @@ def save_checkpoint(run: Run, done: int, *, must: bool) -> None:
         print(f"\nstopped as asked after {done} of {run.num_steps} steps; {go_on}", flush=True)
 
 
+def first_step(run: Run) -> list[Finding]:
+    """What the doctor finds in the first step's completions and in an update that learns nothing from them."""
+    clock = Clock(0)
+    clock.enter("sync")
+    examples, prompt_index = my_prompts(run, 0)
+    run.decoder.move(run.device)
+    run.engine.sync(run.decoder)
+    clock.enter("rollout")
+    rollout = sample(run, examples, prompt_index, 0)
+    clock.enter("reward")
+    reward_N, scored = score_completions(run, examples, rollout, 0)
+    return agree(trial.of_step(run, rollout, reward_N.view(len(examples), -1), scored, clock))
+
+
+def examine(run: Run) -> int:
+    """`--doctor`: one line for each thing looked at, and 0 if none failed. Nothing is trained, nothing is left behind.
+
+    Collective: every rank.
+    """
+    show = print if rank() == 0 else lambda *_, **__: None
+    findings = doctor.at_rest(run, own_rewards=True)
+    show(*findings, sep="\n", flush=True)
+    if not failures(findings):  # or there would be no first step
+        step = first_step(run)
+        show(*step, sep="\n")
+        findings += step
+    show(count(findings))
+    return 1 if failures(findings) else 0
+
+
 def main(argv: list[str]) -> int:
     """Run, and answer what ends it early with one message and the exit code: 2 for a user's mistake, else 1."""
-    try:
-        config = load(argv)
-        if config.plan is not None:
-            print("\n".join(plan.page(config)))
-            return 0
-        distributed.start(config.ddp_timeout)
-        heartbeat.start(config.ddp_timeout)
-        run = build(config)
-    except ValueError as error:
-        return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
-    except (Exception, KeyboardInterrupt) as error:
-        return heartbeat.fail(heartbeat.words(error), 1)
-    try:
-        train(run)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
-        return heartbeat.fail(heartbeat.words(error), 1)
-    finally:
-        run.rewards.close()
+    with ExitStack() as opened:
+        try:
+            config = load(argv)
+            if config.plan is not None:
+                print("\n".join(plan.page(config)))
+                return 0
+            distributed.start(config.ddp_timeout)
+            heartbeat.start(config.ddp_timeout)
+            run = build(config)
+            opened.callback(run.rewards.close)
+            if not config.doctor:
+                run = doctor.admit(run)
+        except ValueError as error:
+            return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
+        except (Exception, KeyboardInterrupt) as error:
+            return heartbeat.fail(heartbeat.words(error), 1)
+        try:
+            code = examine(run) if config.doctor else train(run)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            return heartbeat.fail(heartbeat.words(error), 1)
     dist.barrier()
     heartbeat.stop()
     dist.destroy_process_group()
-    return 0
+    return code
 
 
 if __name__ == "__main__":

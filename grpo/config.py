@@ -151,6 +151,7 @@ class Config:
     deepspeed: dict | None = option(None, "DeepSpeed settings laid over the generated ones, as YAML or JSON.")
     plan: int | None = option(
         None, "Print what a run on so many GPUs needs, in memory and time, and exit.", unit="GPUs", within="[1, inf)")
+    doctor: bool = option(False, "Try everything that a run needs, one step included, train nothing, and exit.")
     ddp_timeout: int = option(
         1800, "A collective that waits longer, or a rank that makes no progress for so long, ends the run.",
         unit="seconds", within="[1, 1e9]")
@@ -189,6 +190,8 @@ class Config:
     def _check_combinations(self) -> None:
         if self.epsilon_high < self.epsilon:
             refuse("epsilon_high", self.epsilon_high, f"must be at least epsilon={self.epsilon}", self.epsilon)
+        if self.doctor and (self.resume or self.plan):
+            refuse("doctor", True, "looks at the start of a run, and takes neither resume nor plan", False)
         if self.max_steps == 0:
             refuse("max_steps", 0, "must be -1 or at least 1", 1)
         if self.rollout_weights == "nf4" and not (self.load_in_4bit and self.rollout_keep):

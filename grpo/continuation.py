@@ -5,6 +5,7 @@ otherwise (ranks, ZeRO stage, memory, output), but not compute something else un
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def facts(config: Config, examples: list[Example], step: int) -> dict[str, Any]:
     drawn = step * config.prompts_per_step
     return {
         "recipe": {name: getattr(config, name) for name in options(Config)},
-        "data": {"num_examples": len(examples), "sha256": fingerprint(examples)},
+        "data": {"num_examples": len(examples), "sha256": fingerprint(one.prompt for one in examples)},
         "prompts_drawn": drawn,
         "epoch": drawn / len(examples),
         # Order of the data, sampling noise and dropout are functions of these two: no generator has a state to keep.
@@ -35,11 +36,11 @@ def facts(config: Config, examples: list[Example], step: int) -> dict[str, Any]:
     }
 
 
-def fingerprint(examples: list[Example]) -> str:
-    """SHA-256 of all prompts in their order."""
+def fingerprint(texts: Iterable[str]) -> str:
+    """Digits that differ where one text or their order does."""
     digest = hashlib.sha256()
-    for example in examples:
-        digest.update(example.prompt.encode("utf-8", "surrogatepass") + b"\0")
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     return digest.hexdigest()
 
 

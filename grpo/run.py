@@ -67,6 +67,8 @@ class Run:
     num_steps: int
     num_slots: int
     limit: TokenLimit
+    ledger: Ledger
+    left_out: int
     announcement: list[str]
 
 
@@ -144,6 +146,8 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
+        ledger=ledger,
+        left_out=left_out,
         announcement=_announce(config, device, engine, decoder, ledger, {
             "rollout": [room.words, copy_line], "update": [budget.words], "resume": passed_over}, left_out),
     )

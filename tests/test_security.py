@@ -78,7 +78,8 @@ def test_a_hostile_pickle_in_a_model_or_adapter_folder_is_never_opened(folder, t
 
 def test_no_file_of_the_project_unpickles_what_it_did_not_write_itself() -> None:
     # The trainer hands rows to the process that scores them as a pickle; what comes back is JSON.
-    handed_over = {ROOT / "rewards" / "pool.py": "pickle.dumps", ROOT / "rewards" / "runner.py": "pickle.loads(request)"}
+    own = ROOT / "rewards"
+    handed_over = {own / "pool.py": "pickle.dumps", own / "runner.py": "pickle.loads(request)"}
     sources = [path for part in ("*.py", "grpo/*.py", "data/*.py", "rewards/*.py", "kernels/*.py")
                for path in ROOT.glob(part)]
     assert len(sources) > 40
@@ -116,7 +117,8 @@ def test_a_models_text_stays_text_on_every_page_and_in_every_file(tmp_path) -> N
     log.close()
     (row,) = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_bytes().split(b"\n")[:-1]]
     assert row["completion"] == row["question"] == HOSTILE
-    config = {"model_name_or_path": "<b>", "train_dataset_id_or_path": "<script>", "reward_funcs": [HOSTILE]}
+    config = asdict(Config()) | {
+        "model_name_or_path": "<b>", "train_dataset_id_or_path": "<script>", "reward_funcs": [HOSTILE]}
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     settings = evaluation_command.Settings(model="<script>", data="</table><script>", output=str(tmp_path))
     answers = {("model", 0): [answer]}
