@@ -1,6 +1,7 @@
 """The processes behind the rewards: how one is started, who descends from it, and how all of them are ended."""
 
 import ctypes
+import os
 import signal
 import sys
 import time
@@ -66,8 +67,14 @@ def end(find: Callable[[], list[psutil.Process]]) -> None:
     stopped: set[psutil.Process] = set()
     while (found := set(find())) and time.monotonic() < give_up:
         message, to = (signal.SIGSTOP, found - stopped) if found - stopped else (signal.SIGKILL, found)
+        groups = set()
         for process in to:
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, OSError):
+                groups.add(os.getpgid(process.pid))
                 process.send_signal(message)
+        # A group is reached as a whole, even if its members replace each other faster than they can be listed.
+        for group in groups - {os.getpgrp()}:
+            with suppress(OSError):
+                os.killpg(group, message)
         stopped |= found
         time.sleep(0.001)

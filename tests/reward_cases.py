@@ -107,6 +107,18 @@ def forks():
 
 
 @only_for_bad
+def storms():
+    if os.fork():
+        time.sleep(1000)
+    for _ in range(7):
+        os.fork()
+    give_up = time.monotonic() + 20
+    while time.monotonic() < give_up:  # 128 processes that each live too short to be caught one by one
+        if os.fork():
+            os._exit(0)
+
+
+@only_for_bad
 def swells():
     kept = bytearray(b"x") * 2**31
     time.sleep(1000)
