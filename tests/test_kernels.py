@@ -172,10 +172,10 @@ def test_head_may_be_freed_between_forward_and_backward_as_zero3_does():
 def test_a_frozen_heads_gradient_is_stashed_and_nothing_else_is_kept(dtype):
     hidden_LH, weight_VH, token_L, *_ = inputs(dtype=dtype)
     frozen_VH = weight_VH.detach()
-    logprob_L = fused_logprob(hidden_LH, frozen_VH, token_L).logprob_L
+    logprob_L = fused_logprob(hidden_LH, frozen_VH, token_L, temperature=0.7).logprob_L
     kept = [tensor.shape for tensor in logprob_L.grad_fn.saved_tensors if tensor is not None]
     assert (V, H) not in kept and kept.count((L, H)) == 1
-    expected = gradients(fused_logprob(hidden_LH, weight_VH, token_L).logprob_L, hidden_LH)[0]
+    expected = gradients(fused_logprob(hidden_LH, weight_VH, token_L, temperature=0.7).logprob_L, hidden_LH)[0]
     tolerance = 1e-13 if dtype == torch.float64 else 1e-2
     torch.testing.assert_close(gradients(logprob_L, hidden_LH)[0], expected, rtol=tolerance, atol=tolerance)
 
