@@ -51,6 +51,7 @@ REFERENCE = [
      "and not weight_VH.requires_grad"),
     ("the entropy's gradient lost behind a stash", "if stashed_LH is not None and grad_entropy_L is None:",
      "if stashed_LH is not None:"),
+    ("inputs not kept for the entropy's gradient", "if stashes and not entropy else", "if stashes else"),
     ("a trained head gets no gradient", " and not weight_VH.requires_grad and", " and"),
 ]
 

@@ -180,6 +180,14 @@ def test_a_frozen_heads_gradient_is_stashed_and_nothing_else_is_kept(dtype):
     torch.testing.assert_close(gradients(logprob_L, hidden_LH)[0], expected, rtol=tolerance, atol=tolerance)
 
 
+def test_an_entropy_beside_a_stash_brings_its_own_gradient():
+    hidden_LH, weight_VH, token_L, *_ = given = inputs()
+    output = fused_logprob(hidden_LH, weight_VH.detach(), token_L, temperature=0.7, entropy=True)
+    expected_L = eager("logprob", *given, temperature=0.7) + 2 * eager("entropy", *given, temperature=0.7)
+    found = gradients(output.logprob_L + 2 * output.entropy_L, hidden_LH)
+    torch.testing.assert_close(found, gradients(expected_L, hidden_LH), rtol=1e-12, atol=1e-13)
+
+
 def test_scores_with_and_without_gradient_are_the_same_bits():
     hidden_LH, weight_VH, token_L, *_ = inputs(dtype=torch.float32, words=301)
     with torch.no_grad():
