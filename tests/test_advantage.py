@@ -34,6 +34,8 @@ def test_equal_rewards_give_exactly_zero(scale):
     advantage_BG = group_advantages(reward_BG, scale=scale)
     assert advantage_BG[0].tolist() == [0.0] * 7
     assert advantage_BG[1].abs().min() > 0.1
+    # Nor would the std: alone in its batch the same group has one of 6e-8.
+    assert group_advantages(reward_BG[:1], scale=scale, eps=0.0)[0].tolist() == [0.0] * 7
 
 
 def test_no_scale_is_the_centred_reward():

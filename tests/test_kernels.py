@@ -172,12 +172,20 @@ def test_head_may_be_freed_between_forward_and_backward_as_zero3_does():
 def test_a_frozen_heads_gradient_is_stashed_and_nothing_else_is_kept(dtype):
     hidden_LH, weight_VH, token_L, *_ = inputs(dtype=dtype)
     frozen_VH = weight_VH.detach()
-    logprob_L = fused_logprob(hidden_LH, frozen_VH, token_L).logprob_L
+    logprob_L = fused_logprob(hidden_LH, frozen_VH, token_L, temperature=0.7).logprob_L
     kept = [tensor.shape for tensor in logprob_L.grad_fn.saved_tensors if tensor is not None]
     assert (V, H) not in kept and kept.count((L, H)) == 1
-    expected = gradients(fused_logprob(hidden_LH, weight_VH, token_L).logprob_L, hidden_LH)[0]
+    expected = gradients(fused_logprob(hidden_LH, weight_VH, token_L, temperature=0.7).logprob_L, hidden_LH)[0]
     tolerance = 1e-13 if dtype == torch.float64 else 1e-2
     torch.testing.assert_close(gradients(logprob_L, hidden_LH)[0], expected, rtol=tolerance, atol=tolerance)
+
+
+def test_an_entropy_beside_a_stash_brings_its_own_gradient():
+    hidden_LH, weight_VH, token_L, *_ = given = inputs()
+    output = fused_logprob(hidden_LH, weight_VH.detach(), token_L, temperature=0.7, entropy=True)
+    expected_L = eager("logprob", *given, temperature=0.7) + 2 * eager("entropy", *given, temperature=0.7)
+    found = gradients(output.logprob_L + 2 * output.entropy_L, hidden_LH)
+    torch.testing.assert_close(found, gradients(expected_L, hidden_LH), rtol=1e-12, atol=1e-13)
 
 
 def test_scores_with_and_without_gradient_are_the_same_bits():

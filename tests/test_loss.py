@@ -93,11 +93,11 @@ def test_a_weight_that_is_not_a_number_stays_one_and_a_huge_one_is_bounded():
 
 
 def test_stats_count_what_the_clip_stops():
-    old_NT = torch.zeros_like(RATIO_NT)
-    low, high, largest = ratio_stats(RATIO_NT.log(), old_NT, ADVANTAGE_N, MASK_NT, **CLIP)
-    assert (low.item(), high.item(), largest.item()) == (1, 1, pytest.approx(1.5))
-    nothing_NT = torch.zeros_like(MASK_NT)
-    assert [x.item() for x in ratio_stats(RATIO_NT.log(), old_NT, ADVANTAGE_N, nothing_NT, **CLIP)] == [0, 0, 0.0]
+    # Below 0.8 where A = -1: 0.75. Above 1.3 where A = 2: 1.5. Others have the other sign or lie inside; 9 is masked.
+    log_ratio_NT = torch.tensor([[1.5, 0.5, 0.6, 1.25], [0.75, 1.4, 0.9, 9.0]]).log()
+    for mask_NT, expected in ((log_ratio_NT < 2, [1, 1, pytest.approx(1.5)]), (log_ratio_NT > 9, [0, 0, 0.0])):
+        found = ratio_stats(log_ratio_NT, torch.zeros(2, 4), ADVANTAGE_N, mask_NT, **CLIP)
+        assert [x.item() for x in found] == expected
 
 
 @pytest.mark.parametrize(("loss_type", "grad"), [

@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_qwen2
 
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
-from grpo.packing import common_prefix_length, filler, pack, plan
+from grpo.packing import common_prefix_length, filler, merge, pack, plan
 from grpo.policy import Policy
 from grpo.types import Rollout
 
@@ -92,11 +92,18 @@ def test_splitting_packing_and_sharing_change_no_gradient(loss_type: str, keep_a
     assert len(num_micro_batches) >= 3, "the budgets split the batch in different ways"
 
 
-def test_masks_of_the_micro_batches_are_a_partition() -> None:
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_masks_of_the_micro_batches_are_a_partition(num_ranks: int) -> None:
     rollout = drawn_rollout()
     keep_N = torch.arange(12) != 4
-    counts_NT = sum(batch.mask_NT.int() for batch in pack(rollout, keep_N, max_tokens=25))
+    ranks = [pack(rollout, keep_N, max_tokens=25, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    counts_NT = sum(batch.mask_NT.int() for rank in ranks for batch in rank)
     assert torch.equal(counts_NT, ((torch.arange(T) < rollout.length_N[:, None]) & keep_N[:, None]).int())
+
+
+def test_a_rank_runs_a_filler_where_no_row_is_kept() -> None:
+    (batch,) = pack(drawn_rollout(), torch.zeros(12, dtype=torch.bool), max_tokens=25)
+    assert len(batch.token_L) == 1 and not batch.mask_NT.any()
 
 
 def test_a_packed_row_by_hand() -> None:
@@ -125,9 +132,32 @@ def test_groups_stay_together_within_the_budget() -> None:
     everything = torch.ones(6, dtype=torch.bool)
     assert plan(rollout, everything, max_tokens=17, prefix=1) == [[[0, 1, 4, 5], [2, 3]]]
     assert plan(rollout, everything, max_tokens=16, prefix=1) == [[[0, 1], [2, 3], [4, 5]]]
+    assert plan(rollout, everything, max_tokens=9, prefix=1) == [[[0, 1], [2, 3], [4, 5]]]
     assert plan(rollout, everything, max_tokens=8, prefix=1) == [[[0], [1], [2], [3], [4], [5]]]  # 9 do not fit
     assert plan(rollout, everything, max_tokens=3, prefix=1) == [[[0], [1], [2], [3], [4], [5]]]  # none is cut
     assert plan(rollout, ~everything, max_tokens=17, prefix=1, num_ranks=2) == [[], []]
+
+
+def test_a_group_is_divided_into_as_few_parts_as_the_budget_allows() -> None:
+    # A prompt of 1 and four completions of 3: two of them make 7.
+    rollout = Rollout(
+        prompt_ids=[[9]], token_NT=torch.ones(4, 3, dtype=torch.int64), length_N=torch.full((4,), 3),
+        sampler_logprob_NT=torch.zeros(4, 3), truncated_N=torch.zeros(4, dtype=torch.bool), text=[""] * 4,
+    )
+    assert plan(rollout, torch.ones(4, dtype=torch.bool), max_tokens=7, prefix=0) == [[[0, 1], [2, 3]]]
+
+
+def test_rollouts_of_ranks_are_merged_row_by_row() -> None:
+    one, other = (
+        Rollout(prompt_ids=[[prompt]], token_NT=torch.tensor([tokens]), length_N=torch.tensor([len(tokens)]),
+                sampler_logprob_NT=-torch.tensor([tokens]) / 2, truncated_N=torch.tensor([prompt == 9]), text=[text])
+        for prompt, tokens, text in ((8, [1, 2], "a"), (9, [3, 4, 5], "b"))
+    )
+    merged = merge([one, other])
+    assert merged.prompt_ids == [[8], [9]] and merged.text == ["a", "b"]
+    assert merged.token_NT.tolist() == [[1, 2, 0], [3, 4, 5]]
+    assert merged.sampler_logprob_NT.tolist() == [[-0.5, -1.0, 0.0], [-1.5, -2.0, -2.5]]
+    assert merged.length_N.tolist() == [2, 3] and merged.truncated_N.tolist() == [False, True]
 
 
 def drawn_lengths(num_prompts: int, longest: int) -> Rollout:
@@ -178,3 +208,4 @@ def test_common_prefix_leaves_every_prompt_a_token() -> None:
     assert common_prefix_length([[1, 2, 3], [1, 2, 4]]) == 2
     assert common_prefix_length([[1, 2], [1, 2, 4]]) == 1
     assert common_prefix_length([[5], [6]]) == 0
+    assert common_prefix_length([[1, 2, 3], [1, 9, 3], [1, 2, 4]]) == 1

@@ -1,0 +1,39 @@
+"""grpo.schedule by hand: which prompts, which learning rate, how many steps. No time at all."""
+
+import pytest
+
+from grpo.schedule import learning_rate, prompts_of_step, total_steps
+
+
+def test_each_epoch_reads_every_prompt_once_in_an_order_of_its_own():
+    # 5 prompts, 3 a step: five steps read three epochs, and step 1 takes 2 of the first and 1 of the second.
+    read = [place for step in range(5) for place in prompts_of_step(5, step, prompts_per_step=3, seed=0)]
+    epochs = read[:5], read[5:10], read[10:]
+    assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 3
+    assert epochs[0] != epochs[1]
+
+
+def test_no_seed_begins_with_another_ones_later_epoch():
+    orders = [tuple(prompts_of_step(50, epoch, prompts_per_step=50, seed=seed)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+@pytest.mark.parametrize(("scheduler", "rates"), [
+    # 6 steps, of which ceil(0.3 * 6) = 2 warm up: 1/2 and 2/2 of the peak, then x = 0, 1/4, 1/2, 3/4.
+    ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+    ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),  # (1 + cos(pi / 4)) / 2 = 0.853553
+])
+def test_the_learning_rate_warms_up_and_decays(scheduler, rates):
+    found = [learning_rate(step, peak=2.0, scheduler=scheduler, warmup_ratio=0.3, total=6) for step in range(6)]
+    assert found == pytest.approx([2.0 * rate for rate in rates], abs=1e-5)
+
+
+def test_without_a_warm_up_the_first_step_has_the_peak():
+    assert learning_rate(0, peak=2.0, scheduler="linear", warmup_ratio=0.0, total=4) == 2.0
+
+
+def test_steps_are_those_asked_for_or_enough_for_the_epochs():
+    # 1.5 epochs of 10 prompts are 15; 4 a step make 3.75.
+    assert total_steps(10, prompts_per_step=4, num_train_epochs=1.5, max_steps=-1) == 4
+    assert total_steps(10, prompts_per_step=4, num_train_epochs=1.5, max_steps=1) == 1
