@@ -1,6 +1,6 @@
 """What makes a folder whole: every byte on the disk, and a list of checksums written last.
 
-The list is what `sha256sum` writes, so `sha256sum --check SHA256SUMS` in the folder says the same as `damage`.
+The list is what `sha256sum` writes, so `sha256sum -c SHA256SUMS` in the folder says the same as `damage`.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from grpo import checkpoint, heartbeat
+from grpo import checkpoint, heartbeat, run
 from grpo import pulse as pulses
 from grpo.engine import Engine
 from grpo.pulse import pulse
@@ -19,11 +19,11 @@ PLACES = {
     "forward": ("update", Engine, "__call__"), "backward": ("update", Engine, "backward"),
     "optimizer": ("update", Engine, "step"), "written": ("save", checkpoint, "seal"),
     "sealed": ("save", checkpoint, "_publish"), "published": ("save", checkpoint, "_superfluous"),
-    "writing": ("save", checkpoint, "save_file"),
+    "writing": ("save", checkpoint, "save_file"), "loading": ("start", run, "load_base"),
 }
 
 
-def at(where: str, rank: int, step: int, act: Callable[[], None]) -> None:
+def at(where: str, rank: int, step: int | None, act: Callable[[], None]) -> None:
     """Let `act` happen on one rank in one step: where a phase begins, or at a place inside it."""
     if int(os.environ["RANK"]) != rank:
         return
@@ -48,7 +48,7 @@ def at(where: str, rank: int, step: int, act: Callable[[], None]) -> None:
     setattr(owner, name, calling)
 
 
-def kill(where: str, *, rank: int, step: int) -> None:
+def kill(where: str, *, rank: int, step: int | None) -> None:
     """The rank's process is gone, as by the kernel's memory killer."""
     at(where, rank, step, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
@@ -106,3 +106,17 @@ def poison(*, rank: int, first: int, last: int) -> None:
         backward(engine, loss * float("nan") if bad else loss, last=last_one)
 
     Engine.backward = lambda engine, loss, *, last: poisoned(engine, loss, last_one=last)
+
+
+def spoil(*, step: int) -> None:
+    """A trained weight becomes something that is no number, on every rank."""
+    sync = Engine.sync
+
+    def spoiling(engine: Engine, decoder: object) -> None:
+        if pulse.step == step:
+            for parameter in engine.trainable.values():
+                state = engine.state(parameter)
+                engine.set_state(parameter, state | {"master": torch.full_like(state["master"], float("nan"))})
+        sync(engine, decoder)
+
+    Engine.sync = spoiling

@@ -50,6 +50,15 @@ def test_every_source_file_is_on_the_map() -> None:
     assert [path for path in sources if f"({path})" not in README] == []
 
 
+def test_every_accident_of_the_table_is_planted_by_a_test() -> None:
+    rows = [line.split(" | ") for line in (ROOT / "tests" / "faults.md").read_text().splitlines()[9:]]
+    assert len(rows) >= 25 and {len(row) for row in rows} == {5}
+    for *_, named in rows:
+        if named != "as above |":
+            file, test = re.fullmatch(r"(test_\w+): (test_\w+) \|", named).groups()
+            assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(), named
+
+
 def test_the_result_in_readme_is_the_one_on_file() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "toy.json").read_text())
     for run in result["runs"]:

@@ -53,6 +53,14 @@ def nobody_is_left_behind(warm: Warm) -> Iterator[None]:
     assert psutil.Process(warm.process.pid).children(recursive=True) == []
 
 
+def wait_for_a_step(output: Path) -> None:
+    """Until the first step of a run is in its metrics, two minutes at the most."""
+    path, give_up = output / "metrics.jsonl", time.monotonic() + 120
+    while not (path.exists() and b"\n" in path.read_bytes()):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
 def assert_goes_on(folder: Path, warm: Warm, whole: Path, output: str) -> None:
     """Resumed, the run ends with the texts and numbers of the one that nothing happened to."""
     assert warm.run(*options(folder, output), "--resume").codes == [0, 0]
@@ -135,8 +143,7 @@ def test_a_request_to_stop_finishes_the_step_saves_and_exits_with_0(
     folder: Path, warm: Warm, whole: Path, name: str, to: list[int]
 ) -> None:
     pids = warm.begin(*options(folder, name, save_strategy="no"))
-    while not (folder / name / "metrics.jsonl").exists() or not lines(folder / name / "metrics.jsonl"):
-        time.sleep(0.05)
+    wait_for_a_step(folder / name)
     for rank in to:
         os.kill(pids[rank], getattr(signal, name))
     ended = warm.end()
@@ -182,6 +189,31 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(folder: Path, warm: Warm) -
     assert "step 2" in message and "max_skipped_steps=1" in message and "learning_rate" in message
 
 
+def test_a_weight_that_is_no_number_ends_the_run_with_what_to_do(folder: Path, warm: Warm) -> None:
+    ended = warm.run(*options(folder, "spoilt"), plant=f"spoil(step={STEP})")
+    assert ended.codes == [1, 1]
+    (message,) = ended.messages()
+    assert f"step {STEP} sync] FloatingPointError: a trained weight is not finite: lower learning_rate" in message
+
+
+def test_a_rank_that_is_killed_while_it_loads_ends_both(folder: Path, warm: Warm) -> None:
+    ended = warm.run(*options(folder, "unborn"), plant="kill('loading', rank=1, step=None)")
+    assert ended.codes == [1, -signal.SIGKILL] and ended.seconds < 5
+    assert ended.messages() == ["error: [rank 1 start] is dead: its process has ended"]
+    assert not (folder / "unborn").exists()
+
+
+def test_an_interrupt_ends_both_with_one_line(folder: Path, warm: Warm) -> None:
+    pids = warm.begin(*options(folder, "interrupted", max_steps=1000))
+    wait_for_a_step(folder / "interrupted")
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    ended = warm.end()
+    (message,) = ended.messages()
+    assert ended.codes == [1, 1] and message.endswith("KeyboardInterrupt") and "Traceback" not in "".join(ended.err)
+    assert "is saved: go on with the same command and --resume" in ended.err[0]
+
+
 @pytest.mark.parametrize("how", ["truncated", "flipped", "unlisted", "emptied"])
 def test_a_damaged_checkpoint_is_named_and_passed_over(
     folder: Path, warm: Warm, whole: Path, tmp_path: Path, how: str
@@ -224,9 +256,7 @@ def launcher(folder: Path, output: str, **changed: object) -> tuple[subprocess.P
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     process = subprocess.Popen([*command, *options(folder, output, **changed)], cwd=ROOT, stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True)
-    while not (folder / output / "metrics.jsonl").exists() or not lines(folder / output / "metrics.jsonl"):
-        assert process.poll() is None
-        time.sleep(0.1)
+    wait_for_a_step(folder / output)
     ranks = [one for one in psutil.Process(process.pid).children() if "train.py" in one.cmdline()]
     assert len(ranks) == 2
     return process, ranks

@@ -1,8 +1,9 @@
 """Whole runs of train.py as a user starts them: the same run in different ways. 150 seconds, most of it imports.
 
 Compared: one rank without ZeRO, two ranks with ZeRO-3 that keeps nothing gathered, and the same as two nodes of one
-rank each; in float32 with plain LoRA on a tiny random model, and in bfloat16 on the shipped model in 4 bits. Then a run
-that is killed and resumed. The random model's reward is a program of the user's own, as it earns nothing on arithmetic.
+rank each; in float32 with plain LoRA on a tiny random model, and in bfloat16 on the shipped model in 4 bits. The random
+model's reward is a program of the user's own, as it earns nothing on arithmetic. Runs that are killed and resumed are
+in tests/test_resume.py.
 """
 
 import json
@@ -19,17 +20,6 @@ from ranks import ROOT, SHARD_EVERYTHING, launch
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
 NUM_STEPS = 5
-DEADLY = """
-import psutil
-calls = 0
-def dies(completions, **columns):
-    global calls
-    calls += 1
-    if calls == 4:
-        worker, trainer, *_ = psutil.Process().parents()
-        trainer.kill()
-    return vowels(completions)
-"""
 REWARD = """
 def vowels(completions, **columns):
     return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
@@ -160,32 +150,6 @@ def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(folder: Path)
     other_steps = {one[0] for one, other in rows if one != other}
     assert 0 not in other_steps and sum(one != other for one, other in rows) <= 3
     assert_same_metrics(alone, sharded, 1e-2, skip=other_steps)
-
-
-def test_a_killed_run_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
-    # Checkpoints after steps 2 and 4. A reward file that kills the trainer in step 3 stands for the accident.
-    options = ("--save_strategy", "steps", "--save_steps", "2", "--load_in_4bit", "true")
-    whole = train(folder, "whole", *options)
-    (tmp_path / "my_rewards.py").write_text(REWARD + DEADLY)
-    output = folder / "killed"
-    arguments = ("train.py", "--config", str(folder / "recipe.yaml"), "--output_dir", str(output), *options)
-    deadly_run = launch(*arguments, "--reward_funcs", f"{tmp_path / 'my_rewards.py'}:dies", num_ranks=1)
-    assert deadly_run.returncode != 0 and len(lines(output / "metrics.jsonl")) == 3
-    refused = launch(*arguments, num_ranks=1)
-    assert refused.returncode != 0 and "holds another run" in refused.stderr
-    train(folder, "killed", *options, "--resume")
-    # Steps 0 and 1 of the five outside are the first process's: the resumed one has looked at them again.
-    assert "\nwarning [step 4] truncated_share is " in output.with_suffix(".err").read_text()
-    timing = {"step_s", "rollout_s", "reward_s", "sync_s", "reference_s", "update_s", "tokens_per_s",
-              "rollout_tokens_per_s", "prefill_share", "peak_memory_bytes", "rewards/vowels", "rewards/dies"}
-    expected, found = (
-        [{name: value for name, value in record.items() if name not in timing} for record in lines(path)]
-        for path in (whole / "metrics.jsonl", output / "metrics.jsonl")
-    )
-    assert found == expected
-    assert completions(output) == completions(whole)
-    adapters = [(path / "adapter" / "adapter_model.safetensors").read_bytes() for path in (whole, output)]
-    assert adapters[0] == adapters[1]
 
 
 def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
