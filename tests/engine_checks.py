@@ -8,6 +8,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -217,6 +218,32 @@ def check_memory_short_on_one_rank_shortens_the_rows_on_both() -> None:
         assert_equal_gradients(found, truth(run, whole), options)
         learnt = gather_objects(limit.max_tokens)  # it stays, and is the same everywhere
         assert 10 <= learnt[0] == learnt[-1] <= 25, learnt
+
+
+def check_many_micro_batches_in_bfloat16_add_up_in_float32() -> None:
+    """The same data 32 times, over 32 times the denominator (a power of two rounds nothing): the gradient of once."""
+    norms, gradients = [], []
+    for times in (1, 32):
+        run, whole = config(torch_dtype="bfloat16", micro_batch_tokens=2000), rollout()
+        policy, _, _ = parts(run)
+        engine = Engine(policy, run, torch.bfloat16)
+        mine, rows = part_of(whole, 2 * rank(), 2 * rank() + 2), slice(6 * rank(), 6 * rank() + 6)
+        work = update.prepare(mine, advantages(whole)[rows], run, limit_of(run), CPU)
+        update.score_reference(engine, work, run)
+        work.micro_batches, work.denominator = work.micro_batches * times, work.denominator * times
+        engine.backward = partial(keep_last_gradient, engine, gradients, Engine.backward)
+        norms.append(update.apply(engine, work, run, 0.0)["grad_norm"])
+    once, often = gradients
+    assert abs(norms[1] / norms[0] - 1) < 1e-3, norms
+    assert (often - once).norm() < 1e-3 * once.norm(), (often - once).norm() / once.norm()
+
+
+def keep_last_gradient(engine: Engine, kept: list[torch.Tensor], backward: Callable, loss: torch.Tensor, *, last: bool):
+    """A backward that keeps the whole gradient behind the last one, as one float32 vector."""
+    backward(engine, loss, last=last)
+    if last:
+        found = [deepspeed.utils.safe_get_full_grad(parameter) for parameter in engine.trainable.values()]
+        kept.append(torch.cat([tensor.float().flatten() for tensor in found]))
 
 
 def alone_check_survives_the_end_of_memory() -> None:
