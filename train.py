@@ -149,7 +149,9 @@ def train(run: Run) -> int:
     if run.test_examples and not config.resume:
         heldout.evaluate(run, "before")
     log = open_log(run) if rank() == 0 else None
-    num_skipped = 0
+    if run.first_step:
+        heartbeat.advise(_go_on(run.first_step))
+    num_skipped, stopping = 0, False
     for step in range(run.first_step, run.num_steps):
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout, if any: a function of the step, as all noise is
         metrics, columns = grpo_step(run, step)
@@ -169,10 +171,12 @@ def train(run: Run) -> int:
         if stopping or should_save(run, step + 1):
             save_checkpoint(run, step + 1, must=stopping)
         if stopping:
-            return 0
+            break
     stop.close()
     if log:
         log.close()
+    if stopping:
+        return 0
     pulse.enter("export")
     exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
     if run.test_examples:
@@ -208,16 +212,20 @@ def save_checkpoint(run: Run, done: int, *, must: bool) -> None:
     problem = checkpoint.save(
         run.engine, run.output_dir, step=done, peft_config=run.peft_config,
         facts=continuation.facts(run.asked, run.train_examples, done), save_total_limit=run.config.save_total_limit)
-    where, go_on = describe(pulse.take()), f"step-{done} is saved: go on with the same command and --resume"
+    where = describe(pulse.take())
     if problem and must:
         raise SystemExit(f"error: {where} stopped as asked, but step-{done} could not be saved: {problem}")
     if problem and rank() == 0:
         print(f"\nwarning: {where} step-{done} could not be saved, those before it are as they were: {problem}",
               file=sys.stderr, flush=True)
     if not problem:
-        heartbeat.advise(go_on)
+        heartbeat.advise(_go_on(done))
     if must and rank() == 0:
-        print(f"\nstopped as asked after {done} of {run.num_steps} steps; {go_on}", flush=True)
+        print(f"\nstopped as asked after {done} of {run.num_steps} steps; {_go_on(done)}", flush=True)
+
+
+def _go_on(done: int) -> str:
+    return f"step-{done} is saved: go on with the same command and --resume"
 
 
 def first_step(run: Run) -> list[Finding]:

@@ -102,11 +102,13 @@ class Bench:
             "prompts": prompts, "prompt_index": list(range(num_prompts)), "num_generations": num_generations,
             "max_new_tokens": max_new_tokens, "stop_ids": self.stop_ids if more.pop("stop", False) else [], **more}
 
-    def measure(self, engine: str, cases: list[dict], model: str = "small") -> list[dict]:
-        """Rows of some cases, measured in turn in a fresh process."""
+    def measure(
+        self, engine: str, cases: list[dict], model: str = "small", repeats: int | None = None
+    ) -> list[dict]:
+        """Rows of some cases, measured in turn in a fresh process; `repeats` in place of the plan's."""
         job, result = self.folder / "job.json", self.folder / "result.json"
         result.unlink(missing_ok=True)
-        spent = {"repeats": self.plan.repeats, "enough_s": self.plan.enough_s, "threads": self.threads}
+        spent = {"repeats": repeats or self.plan.repeats, "enough_s": self.plan.enough_s, "threads": self.threads}
         job.write_text(json.dumps({"folder": str(self.folder / model), "engine": engine, "cases": cases, **spent}))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         environment = os.environ | threads | {"TOKENIZERS_PARALLELISM": "false"}
@@ -188,12 +190,24 @@ def growth(bench: Bench) -> dict:
     cases = [bench.case(plan.growth_prompts, count, plan.growth_tokens, shots=shots) for shots, count in sizes]
     tables = {}
     for model in ("wide", "small"):
-        rows = tables[model] = bench.measure("ours", cases, model)
+        # One run of each case after the other, and all again: a machine's slow minutes fall on all of them.
+        rounds = [bench.measure("ours", cases, model, repeats=1) for _ in range(plan.repeats)]
+        rows = tables[model] = [together(runs) for runs in zip(*rounds)]
         for (shots, count), case, row in zip(sizes, cases, rows):
             row |= {"shots": shots, "generations": count, "prompt_tokens": _prompt_tokens(case["prompts"])}
         print(*growth_table(rows), sep="\n", flush=True)
     return {"rows": tables["wide"], "small_rows": tables["small"], "prompts": plan.growth_prompts,
             "tokens": plan.growth_tokens}
+
+
+def together(runs: tuple[dict, ...]) -> dict:
+    """One row from the rows of several rounds: their seconds side by side, the fastest run's speed, the most memory."""
+    if failed := [row for row in runs if row["why"]]:
+        return failed[0]
+    fastest = min(runs, key=lambda row: min(row["seconds"]))
+    return fastest | {
+        "seconds": [second for row in runs for second in row["seconds"]],
+        "peak_bytes": max(row["peak_bytes"] for row in runs)}
 
 
 def environment(options: argparse.Namespace) -> dict:

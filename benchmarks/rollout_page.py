@@ -47,7 +47,9 @@ GROWTH = """## What more solved examples and more completions cost us
 
 {prompts} prompts, {tokens} tokens a completion, none stops: seconds of the phase, tokens/s in brackets. Prompt tokens
 are the longest prompt's, of which "shared" are the same in all. First two layers of the shape of Qwen2.5-0.5B (hidden
-size {wide_hidden_size}, {wide_parameters:,} parameters with the same small vocabulary), then the small model.
+size {wide_hidden_size}, {wide_parameters:,} parameters with the same small vocabulary), then the small model. All sizes
+are measured in turn, and that {repeats} times over, so that slow minutes of the machine fall on all of them; the
+fastest run of each counts.
 
 What grows with the shots: the shared tokens are read once a phase, and each sampled token attends to them, 4 · shared ·
 H operations a layer beside the 2 · parameters of its products. For {shared} tokens that is {wide_share:.0%} of a

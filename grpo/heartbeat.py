@@ -41,8 +41,8 @@ def start(patience_s: float) -> None:
 
     Collective: every rank, once, after the process group is joined.
     """
-    global _heart
-    _heart = Heart()
+    global _heart, _advice
+    _heart, _advice = Heart(), ""
     pulse.begin(rank(), patience_s, tell=_heart.tell)
     _heart.thread.start()
 

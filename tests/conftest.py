@@ -1,6 +1,7 @@
 """What every test runs under: no network, one thread, and on a machine without a GPU no test that is marked `gpu`."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["TRITON_INTERPRET"] = "1"  # kernels are Python then; before anything imports Triton
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """A `faults.Warm`: starts ranks of train.py in a second."""
+    from faults import Warm
+
+    process = Warm(tmp_path_factory.mktemp("warm"))
+    yield process
+    process.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ PLAN = Plan(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
     vocab_size=512, num_shots=1, num_generations=2, peers=("dynamic cache", "continuous batching"), peer_prompts=(2,),
     peer_tokens=3, refill_prompts=4, refill_batch=2, refill_tokens=12, stop_probability=1 / 6,
-    growth_shots=(0, 1), growth_generations=(1, 2), growth_prompts=2, growth_tokens=3, repeats=1,
+    growth_shots=(0, 1), growth_generations=(1, 2), growth_prompts=2, growth_tokens=3, repeats=2,
     wide_hidden_size=64, wide_intermediate_size=128, wide_num_attention_heads=2, wide_num_hidden_layers=1)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20], [5, 6, 7, 30, 31, 32, 33, 34, 35]]
 CASE = Case(PROMPTS, [0, 1, 2], num_generations=2, max_new_tokens=5, stop_ids=[], temperature=0)
@@ -38,11 +38,11 @@ def quick_garbage_collection():
     gc.unfreeze()
 
 
-def in_this_process(bench, engine, cases, model="small"):
+def in_this_process(bench, engine, cases, model="small", repeats=1):
     """What `Bench.measure` does, without the seconds that a new process needs to begin."""
     job, result = bench.folder / "job.json", bench.folder / "result.json"
     job.write_text(json.dumps({
-        "folder": str(bench.folder / model), "engine": engine, "cases": cases, "repeats": 1, "enough_s": 1,
+        "folder": str(bench.folder / model), "engine": engine, "cases": cases, "repeats": repeats, "enough_s": 1,
         "threads": 1}))
     rollout_worker.main(str(job), str(result))
     return json.loads(result.read_text())
@@ -83,6 +83,7 @@ def test_every_engine_has_its_numbers(written):
         assert math.isfinite(row["tokens_per_s"]) and row["tokens_per_s"] > 0
         assert row["occupancy"] is None or 0 < row["occupancy"] <= 1
     assert [row["why"] for row in result["parts"]["growth"]["small_rows"]] == [None] * 4
+    assert [len(row["seconds"]) for row in result["parts"]["growth"]["rows"]] == [2] * 4
     assert all(row["tokens"] == 2 * 2 * 3 for row in tables(result)[0])
 
 

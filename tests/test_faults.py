@@ -34,13 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def warm(folder: Path) -> Iterator[Warm]:
-    warm = Warm(folder)
-    yield warm
-    warm.close()
-
-
-@pytest.fixture(scope="module")
 def whole(folder: Path, warm: Warm) -> Path:
     """The run that nothing happens to."""
     assert warm.run(*options(folder, "whole")).codes == [0, 0]

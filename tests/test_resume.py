@@ -6,7 +6,6 @@ the middle of an epoch, two updates a step. 60 seconds.
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     prepare(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def warm(folder: Path) -> Iterator[Warm]:
-    warm = Warm(folder)
-    yield warm
-    warm.close()
 
 
 def hard(folder: Path, output: str, **changed: object) -> list[str]:
