@@ -46,10 +46,10 @@ def nobody_is_left_behind(warm: Warm) -> Iterator[None]:
     assert psutil.Process(warm.process.pid).children(recursive=True) == []
 
 
-def wait_for_a_step(output: Path) -> None:
-    """Until the first step of a run is in its metrics, two minutes at the most."""
+def wait_for_steps(output: Path, number: int = 1) -> None:
+    """Until so many steps of a run are in its metrics, two minutes at the most."""
     path, give_up = output / "metrics.jsonl", time.monotonic() + 120
-    while not (path.exists() and b"\n" in path.read_bytes()):
+    while not (path.exists() and path.read_bytes().count(b"\n") >= number):
         assert time.monotonic() < give_up
         time.sleep(0.05)
 
@@ -136,7 +136,7 @@ def test_a_request_to_stop_finishes_the_step_saves_and_exits_with_0(
     folder: Path, warm: Warm, whole: Path, name: str, to: list[int]
 ) -> None:
     pids = warm.begin(*options(folder, name, save_strategy="no"))
-    wait_for_a_step(folder / name)
+    wait_for_steps(folder / name)
     for rank in to:
         os.kill(pids[rank], getattr(signal, name))
     ended = warm.end()
@@ -198,7 +198,7 @@ def test_a_rank_that_is_killed_while_it_loads_ends_both(folder: Path, warm: Warm
 
 def test_an_interrupt_ends_both_with_one_line(folder: Path, warm: Warm) -> None:
     pids = warm.begin(*options(folder, "interrupted", max_steps=1000))
-    wait_for_a_step(folder / "interrupted")
+    wait_for_steps(folder / "interrupted", 2)
     for pid in pids:
         os.kill(pid, signal.SIGINT)
     ended = warm.end()
@@ -249,7 +249,7 @@ def launcher(folder: Path, output: str, **changed: object) -> tuple[subprocess.P
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     process = subprocess.Popen([*command, *options(folder, output, **changed)], cwd=ROOT, stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True)
-    wait_for_a_step(folder / output)
+    wait_for_steps(folder / output)
     ranks = [one for one in psutil.Process(process.pid).children() if "train.py" in one.cmdline()]
     assert len(ranks) == 2
     return process, ranks
