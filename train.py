@@ -148,6 +148,7 @@ def train(run: Run) -> int:
         begin_output(run)
     if run.test_examples and not config.resume:
         heldout.evaluate(run, "before")
+    pulse.enter("log")
     log = open_log(run) if rank() == 0 else None
     if run.first_step:
         heartbeat.advise(_go_on(run.first_step))
@@ -181,6 +182,7 @@ def train(run: Run) -> int:
     exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
     if run.test_examples:
         heldout.evaluate(run, "after")
+    pulse.enter("log")
     if rank() == 0:
         summary = heldout.summarize(run, time.perf_counter() - start)
         report = write_report(run.output_dir)

@@ -19,6 +19,7 @@ from grpo.doctor import shard
 from grpo.finding import Finding, judge
 from grpo.limit import TokenLimit
 from grpo.metrics import METRICS
+from grpo.pulse import pulse
 from grpo.run import Run
 from grpo.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
 from grpo.types import Rollout
@@ -173,6 +174,7 @@ def gradient(run: Run, work: Update) -> Finding:
 
 def saved(run: Run) -> Finding:
     """Is a checkpoint read back what was written? Trained tensors are overwritten in between. Collective."""
+    pulse.enter("save")
     engine = run.engine
     if engine.optimizer_steps == 0:
         engine.start_optimizer(0)  # no step, no moments

@@ -156,6 +156,11 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(folder: Path, warm: War
     assert sorted(path.name for path in (folder / "full" / "checkpoints").iterdir()) == ["step-1", "step-3", "step-4"]
 
 
+def test_only_the_newest_checkpoints_are_kept(folder: Path, warm: Warm) -> None:
+    assert warm.run(*options(folder, "few", save_total_limit=2), num_ranks=1).codes == [0]
+    assert sorted(path.name for path in (folder / "few" / "checkpoints").iterdir()) == ["step-3", "step-4"]
+
+
 def test_logs_that_do_not_fit_on_the_disk_are_written_when_there_is_room_again(
     folder: Path, warm: Warm, whole: Path
 ) -> None:
