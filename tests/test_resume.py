@@ -66,8 +66,8 @@ def test_three_steps_kill_and_three_more_are_six_steps_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("before", "after", "changed"),
-    [(2, 2, {}), (2, 1, {}), (1, 2, {}), (2, 2, {"zero_stage": 2}), (2, 2, {"micro_batch_tokens": 25})],
-    ids=["2 to 2", "2 to 1", "1 to 2", "stage 2", "shorter rows"])
+    [(2, 1, {}), (1, 2, {}), (2, 2, {"zero_stage": 2}), (2, 2, {"micro_batch_tokens": 25})],
+    ids=["2 to 1", "1 to 2", "stage 2", "shorter rows"])
 def test_at_another_number_of_ranks_stage_or_row_length_the_run_is_the_same_to_1e_6(
     folder: Path, warm: Warm, whole: dict[int, Path], before: int, after: int, changed: dict[str, object]
 ) -> None:
@@ -86,17 +86,18 @@ def test_at_another_number_of_ranks_stage_or_row_length_the_run_is_the_same_to_1
         assert counts[0] < counts[1]
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [({"learning_rate": 2e-3}, "learning_rate (0.001 then, 0.002 now)"), ({"seed": 7}, "seed (42 then, 7 now)"),
-     ({"max_steps": 8}, "max_steps (6 then, 8 now)"), ({"num_generations": 4}, "num_generations (2 then, 4 now)")])
 def test_a_recipe_that_computes_something_else_is_refused_with_its_fields(
-    folder: Path, warm: Warm, whole: dict[int, Path], changed: dict[str, object], said: str
+    folder: Path, warm: Warm, whole: dict[int, Path]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole[1].rglob("*")}
+    changed = {"learning_rate": 2e-3, "seed": 7, "max_steps": 8, "num_generations": 4, "zero_stage": 0}
     ended = warm.run(*hard(folder, "whole1", **changed), "--resume", num_ranks=1)
     (message,) = ended.messages()
-    assert ended.codes == [2] and said in message and "nearest valid value" in message and "step-6" in message
+    assert ended.codes == [2] and "step-6" in message and "nearest valid value" in message
+    for said in ("learning_rate (0.001 then, 0.002 now)", "seed (42 then, 7 now)", "max_steps (6 then, 8 now)",
+                 "num_generations (2 then, 4 now)"):
+        assert said in message
+    assert "zero_stage (" not in message, "that may change"
     assert before == {path: path.stat().st_mtime_ns for path in whole[1].rglob("*")}
 
 
