@@ -70,9 +70,9 @@ MATH = [
 ]
 
 REWARDS = [
-    ("weights ignored", "reward.weight * v)", "v)"),
+    ("weights ignored", "weight * v)", "v)"),
     ("parts weighed", "[nan if v is None else v for v in values]",
-     "[nan if v is None else reward.weight * v for v in values]"),
+     "[nan if v is None else weight * v for v in values]"),
     ("None spoils the total", "(0.0 if v is None else", "(nan if v is None else"),
     ("the last function's reward alone", "[t + (0.0", "[(0.0"),
 ]
@@ -182,7 +182,7 @@ LOSS = [
 
 _GROUPS = [
     ("rewards/math.py", ("test_rewards.py",), MATH),
-    ("rewards/__init__.py", ("test_rewards.py",), REWARDS),
+    ("rewards/pool.py", ("test_reward_pool.py",), REWARDS),
     ("grpo/advantage.py", ("test_advantage.py",), ADVANTAGE),
     ("grpo/loss.py", ("test_loss.py",), LOSS),
     ("kernels/reference.py", ("test_kernels.py", "test_kernel_edges.py"), REFERENCE),
