@@ -1,6 +1,6 @@
 """Does a long run leak? `python -m benchmarks.soak`: 500 steps of the default run with small groups, on two ranks.
 
-Every second the memory (proportional set size), open files and descendants of each rank are read from outside. Writes
+Every second the memory of its own (unique set size), open files and descendants of each rank are read from outside. Writes
 benchmarks/results/soak.json and soak.md. What is asked: after a warm-up memory grows by at most 1 % over the rest, and
 the numbers of files and processes stay what they were.
 """
@@ -39,11 +39,11 @@ def watch(folder: Path, num_steps: int) -> dict[int, list[dict[str, float]]]:
     while run.poll() is None:
         time.sleep(1)
         step = _steps_done(output / "metrics.jsonl")
-        ranks = [one for one in psutil.Process(run.pid).children() if "train.py" in one.cmdline()] if step else []
-        for one in ranks:
+        ranks = [one for one in psutil.Process(run.pid).children() if "train.py" in one.cmdline()]
+        for one in ranks if 0 < step < num_steps else []:
             try:
                 number = int(one.environ()["RANK"])
-                row = {"step": step, "bytes": one.memory_full_info().pss, "files": one.num_fds(),
+                row = {"step": step, "bytes": one.memory_full_info().uss, "files": one.num_fds(),
                        "descendants": len(one.children(recursive=True))}
             except psutil.Error:
                 continue  # it has just ended
@@ -80,9 +80,9 @@ def markdown(result: dict) -> str:
         "# A long run\n",
         f"`{COMMAND} --max_steps {result['num_steps']}` (`python -m benchmarks.soak`), commit {result['commit']}.",
         f"{result['machine']}; Python {result['python']}, {versions}.\n",
-        f"Read from outside once a second after the first {100 * WARM_UP:.0f} % of the steps. MiB: the process's",
-        "proportional share of memory, at both ends of a straight line through all samples. The descendants are the",
-        "processes that run the reward functions.\n",
+        f"Read from outside once a second after the first {100 * WARM_UP:.0f} % of the steps. MiB: memory that",
+        "is the process's alone, at both ends of a straight line through all samples. The descendants are the processes",
+        "that run the reward functions.\n",
         "| rank | samples | MiB first | MiB last | growth in % | open files | descendants |",
         "|---|---|---|---|---|---|---|", *rows, ""])
 
