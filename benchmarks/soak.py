@@ -1,8 +1,8 @@
 """Does a long run leak? `python -m benchmarks.soak`: 500 steps of the default run with small groups, on two ranks.
 
-Every second the memory of its own (unique set size), open files and descendants of each rank are read from outside. Writes
-benchmarks/results/soak.json and soak.md. What is asked: after a warm-up memory grows by at most 1 % over the rest, and
-the numbers of files and processes stay what they were.
+Every second the memory of its own (unique set size), open files and descendants of each rank are read from outside.
+Writes benchmarks/results/soak.json and soak.md. What is asked: after a warm-up memory grows by at most 1 % over the
+rest, and the numbers of files and processes stay what they were.
 """
 
 import importlib.metadata
@@ -81,8 +81,8 @@ def markdown(result: dict) -> str:
         f"`{COMMAND} --max_steps {result['num_steps']}` (`python -m benchmarks.soak`), commit {result['commit']}.",
         f"{result['machine']}; Python {result['python']}, {versions}.\n",
         f"Read from outside once a second after the first {100 * WARM_UP:.0f} % of the steps. MiB: memory that",
-        "is the process's alone, at both ends of a straight line through all samples. The descendants are the processes",
-        "that run the reward functions.\n",
+        "is the process's alone, at both ends of a straight line through all samples. The descendants are the",
+        "processes that run the reward functions.\n",
         "| rank | samples | MiB first | MiB last | growth in % | open files | descendants |",
         "|---|---|---|---|---|---|---|", *rows, ""])
 
