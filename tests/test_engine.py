@@ -16,7 +16,7 @@ def run_checks(folder: Path, num_ranks: int, *names: str) -> dict[str, str]:
     for name, tied in (("tied", True), ("untied", False)):
         tiny_qwen2(tied=tied).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
-    run = launch(str(ROOT / "tests" / "engine_checks.py"), str(folder), *names, num_ranks=num_ranks, timeout_s=500)
+    run = launch(str(ROOT / "tests" / "engine_checks.py"), str(folder), *names, num_ranks=num_ranks, timeout_s=1000)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
 
