@@ -158,7 +158,7 @@ class Config:
 
     # Output
     output_dir: str = option("outputs/toy", "Folder of everything the run writes; never one that holds another run.")
-    resume: bool = option(False, "Continue the run in output_dir from its last checkpoint.")
+    resume: bool = option(False, "Continue the run in output_dir from its newest whole checkpoint.")
     seed: int = option(42, "Key of every random draw: data order, LoRA start, sampling.", within="[0, 4294967295]")
     save_strategy: str = option(
         "steps", "When checkpoints are written: every save_steps, after each epoch, or never.",

@@ -109,7 +109,7 @@ METRICS: dict[str, Metric] = {
                                       "raise rollout_correction_cap, or close the gap: sampler_gap_mean",
                                       (Range(high=0.01),)),
     "skipped_steps": Metric("updates of this run skipped because the gradient was not finite", "steps", "stays 0",
-                            "look at the step in completions.jsonl; lower learning_rate, or torch_dtype=float32",
+                            "look at its batch in the folder skipped; lower learning_rate, or torch_dtype=float32",
                             (Range(high=1, of="the step before", patience=1),)),
     "step_s": Metric("wall time of the step", "s", "steady", "grows: completion_length"),
     "rollout_s": Metric("wall time of sampling, slowest rank", "s", "the largest part", ""),

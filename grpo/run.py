@@ -182,7 +182,7 @@ def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
 
 
 def _find_checkpoint(config: Config, train_examples: list[Example]) -> tuple[Path | None, list[str]]:
-    """Where a resumed run goes on from, and one line for each checkpoint that is damaged, or for that.
+    """Where a resumed run goes on from, and one line for each damaged one passed over and for that one.
 
     Raises:
         ValueError: no checkpoint is whole, or the newest whole one is of a run that computes something else.
