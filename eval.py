@@ -173,10 +173,10 @@ def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], reco
     folder.mkdir(parents=True, exist_ok=True)
     for (label, num_shots), group in answers.items():
         evaluation.save(group, folder / f"answers_{label}_{num_shots}_shots.jsonl")
-    figure = chart(records)
-    figure.savefig(folder / "accuracy.png", dpi=110)
+    picture = folder / "accuracy.png"
+    chart(records).savefig(picture, dpi=110)
     settings_table = table(("option", "value"), list(asdict(settings).items()))
-    body = [table(HEADER, table_rows(records)), f"<p>{NOTE}</p>", image(figure), "<h2>Settings</h2>", settings_table]
+    body = [table(HEADER, table_rows(records)), f"<p>{NOTE}</p>", image(picture), "<h2>Settings</h2>", settings_table]
     (folder / "eval.html").write_text(page(f"Accuracy of {settings.model}", body), encoding="utf-8")
     content = json.dumps({"settings": asdict(settings), "results": records}, indent=1)
     (folder / "eval.json").write_text(content + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ So the page of a resumed run covers all of it, and `python -m grpo.report OUTPUT
 
 import base64
 import html
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,8 +59,7 @@ def write_report(output_dir: str | Path) -> Path:
     config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
     records = read(output_dir / "metrics.jsonl")
     evaluations = _read_evaluations(output_dir)
-    figure = curves(records, evaluations)
-    figure.savefig(output_dir / "curves.png", dpi=DPI)
+    curves(records, evaluations).savefig(output_dir / "curves.png", dpi=DPI)
 
     model, data = config["model_name_or_path"], config["train_dataset_id_or_path"]
     body = [f"<p>{len(records)} steps of GRPO: {html.escape(str(model))} on {html.escape(str(data))}.</p>"]
@@ -69,7 +67,7 @@ def write_report(output_dir: str | Path) -> Path:
         body += ["<h2>Held-out accuracy</h2>", comparison_table(evaluations)]
     if lines := warnings(config, records):
         body += ["<h2>Warnings</h2>", "<pre>" + "\n".join(map(html.escape, lines)) + "</pre>"]
-    body += ["<h2>Curves</h2>", image(figure)]
+    body += ["<h2>Curves</h2>", image(output_dir / "curves.png")]
     if evaluations:
         body += ["<h2>Completions before and after</h2>", _completions_table(evaluations)]
     body += ["<h2>Settings</h2>", table(("option", "value"), list(config.items()))]
@@ -143,11 +141,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>\n" for row in cells) + "</table>"
 
 
-def image(figure: Figure) -> str:
-    """A figure as an image inside the page."""
-    png = io.BytesIO()
-    figure.savefig(png, dpi=DPI)
-    return f'<img alt="chart" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+def image(path: Path) -> str:
+    """A PNG file as an image inside the page."""
+    return f'<img alt="chart" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
 def page(title: str, body: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """What every test runs under: no network, one thread, and on a machine without a GPU no test that is marked `gpu`."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,6 +25,25 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     process = Warm(tmp_path_factory.mktemp("warm"))
     yield process
     process.close()
+
+
+@pytest.fixture(scope="module")
+def begin() -> Iterator[Callable]:
+    """Builds runs of train.py in this process, from its options; what runs their rewards ends with the file's tests."""
+    from grpo.config import load
+    from grpo.pulse import pulse
+    from grpo.run import build
+
+    runs = []
+
+    def begin(*argv: str):
+        runs.append(build(load(list(argv))))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.rewards.close()
+    pulse.begin(0, math.inf, tell=lambda: None)  # no step is under way any more
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

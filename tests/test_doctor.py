@@ -1,7 +1,7 @@
 """Mistakes planted in a run, each named by the right line of the doctor. 15 seconds on a CPU."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from grpo import checkpoint, doctor, problems, trial, update
 from grpo.advantage import group_advantages
 from grpo.config import load
 from grpo.finding import Finding
-from grpo.run import Run, build
+from grpo.run import Run
 from rewards.pool import RewardPool
 
 SMALL = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--max_steps", "3",
@@ -28,9 +28,9 @@ SHARDED = ["--deepspeed", json.dumps(SHARD_EVERYTHING)]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(begin: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small run of the shipped model, sharded; every test leaves it as it was."""
-    return build(load([*SMALL, *SHARDED, "--output_dir", str(tmp_path_factory.mktemp("run") / "out")]))
+    return begin(*SMALL, *SHARDED, "--output_dir", str(tmp_path_factory.mktemp("run") / "out"))
 
 
 @contextmanager
@@ -252,12 +252,12 @@ def test_a_stale_rollout_copy_and_a_reference_that_is_not_the_start_are_named(ru
     assert named(found, "repeatable").level == named(found, "ratio noise").level == "ok"
 
 
-def test_the_reference_of_a_start_adapter_is_that_adapter(run: Run, tmp_path: Path) -> None:
+def test_the_reference_of_a_start_adapter_is_that_adapter(begin: Callable[..., Run], run: Run, tmp_path: Path) -> None:
     file = checkpoint.export(run.engine, tmp_path, run.peft_config) / "adapter_model.safetensors"
     generator = torch.Generator().manual_seed(0)
     save_file({name: 0.1 * torch.randn(one.shape, generator=generator) for name, one in load_file(file).items()}, file)
     options = [*SMALL, "--zero_stage", "0", "--adapter_name_or_path", str(tmp_path / "adapter")]
-    started = build(load([*options, "--output_dir", str(tmp_path / "out")]))
+    started = begin(*options, "--output_dir", str(tmp_path / "out"))
     assert all(one.level == "ok" for one in doctor.weights(started))
     found = train.first_step(started)
     assert named(found, "kl at step 0").level == named(found, "sampler gap").level == "ok"

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import ROOT, launch
+from faults import Warm
+from ranks import ROOT
 
 import train
 from grpo import trial
-from grpo.config import load
-from grpo.run import build
 
 HOME = ["--model_name_or_path", "data/tiny_qwen2", "--num_shots", "0", "--report_to", "none"]
 
@@ -25,8 +24,8 @@ def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_the_toy_recipe_is_green_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    toy = build(load(["--output_dir", str(tmp_path / "new" / "out")]))
+def test_the_toy_recipe_is_green_and_nothing_is_left(begin, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    toy = begin("--output_dir", str(tmp_path / "new" / "out"))
     before = trial.checksum(toy)
     assert train.examine(toy) == 0
     *lines, last = capsys.readouterr().out.splitlines()
@@ -35,18 +34,18 @@ def test_the_toy_recipe_is_green_and_nothing_is_left(tmp_path: Path, capsys: pyt
     assert list(tmp_path.iterdir()) == [] and trial.checksum(toy) == before
 
 
-def test_the_recipe_of_the_7b_is_green_with_a_local_model(gsm8k: str, tmp_path: Path) -> None:
+def test_the_recipe_of_the_7b_is_green_with_a_local_model(begin, gsm8k: str, tmp_path: Path) -> None:
     smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "64"]
     recipe = ["--config", str(ROOT / "recipes" / "qwen2.5-7b-gsm8k.yaml"), "--train_dataset_id_or_path", gsm8k]
-    assert train.examine(build(load([*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out")]))) == 0
+    assert train.examine(begin(*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"))) == 0
 
 
-def test_two_ranks_agree_that_the_recipe_of_the_0_5b_is_green(gsm8k: str, tmp_path: Path) -> None:
+def test_two_ranks_agree_that_the_recipe_of_the_0_5b_is_green(warm: Warm, gsm8k: str, tmp_path: Path) -> None:
     smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "64"]
     recipe = ["--config", "recipes/qwen2.5-0.5b-gsm8k.yaml", "--train_dataset_id_or_path", gsm8k]
-    both = launch("train.py", *recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"), "--doctor", num_ranks=2)
-    assert both.returncode == 0, both.stdout + both.stderr[-2000:]
-    lines = [line for line in both.stdout.splitlines() if line.startswith(("ok  ", "warn  ", "fail  "))]
+    both = warm.run(*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"), "--doctor")
+    assert both.codes == [0, 0], both.out[0] + both.err[0][-2000:]
+    lines = [line for line in "".join(both.out).splitlines() if line.startswith(("ok  ", "warn  ", "fail  "))]
     assert len(lines) == 30 and not any(line.startswith("fail") for line in lines)
     assert any("same data" in line and "on 2 of 2 ranks" in line for line in lines)
     assert any("reference: the base" in line for line in lines)  # with a head trained whole beside LoRA, tied

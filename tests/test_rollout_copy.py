@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import launch
+from faults import Warm
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
 from grpo import model
@@ -18,7 +18,7 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict], str]]:
+def runs(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict], str]]:
     """By name of the options: the metrics of two steps on one rank, and what the run printed."""
     folder = tmp_path_factory.mktemp("copy")
     tiny_qwen2().save_pretrained(folder / "model")
@@ -30,10 +30,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict]
     found = {}
     for name, options in OPTIONS.items():
         output = folder / name.replace(" ", "_")
-        run = launch("train.py", *words, "--output_dir", str(output), *options, num_ranks=1)
-        assert run.returncode == 0, run.stderr[-3000:]
+        ended = warm.run(*words, "--output_dir", str(output), *options, num_ranks=1)
+        assert ended.codes == [0], ended.err[0][-3000:]
         lines = Path(output / "metrics.jsonl").read_text().splitlines()
-        found[name] = [json.loads(line) for line in lines], run.stdout
+        found[name] = [json.loads(line) for line in lines], ended.out[0]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of train.py as a user starts them: the same run in different ways. 150 seconds, most of it imports.
+"""Whole runs of train.py: the same run in different ways, by torchrun and without. 90 seconds.
 
 Compared: one rank without ZeRO, two ranks with ZeRO-3 that keeps nothing gathered, and the same as two nodes of one
 rank each; in float32 with plain LoRA on a tiny random model, and in bfloat16 on the shipped model in 4 bits. The random
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from faults import Warm
 from ranks import ROOT, SHARD_EVERYTHING, launch
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
@@ -46,12 +47,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, name: str, *options: str, num_ranks: int = 1, **kwargs) -> Path:
-    """Run it to the end; its output folder, with what it wrote to stderr beside it."""
-    arguments = ("train.py", "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / name), *options)
-    run = launch(*arguments, num_ranks=num_ranks, **kwargs)
+def arguments(folder: Path, name: str, *options: str) -> tuple[str, ...]:
+    return "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / name), *options
+
+
+def train(warm: Warm, folder: Path, name: str, *options: str, num_ranks: int = 1) -> Path:
+    """Run it to the end without a launcher; its output folder, with what rank 0 wrote to stderr beside it."""
+    ended = warm.run(*arguments(folder, name, *options), num_ranks=num_ranks)
+    assert ended.codes == [0] * num_ranks, ended.err[0][-3000:]
+    (folder / f"{name}.err").write_text(ended.err[0])
+    return folder / name
+
+
+def torchrun(folder: Path, name: str, *options: str, **kwargs) -> Path:
+    """Run it to the end on two ranks, as a user does; its output folder."""
+    run = launch("train.py", *arguments(folder, name, *options), num_ranks=2, **kwargs)
     assert run.returncode == 0, run.stderr[-3000:]
-    (folder / f"{name}.err").write_text(run.stderr)
     return folder / name
 
 
@@ -71,15 +82,15 @@ def assert_same_metrics(one: Path, other: Path, tolerance: float, skip: set[int]
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path) -> Path:
+def alone(warm: Warm, folder: Path) -> Path:
     """Float32 LoRA on one rank without ZeRO."""
-    return train(folder, "alone", "--zero_stage", "0")
+    return train(warm, folder, "alone", "--zero_stage", "0")
 
 
 @pytest.fixture(scope="module")
 def sharded(folder: Path) -> Path:
     """The same on two ranks, ZeRO-3, nothing kept gathered."""
-    return train(folder, "sharded", num_ranks=2)
+    return torchrun(folder, "sharded")
 
 
 def test_two_sharded_ranks_repeat_the_run_of_one(alone: Path, sharded: Path) -> None:
@@ -104,8 +115,8 @@ def test_five_steps_outside_a_healthy_range_are_a_warning_beside_the_bar(alone: 
     assert "\nwarning [step 4] truncated_share is " in alone.with_suffix(".err").read_text()
 
 
-def test_correcting_for_a_sampler_that_agrees_changes_nothing(folder: Path, sharded: Path) -> None:
-    corrected = train(folder, "corrected", "--rollout_correction", "truncated", num_ranks=2)
+def test_correcting_for_a_sampler_that_agrees_changes_nothing(warm: Warm, folder: Path, sharded: Path) -> None:
+    corrected = train(warm, folder, "corrected", "--rollout_correction", "truncated", num_ranks=2)
     assert completions(corrected) == completions(sharded)
     assert_same_metrics(sharded, corrected, 1e-4)
     for record, plain in zip(lines(corrected / "metrics.jsonl"), lines(sharded / "metrics.jsonl"), strict=True):
@@ -126,24 +137,24 @@ def test_two_nodes_of_one_rank_repeat_the_run_of_two_ranks(folder: Path, sharded
         port = probe.getsockname()[1]
     node = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test")
     second: list[subprocess.CompletedProcess] = []
-    arguments = ("train.py", "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / "nodes"))
-    thread = threading.Thread(target=lambda: second.append(launch(*arguments, num_ranks=1, extra=node)))
+    command = ("train.py", *arguments(folder, "nodes"))
+    thread = threading.Thread(target=lambda: second.append(launch(*command, num_ranks=1, extra=node)))
     thread.start()
-    first = launch(*arguments, num_ranks=1, extra=node)
+    first = launch(*command, num_ranks=1, extra=node)
     thread.join()
     assert first.returncode == 0 and second[0].returncode == 0, first.stderr[-2000:] + second[0].stderr[-2000:]
     assert completions(folder / "nodes") == completions(sharded)
     assert_same_metrics(sharded, folder / "nodes", 1e-6)
 
 
-def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(folder: Path) -> None:
+def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(warm: Warm, folder: Path) -> None:
     # The shipped model, because the text of a random one, 4.5 nats a token, changes with the last bit of a bfloat16.
     options = ("--load_in_4bit", "true", "--torch_dtype", "bfloat16", "--model_name_or_path", "data/tiny_qwen2",
                "--train_dataset_id_or_path", "wordproblems", "--reward_funcs", "format", "correctness",
                "--max_completion_length", "48", "--micro_batch_tokens", "256", "--learning_rate", "1e-4",
                "--seed", "1")
-    alone = train(folder, "alone4", "--zero_stage", "0", *options)
-    sharded = train(folder, "sharded4", *options, num_ranks=2)
+    alone = train(warm, folder, "alone4", "--zero_stage", "0", *options)
+    sharded = train(warm, folder, "sharded4", *options, num_ranks=2)
     rows = list(zip(completions(alone), completions(sharded), strict=True))
     # In bfloat16 a token on the border of two can fall either way: a step with other text is not compared. On the
     # machine this was written on every text is the same, and the metrics agree to 2e-4.
@@ -154,7 +165,7 @@ def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(folder: Path)
 
 def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "train.py",
-               "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / "orphan"), "--max_steps", "5000"]
+               *arguments(folder, "orphan", "--max_steps", "5000")]
     launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not (folder / "orphan" / "metrics.jsonl").exists():
         assert launcher.poll() is None
@@ -179,8 +190,8 @@ def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
 def bare(folder: Path) -> Path:
     """One step without any program at hand. All rewards are negative, so no row is right, and the gate is on."""
     nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    return train(folder, "bare", "--max_steps", "1", "--reward_weights", "-1", "--advantage_gate", "outcome",
-                 num_ranks=2, env=nothing)
+    return torchrun(folder, "bare", "--max_steps", "1", "--reward_weights", "-1", "--advantage_gate", "outcome",
+                    env=nothing)
 
 
 def test_a_run_starts_without_a_compiler_and_with_no_extension_built(bare: Path) -> None:

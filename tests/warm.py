@@ -8,6 +8,7 @@ answers with the process ids, and when all have ended with the exit codes (minus
 the seconds between the first end and the last. A plant is a call of a function of tests/plants.py, made in each rank.
 """
 
+import gc
 import json
 import os
 import socket
@@ -55,6 +56,7 @@ def run_rank(job: dict, rank: int, port: int) -> None:
 
 
 def main() -> None:
+    gc.freeze()  # what was imported: no rank looks through it again
     for line in sys.stdin:
         job, port = json.loads(line), free_port()
         pids = []
