@@ -27,6 +27,7 @@ BEAT_S = 1.0
 HELLO_S = 30.0
 SILENCE_S = 15.0  # of a rank whose connection stands
 GRACE_S = 1.5  # a death explains the errors that it causes elsewhere; so long it may come after them
+ALIKE_S = 5.0  # before the beat rank 0 speaks for all that come to the same refusal; the launcher then ends them
 LAST_WORDS_S = 10.0  # for the verdict to arrive; then a failing rank ends without
 
 _heart: "Heart | None" = None
@@ -67,8 +68,10 @@ def fail(text: str, code: int) -> int:
     """
     if _heart is None or world_size() == 1:
         stop()
-        if os.environ.get("RANK", "0") == "0":  # before the beat every rank comes to the same refusal
-            _say(text)
+        if (number := os.environ.get("RANK", "0")) != "0":
+            time.sleep(ALIKE_S)
+            text = text if "[rank " in text else text.replace("error: ", f"error: [rank {number}] ", 1)
+        _say(text)
         return code
     _heart.failure = {"rank": rank(), "text": text, "code": code}
     time.sleep(LAST_WORDS_S)

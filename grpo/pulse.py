@@ -4,6 +4,7 @@ Three cases look alike from outside. A rank that computes uses its processor. On
 torch.distributed or DeepSpeed. One that does neither stands still; only that one is to blame.
 """
 
+import os
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ class Pulse:
     def __init__(self) -> None:
         self.step: int | None = None
         self.phase = "start"
-        self.rank, self.patience_s = 0, float("inf")
+        self.rank, self.patience_s = int(os.environ.get("RANK", 0)), float("inf")
         self.count = self.counted = 0  # signs of progress, and how many of them have been seen
         self.progressed = self.moved = self.taken = time.monotonic()
         self.used_s = time.process_time()

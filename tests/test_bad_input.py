@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
-from peft import LoraConfig, get_peft_model
 from faults import Warm
+from peft import LoraConfig, get_peft_model
+from ranks import launch
 from tiny_models import tiny_llama, tiny_qwen2, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import train
+from grpo import heartbeat
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,19 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     for part in expected:
         assert part in line, line
     assert not (folder / "out").exists()
+
+
+def test_a_refusal_that_all_ranks_come_to_is_said_once() -> None:
+    run = launch("train.py", "--beta", "-1", num_ranks=2)
+    assert run.returncode != 0 and run.stderr.count("error: beta=-1") == run.stderr.count("error: ") == 1
+
+
+def test_a_refusal_of_another_rank_alone_is_said_by_it(monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(heartbeat, "ALIKE_S", 0.0)
+    assert train.main(["--config", "not/on/this/node.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: [rank 3] config='not/on/this/node.yaml'")
 
 
 def test_a_reward_of_the_wrong_length_ends_both_ranks_with_one_line(warm: Warm, folder: Path) -> None:
