@@ -21,7 +21,7 @@ from data.prompts import STOP_STRINGS
 from grpo import checkpoint, continuation, distributed, doctor, heartbeat, heldout, plan, skipped, trial, update
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import load
-from grpo.distributed import gather_objects, rank, world_size
+from grpo.distributed import gather_objects, rank, trim_heap, world_size
 from grpo.finding import Finding, agree, count, failures
 from grpo.log import Log
 from grpo.options import spelled_out
@@ -168,6 +168,7 @@ def train(run: Run) -> int:
                 f"error: {describe(pulse.take())} max_skipped_steps={config.max_skipped_steps}: now {num_skipped} in a "
                 f"row had a gradient that is not finite; what they were computed from is in "
                 f"{run.output_dir / 'skipped'}; nearest valid: a lower learning_rate, from the last checkpoint")
+        trim_heap()
         stopping = stop.agreed()
         if stopping or should_save(run, step + 1):
             save_checkpoint(run, step + 1, must=stopping)
