@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # oneDNN keeps compiled products by shape, and every row length is a new shape: by default the last 1,024, which a
-    # run of the toy fills for 400 steps with 25 MiB. The last 256 are there after 40 steps, and no step is slower.
+    # oneDNN keeps compiled products by shape, and every row length is a new shape: by default the last 1,024, for which
+    # memory grows over hundreds of steps. The last 256 of the toy are there after 40 steps, and no step is slower.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when imported)
@@ -58,8 +58,8 @@ def start(timeout_s: float) -> torch.device:
 
 
 def trim_heap() -> None:
-    """Give what is free on a CPU's heap back to the system: MKL's buffers, one for each size of product, and the gaps
-    between small tensors. Else 400 steps of the toy add 3 %.
+    """Give what is free on the heap back to the system: buffers that MKL keeps by the size of a product, and the gaps
+    between small tensors. Both would add up over hundreds of steps.
     """
     mkl = ctypes.CDLL(torch._C.__file__)
     if hasattr(mkl, "mkl_serv_free_buffers"):  # not where torch has another BLAS
