@@ -27,7 +27,7 @@ BEAT_S = 1.0
 HELLO_S = 30.0
 SILENCE_S = 15.0  # of a rank whose connection stands
 GRACE_S = 1.5  # a death explains the errors that it causes elsewhere; so long it may come after them
-ALIKE_S = 5.0  # before the beat rank 0 speaks for all that come to the same refusal; the launcher then ends them
+ALIKE_S = 5.0  # before the beat: for the launcher to end a rank whose refusal rank 0 has come to as well
 LAST_WORDS_S = 10.0  # for the verdict to arrive; then a failing rank ends without
 
 _heart: "Heart | None" = None
@@ -60,7 +60,8 @@ def fail(text: str, code: int) -> int:
     """Say why this rank cannot go on, and end all ranks.
 
     Args:
-        text: what a user is to read; printed once, whoever else fails for the same reason.
+        text: what a user is to read; printed once, whoever else fails for the same reason. Before the beat nobody knows
+            of the others: rank 0 prints it at once, another rank if the launcher has not ended it by then.
         code: exit code of every rank.
 
     Returns:
