@@ -9,6 +9,7 @@ step is. Beside it transformers' `generate` on the same prompts, and a profile o
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.toy import RESULTS, commit
 from data import load_examples
 from grpo.decoder import Decoder
+from grpo.linear import Branch
 from grpo.rollout import generate
 from grpo.types import Rollout
 
@@ -45,11 +47,24 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / min(seconds(lambda: target.copy_(source), device) for _ in range(10))
 
 
+def branches(model: PreTrainedModel, rank: int) -> dict[str, Branch]:
+    """Random LoRA branches beside every projection of the model."""
+    found = {}
+    for name, weight_OI in model.named_parameters():
+        if name.endswith("_proj.weight"):
+            num_outputs, num_inputs = weight_OI.shape
+            A_RI = weight_OI.new_empty(rank, num_inputs).normal_(std=num_inputs ** -0.5)
+            found[name.removesuffix(".weight")] = (A_RI, weight_OI.new_empty(num_outputs, rank).normal_(std=0.01), 1.0)
+    return found
+
+
 def bytes_per_step(decoder: Decoder, rollout: Rollout, num_slots: int) -> float:
     """What a step must read: weights (embeddings only as a head), own keys and values at half their final length."""
     embeddings = decoder.plain["model.embed_tokens.weight"]
     also_head = decoder.head is None and decoder.head_name == "model.embed_tokens.weight"
-    weights = decoder.nbytes() - (0 if also_head else embeddings.nbytes)
+    linears = (linear for layer in decoder.layers for linear in layer.linears())
+    unread = sum(linear.weight_IO.nbytes for linear in linears if linear.merged_IO is not None)
+    weights = decoder.nbytes() - unread - (0 if also_head else embeddings.nbytes)
     return weights + num_slots * float(rollout.length_N.double().mean()) / 2 * decoder.token_bytes()
 
 
@@ -71,15 +86,16 @@ def theirs(model, prompts: list[list[int]], num_tokens: int) -> None:
 
 
 def measure(options: argparse.Namespace) -> dict:
-    """All rows of the table, and the profile of the largest number of slots."""
+    """All rows of the table, and profiles of the fewest and the most slots."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).to(device).eval()
-    decoder = Decoder(model.config, dict(model.named_parameters()), {})
+    weight, lora = dict(model.named_parameters()), branches(model, options.lora_r)
+    decoders = {form: Decoder(model.config, weight, lora, form=form) for form in options.forms}
     examples = load_examples(options.data, "train", num_shots=8, seed=0)
     bandwidth = copy_bandwidth(device)
     rows = []
-    for num_slots in options.slots:
+    for num_slots, (form, decoder) in itertools.product(options.slots, decoders.items()):
         prompts = [tokenizer.encode(example.prompt) for example in examples[: num_slots // NUM_GENERATIONS]]
         ours(decoder, prompts, tokenizer, num_tokens=8)  # compiles
         taken: list[Rollout] = []
@@ -88,25 +104,30 @@ def measure(options: argparse.Namespace) -> dict:
         step = (cost.seconds - cost.prefill_s - cost.warmup_s) / cost.num_steps
         floor = bytes_per_step(decoder, taken[0], num_slots) / bandwidth
         peer = None
-        if num_slots <= options.peer_slots:
+        if form == options.forms[0] and num_slots in options.peer_slots:
             peer = seconds(lambda: theirs(model, prompts, options.num_tokens), device)
         rows.append({
-            "slots": num_slots, "seconds": whole, "tokens_per_s": tokens / whole, "prefill_s": cost.prefill_s,
-            "warmup_s": cost.warmup_s, "step_ms": 1e3 * step, "floor_ms": 1e3 * floor, "share_of_floor": floor / step,
+            "slots": num_slots, "form": form, "seconds": whole, "tokens_per_s": tokens / whole,
+            "prefill_s": cost.prefill_s, "warmup_s": cost.warmup_s, "step_ms": 1e3 * step, "floor_ms": 1e3 * floor,
+            "share_of_floor": floor / step,
             "generate_tokens_per_s": None if peer is None else tokens / peer})
         print(json.dumps(rows[-1]), flush=True)
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]) as log:
-        ours(decoder, prompts, tokenizer, num_tokens=32)
-    table = log.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=25, max_name_column_width=80)
+    tables = {}
+    for num_slots in sorted({min(options.slots), max(options.slots)}):
+        prompts = [tokenizer.encode(example.prompt) for example in examples[: num_slots // NUM_GENERATIONS]]
+        with profile(activities=[getattr(ProfilerActivity, device.type.upper())]) as log:
+            ours(decoders[options.forms[0]], prompts, tokenizer, num_tokens=32)
+        tables[num_slots] = log.key_averages().table(
+            sort_by=f"self_{device.type}_time_total", row_limit=25, max_name_column_width=80)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     return {"model": Path(options.model).name, "device": where, "commit": commit(), "torch": torch.__version__,
-            "copy_bandwidth": bandwidth, "num_tokens": options.num_tokens, "rows": rows, "profile": table}
+            "copy_bandwidth": bandwidth, "num_tokens": options.num_tokens, "rows": rows, "profiles": tables}
 
 
 def markdown(result: dict) -> str:
     """The result as a page."""
     names = list(result["rows"][0])
-    cells = [["" if row[name] is None else f"{row[name]:,.4g}" for name in names] for row in result["rows"]]
+    cells = [[_cell(row[name]) for name in names] for row in result["rows"]]
     return "\n".join([
         f"# Rollout and memory bandwidth: {result['model']} on {result['device']}\n",
         f"Commit {result['commit']}, torch {result['torch']}. Random weights in bfloat16, 8-shot prompts,",
@@ -114,7 +135,14 @@ def markdown(result: dict) -> str:
         f"{result['copy_bandwidth'] / 1e9:,.0f} GB/s; the floor is what a step must read, at that speed.\n",
         "| " + " | ".join(names) + " |", "|" + "---|" * len(names),
         *("| " + " | ".join(row) + " |" for row in cells),
-        "\nWhere the time goes:\n", "```", result["profile"], "```", ""])
+        *(f"\nWhere the time of 32 tokens goes, with {slots} slots:\n\n```\n{table}\n```"
+          for slots, table in result["profiles"].items()), ""])
+
+
+def _cell(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else f"{value:,.4g}"
 
 
 def main() -> None:
@@ -123,7 +151,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder from benchmarks.random_model")
     parser.add_argument("--data", default="openai/gsm8k", help="dataset of the prompts")
     parser.add_argument("--slots", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
-    parser.add_argument("--peer_slots", type=int, default=256, help="generate runs for no more rows: its cache grows")
+    parser.add_argument("--forms", nargs="+", choices=("lora", "merged"), default=["lora", "merged"], help="of LoRA")
+    parser.add_argument("--lora_r", type=int, default=16, help="rank of the branches beside all seven projections")
+    parser.add_argument("--peer_slots", type=int, nargs="+", default=[64, 256], help="generate runs for these")
     parser.add_argument("--num_tokens", type=int, default=256)
     parser.add_argument("--output_dir", type=Path, default=RESULTS)
     options = parser.parse_args()

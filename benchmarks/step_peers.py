@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig, Qwen2ForCausalLM
 
 from benchmarks.step_reward import vowel_reward
 
@@ -95,7 +95,8 @@ def ours(case: Case, observe: Callable[[Step], None], **options: Any) -> dict[st
         "beta": BETA, "loss_type": "dapo", "learning_rate": RATE, "lr_scheduler_type": "constant", "warmup_ratio": 0,
         "micro_batch_tokens": 8192, "gradient_checkpointing": False, "eval_examples": 0, "save_strategy": "no",
         "output_dir": case.output_dir} | options
-    run = build(load([word for name, value in given.items() for word in (f"--{name}", str(value))]))
+    asked = {name: value for name, value in given.items() if value is not None}
+    run = build(load([word for name, value in asked.items() for word in (f"--{name}", str(value))]))
     run = dataclasses.replace(run, stop_token_ids=set())  # the one there is lies behind the vocabulary
     prompt_lengths = [len(run.tokenizer.encode(example.prompt)) for example in run.train_examples]
     for step in range(case.num_steps):
@@ -130,11 +131,13 @@ def _trl_options(case: Case, rows_at_once: int | None) -> dict[str, Any]:
 
 
 def trl(
-    case: Case, observe: Callable[[Step], None], *, rows_at_once: int | None = None, **options: Any
+    case: Case, observe: Callable[[Step], None], *, rows_at_once: int | None = None,
+    weights: dict[str, Any] | None = None, **options: Any
 ) -> dict[str, float]:
     """`GRPOTrainer.train` with plain transformers generation; `options` are those of its `GRPOConfig`.
 
-    An optimizer step is one generation, in micro-batches of `rows_at_once` completions, or all in one.
+    An optimizer step is one generation, in micro-batches of `rows_at_once` completions, or all in one. `weights` says
+    how `from_pretrained` holds the weights, in float32 unless it does.
     """
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -180,7 +183,8 @@ def trl(
         return seen["rewards"]
 
     trainer = Timed(
-        model=Qwen2ForCausalLM.from_pretrained(case.model, dtype=torch.float32), reward_funcs=vowels, args=args,
+        model=Qwen2ForCausalLM.from_pretrained(case.model, **(weights or {"dtype": torch.float32})),
+        reward_funcs=vowels, args=args,
         train_dataset=Dataset.from_json(case.data, cache_dir=f"{case.output_dir}-data"),
         processing_class=AutoTokenizer.from_pretrained(case.model), callbacks=[Watch()],
         peft_config=LoraConfig(r=RANK, lora_alpha=RANK, target_modules=PROJECTIONS, task_type="CAUSAL_LM"))
@@ -207,4 +211,15 @@ TRAINERS = {
     f"TRL, {ROWS} rows at once, checkpointed": _trl(
         "the same with `gradient_checkpointing`, TRL's default", rows_at_once=ROWS, gradient_checkpointing=True),
     "TRL, Liger": _trl("the first of TRL's with `use_liger_kernel`", use_liger_kernel=True),
+}
+_NF4 = {"load_in_4bit": True, "torch_dtype": "bfloat16", "micro_batch_tokens": None, "gradient_checkpointing": "auto"}
+_QLORA = {"dtype": torch.bfloat16, "device_map": {"": 0}, "quantization_config": BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.bfloat16)}
+ON_A_GPU = {
+    "ours": _ours("`train.grpo_step`, NF4 and bfloat16, one rank under ZeRO stage 3 (the default)", **_NF4),
+    "TRL": _trl(
+        "`GRPOTrainer`, NF4 and bfloat16, micro-batches of 8 completions, `gradient_checkpointing` (its default), "
+        "generation of all at once", rows_at_once=8, use_cpu=False, bf16=True, gradient_checkpointing=True,
+        weights=_QLORA),
 }

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from benchmarks.rollout_worker import Memory
-from benchmarks.step_peers import TRAINERS, Case, Step, Trainer
+from benchmarks.step_peers import ON_A_GPU, TRAINERS, Case, Step, Trainer
 
 EARLY_SHARE = 0.01  # of the tokens asked for, that rows which ended early may lack
 
@@ -39,10 +40,16 @@ def check(step: Step, case: Case, prompt_lengths: list[int]) -> None:
         raise RuntimeError("gave a group equal rewards, which teach nothing")
 
 
-def measure_steps(trainer: Trainer, case: Case, prompt_lengths: list[int]) -> dict:
-    """Steps of one trainer, the first left out; the row of its table."""
+def measure_steps(
+    trainer: Trainer, case: Case, prompt_lengths: list[int], device: str = "cpu", *,
+    then: Callable[[], None] = lambda: None, num_counted: int | None = None,
+) -> dict:
+    """Steps of one trainer, the first left out; the row of its table. Memory is the process's, or the GPU's.
+
+    `then` is called after each step; of more than `num_counted` steps the others are not measured.
+    """
     trainer.libraries()
-    libraries = Memory("cpu").before
+    libraries = Memory(device).before
     steps: list[Step] = []
     memory: list[Memory] = []
 
@@ -50,14 +57,15 @@ def measure_steps(trainer: Trainer, case: Case, prompt_lengths: list[int]) -> di
         check(step, case, prompt_lengths)
         steps.append(step)
         if not memory:  # the first step loads, compiles and allocates what stays
-            memory.append(Memory("cpu"))
+            memory.append(Memory(device))
+        then()
 
     last = trainer.run(case, observe)
     if len(steps) != case.num_steps:
         raise RuntimeError(f"took {len(steps)} steps instead of {case.num_steps}")
     if not (last.get("grad_norm", 0) > 0 and last.get("kl", 0) > 0):
         raise RuntimeError(f"did not move the policy: {last}")
-    counted = steps[1:]
+    counted = steps[1:num_counted]
     lengths = [length for step in counted for length in step.lengths]
     peak, held = memory[0].peak(), memory[0].before
     return {
@@ -71,7 +79,16 @@ def _steps(job: dict, folder: Path) -> Callable[[dict], dict]:
     """Measures whole steps of the job's trainer; a process has one case."""
     def once(case: dict) -> dict:
         prompt_lengths = case.pop("prompt_lengths")
-        return measure_steps(TRAINERS[job["engine"]], Case(**case), prompt_lengths)
+        if job.get("device") != "cuda":
+            return measure_steps(TRAINERS[job["engine"]], Case(**case), prompt_lengths)
+        trainer, count = ON_A_GPU[job["engine"]], case["num_steps"]
+        if not job["profile"]:
+            return measure_steps(trainer, Case(**case), prompt_lengths, "cuda")
+        with profile(activities=[ProfilerActivity.CUDA], schedule=schedule(wait=count, warmup=0, active=1)) as log:
+            asked = Case(**case | {"num_steps": count + 1})
+            row = measure_steps(trainer, asked, prompt_lengths, "cuda", then=log.step, num_counted=count)
+        table = log.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=80)
+        return row | {"profile": table}
 
     return once
 
