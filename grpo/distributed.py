@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when imported)
 
 PR_SET_PDEATHSIG = 1
-M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 2**17
+M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 2**20
 GLIBC = platform.libc_ver()[0] == "glibc"
 
 
