@@ -25,6 +25,7 @@ MODEL_TYPES = ("qwen2", "qwen3", "llama")
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 PREFILL_TOKENS = 4096  # of one forward over the prompts' rests: bounds its activations
+REST_TOKENS = 32  # rests are padded to a multiple of so many: few shapes, as a CPU compiles and keeps products by shape
 
 
 class Layer(NamedTuple):
@@ -184,6 +185,7 @@ class Decoder:
             part = slice(start, start + at_once)
             longest = max(map(len, rests[part]))
             if longest:
+                longest += -longest % REST_TOKENS
                 token_AQ = torch.tensor([rest + [0] * (longest - len(rest)) for rest in rests[part]])
                 position_X = cache.prefix_length + torch.arange(longest, device=self.device).repeat(len(token_AQ))
                 self._hidden(token_AQ.flatten().to(self.device), position_X, cache.rest_attention(place_A[part]))

@@ -93,14 +93,14 @@ class KVCache:
     def rest_attention(self, place_X: torch.Tensor) -> Attention:
         """Attention for rests of equal (padded) length, stored in these places: to the prefix and to themselves.
 
-        Causality hides the padding from real tokens, which all lie left of it.
+        Causality hides the padding from real tokens, which all lie left of it; what of it has no room is not stored.
         """
 
         def attention(layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
             query_XJFD, pair_XCJD = self._split(heads_XED)
             pair_AQCJD = pair_XCJD.unflatten(0, (len(place_X), -1))
-            num_tokens, num_shared = pair_AQCJD.shape[1], query_XJFD.shape[2]
-            self.rest_YAQCJD[layer, place_X, :num_tokens] = pair_AQCJD
+            num_shared, room = query_XJFD.shape[2], self.rest_YAQCJD.shape[2]
+            self.rest_YAQCJD[layer, place_X, : pair_AQCJD.shape[1]] = pair_AQCJD[:, :room]
             query_AHQD = query_XJFD.flatten(1, 2).unflatten(0, (len(place_X), -1)).transpose(1, 2)
             key, value = (pair_AQCJD[:, :, c].transpose(1, 2).repeat_interleave(num_shared, dim=1) for c in (0, 1))
             itself = (part.flatten(0, 1).unflatten(1, (self.num_kv_heads, -1)).transpose(1, 2)
