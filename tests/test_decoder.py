@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from tiny_models import decoder_of, tiny_llama, tiny_qwen2, tiny_qwen3
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, Qwen2Config
 
 from grpo.decoder import Decoder
@@ -149,6 +150,32 @@ def test_frozen_weights_are_reordered_and_give_the_same_logits(tied):
     # A tied head is held a second time; all other weights once.
     again = weight["model.embed_tokens.weight"].nbytes if tied else 0
     assert decoder.nbytes() == sum(tensor.nbytes for tensor in weight.values()) + again
+
+
+class _Rows(TorchDispatchMode):
+    """The numbers of rows for which oneDNN is asked for a product: each is compiled once and kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.mkldnn._linear_pointwise.default:
+            self.seen.add(len(args[0]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_few_numbers_of_rows_are_compiled_whatever_prompts_and_rows_there_are():
+    """Rests of 1 to 40 tokens are read as 32 or 64, two of them as 64 or 128; 1 to 16 rows are 8 or 16."""
+    model = tiny_qwen2()
+    decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained=set())
+    with _Rows() as rows:
+        for length in (1, 7, 20, 32, 33, 40):
+            cache = decoder.new_cache(prefix_length=0, num_places=2, rest_room=40, num_slots=16, own_room=2)
+            decoder.read_rests(cache, [0, 1], [tokens(length).tolist(), tokens(length // 2).tolist()])
+        for num_rows in range(1, 17):
+            assert len(decoder.step(cache, tokens(num_rows))) == num_rows
+    assert rows.seen == {8, 16, 64, 128}
 
 
 def test_a_trained_head_is_not_reordered():
