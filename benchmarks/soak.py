@@ -1,6 +1,7 @@
 """Does a long run leak? `python -m benchmarks.soak`: 500 steps of the default run with small groups, on two ranks.
 
-Every second the memory of its own (unique set size), open files and descendants of each rank are read from outside.
+After every step, as its line of metrics.jsonl appears, the memory of its own (unique set size), open files and
+descendants of each rank are read from outside. Within a step memory follows the lengths of the texts.
 Writes benchmarks/results/soak.json and soak.md. What is asked: after a warm-up memory grows by at most 1 % over the
 rest, and the numbers of files and processes stay what they were.
 """
@@ -22,6 +23,7 @@ from benchmarks.toy import PACKAGES, RESULTS, ROOT, commit, machine
 
 NUM_STEPS = 500
 WARM_UP = 0.2  # share of the steps that is not judged
+POLL_S = 0.02
 MIB = 2**20
 COMMAND = ("torchrun --standalone --nproc_per_node=2 train.py --prompts_per_step 4 --num_generations 4 "
            "--micro_batch_tokens 512 --eval_examples 0 --save_steps 50 --save_total_limit 2")
@@ -36,11 +38,14 @@ def watch(folder: Path, num_steps: int) -> dict[int, list[dict[str, float]]]:
          str(output)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seen: dict[int, list[dict[str, float]]] = {}
+    last = 0
     while run.poll() is None:
-        time.sleep(1)
+        time.sleep(POLL_S)
         step = _steps_done(output / "metrics.jsonl")
-        ranks = [one for one in psutil.Process(run.pid).children() if "train.py" in one.cmdline()]
-        for one in ranks if 0 < step < num_steps else []:
+        if not last < step < num_steps:
+            continue
+        last = step
+        for one in (child for child in psutil.Process(run.pid).children() if "train.py" in child.cmdline()):
             try:
                 number = int(one.environ()["RANK"])
                 row = {"step": step, "bytes": one.memory_full_info().uss, "files": one.num_fds(),
@@ -80,9 +85,9 @@ def markdown(result: dict) -> str:
         "# A long run\n",
         f"`{COMMAND} --max_steps {result['num_steps']}` (`python -m benchmarks.soak`), commit {result['commit']}.",
         f"{result['machine']}; Python {result['python']}, {versions}.\n",
-        f"Read from outside once a second after the first {100 * WARM_UP:.0f} % of the steps. MiB: memory that",
-        "is the process's alone, at both ends of a straight line through all samples. The descendants are the",
-        "processes that run the reward functions.\n",
+        f"Read from outside after each step but the first {100 * WARM_UP:.0f} %, as its metrics appear: within a step",
+        "memory follows the lengths of the texts. MiB: memory that is the process's alone, at both ends of a straight",
+        "line through all samples. The descendants are the processes that run the reward functions.\n",
         "| rank | samples | MiB first | MiB last | growth in % | open files | descendants |",
         "|---|---|---|---|---|---|---|", *rows, ""])
 
