@@ -25,7 +25,7 @@ MODEL_TYPES = ("qwen2", "qwen3", "llama")
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 PREFILL_TOKENS = 4096  # of one forward over the prompts' rests: bounds its activations
-REST_TOKENS = 32  # rests are padded to a multiple of so many: few shapes, as a CPU compiles and keeps products by shape
+PAD_TOKENS = 32  # prompts are read in a multiple of so many: few shapes, as a CPU compiles and keeps products by shape
 
 
 class Layer(NamedTuple):
@@ -172,8 +172,8 @@ class Decoder:
     @torch.no_grad()
     def read_prefix(self, cache: KVCache, prefix: list[int]) -> None:
         """Store the tokens that all prompts start with, as many as the cache was made for."""
-        token_P = torch.tensor(prefix, device=self.device)
-        self._hidden(token_P, torch.arange(len(prefix), device=self.device), cache.prefix_attention)
+        token_X = torch.tensor(prefix + [0] * (-len(prefix) % PAD_TOKENS), device=self.device)
+        self._hidden(token_X, torch.arange(len(token_X), device=self.device), cache.prefix_attention)
 
     @torch.no_grad()
     def read_rests(self, cache: KVCache, places: list[int], rests: list[list[int]]) -> None:
@@ -185,7 +185,7 @@ class Decoder:
             part = slice(start, start + at_once)
             longest = max(map(len, rests[part]))
             if longest:
-                longest += -longest % REST_TOKENS
+                longest += -longest % PAD_TOKENS
                 token_AQ = torch.tensor([rest + [0] * (longest - len(rest)) for rest in rests[part]])
                 position_X = cache.prefix_length + torch.arange(longest, device=self.device).repeat(len(token_AQ))
                 self._hidden(token_AQ.flatten().to(self.device), position_X, cache.rest_attention(place_A[part]))

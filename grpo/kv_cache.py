@@ -85,10 +85,10 @@ class KVCache:
         """Count the token that every layer has stored by now; a row that has no room left stays where it is."""
         self.column_S[:num_slots].add_(1).clamp_(max=self.own_YSTCJD.shape[2] - 1)
 
-    def prefix_attention(self, layer: int, heads_PED: torch.Tensor) -> torch.Tensor:
-        """Store the prefix; causal attention within it."""
-        self.prefix_YPCJD[layer] = self._split(heads_PED)[1]
-        return causal_attention(heads_PED, 1, self.num_kv_heads)
+    def prefix_attention(self, layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
+        """Store the prefix, not the padding behind it; causal attention within it."""
+        self.prefix_YPCJD[layer] = self._split(heads_XED[: self.prefix_length])[1]
+        return causal_attention(heads_XED, 1, self.num_kv_heads)
 
     def rest_attention(self, place_X: torch.Tensor) -> Attention:
         """Attention for rests of equal (padded) length, stored in these places: to the prefix and to themselves.

@@ -166,16 +166,17 @@ class _Rows(TorchDispatchMode):
 
 
 def test_few_numbers_of_rows_are_compiled_whatever_prompts_and_rows_there_are():
-    """Rests of 1 to 40 tokens are read as 32 or 64, two of them as 64 or 128; 1 to 16 rows are 8 or 16."""
+    """A prefix or rests of 1 to 40 tokens are read as 32 or 64, two rests as 64 or 128; 1 to 16 rows are 8 or 16."""
     model = tiny_qwen2()
     decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained=set())
     with _Rows() as rows:
         for length in (1, 7, 20, 32, 33, 40):
-            cache = decoder.new_cache(prefix_length=0, num_places=2, rest_room=40, num_slots=16, own_room=2)
+            cache = decoder.new_cache(prefix_length=length, num_places=2, rest_room=40, num_slots=16, own_room=2)
+            decoder.read_prefix(cache, tokens(length).tolist())
             decoder.read_rests(cache, [0, 1], [tokens(length).tolist(), tokens(length // 2).tolist()])
         for num_rows in range(1, 17):
             assert len(decoder.step(cache, tokens(num_rows))) == num_rows
-    assert rows.seen == {8, 16, 64, 128}
+    assert rows.seen == {8, 16, 32, 64, 128}
 
 
 def test_a_trained_head_is_not_reordered():
