@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from benchmarks.toy import RESULTS, commit
 from data import load_examples
 from grpo.decoder import Decoder
-from grpo.linear import Branch
+from grpo.linear import Branch, JoinedLinear
 from grpo.rollout import generate
 from grpo.types import Rollout
 
@@ -59,13 +59,19 @@ def branches(model: PreTrainedModel, rank: int) -> dict[str, Branch]:
 
 
 def bytes_per_step(decoder: Decoder, rollout: Rollout, num_slots: int) -> float:
-    """What a step must read: weights (embeddings only as a head), own keys and values at half their final length."""
-    embeddings = decoder.plain["model.embed_tokens.weight"]
-    also_head = decoder.head is None and decoder.head_name == "model.embed_tokens.weight"
-    linears = (linear for layer in decoder.layers for linear in layer.linears())
-    unread = sum(linear.weight_IO.nbytes for linear in linears if linear.merged_IO is not None)
-    weights = decoder.nbytes() - unread - (0 if also_head else embeddings.nbytes)
-    return weights + num_slots * float(rollout.length_N.double().mean()) / 2 * decoder.token_bytes()
+    """What a step must read: norms, products, head; own keys and values at half their final length."""
+    head = decoder.plain[decoder.head_name] if decoder.head is None else decoder.head
+    norms = sum(tensor.nbytes for tensor in decoder.plain.values() if tensor.dim() == 1)
+    products = sum(_read_bytes(linear) for layer in decoder.layers for linear in layer.linears())
+    own = num_slots * float(rollout.length_N.double().mean()) / 2 * decoder.token_bytes()
+    return norms + products + head.nbytes + own
+
+
+def _read_bytes(linear: JoinedLinear) -> int:
+    """Everything that a product holds, but where LoRA is merged only the sum and the bias."""
+    if linear.merged_IO is None:
+        return linear.nbytes()
+    return linear.merged_IO.nbytes + (0 if linear.bias_O is None else linear.bias_O.nbytes)
 
 
 def ours(decoder: Decoder, prompts: list[list[int]], tokenizer, num_tokens: int) -> Rollout:
