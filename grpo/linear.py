@@ -33,7 +33,7 @@ class Reordered:
 
     Measured with 16 rows: 1.1 to 1.25 times as fast as [I, O] for a layer's weights, twice for a head of 8,192 x 256.
     A row's product has the same bits whatever other rows there are, which PyTorch's product does not promise. oneDNN
-    compiles a product for each number of rows and keeps 2 MiB of it, so numbers are rounded up to a multiple of ROWS.
+    compiles a product for each number of rows and keeps half a MiB for it: numbers are rounded up to multiples of ROWS.
 
     Args:
         weight_OI: [O, I] float32 on the CPU.
