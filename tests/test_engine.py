@@ -1,4 +1,4 @@
-"""The sharded engine on two real ranks, against plain PyTorch in one process. About four minutes.
+"""The sharded engine on two real ranks, against plain PyTorch in one process. About three minutes.
 
 One start of two gloo ranks runs all of tests/engine_checks.py; each check is a test here, so that a failure has a name.
 """
