@@ -66,9 +66,9 @@ def join(parts: list[Part]) -> torch.Tensor:
     (first, _), *others = parts
     if not others:
         return first.float()
-    share = torch.stack([lse for _, lse in parts]).softmax(0)[..., None]
-    joined = first * share[0]
-    for (out, _), weight in zip(others, share[1:]):
+    share, *shares = torch.stack([lse for _, lse in parts]).softmax(0)[..., None].unbind()
+    joined = first * share
+    for (out, _), weight in zip(others, shares):
         joined.addcmul_(out, weight)
     return joined
 

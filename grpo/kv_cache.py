@@ -46,6 +46,7 @@ class KVCache:
         self.prefix_YPCJD = torch.empty(num_layers, prefix_length, *pair, **where)
         self.rest_YAQCJD = torch.zeros(num_layers, num_places, rest_room, *pair, **where)
         self.own_YSTCJD = torch.empty(num_layers, num_slots, own_room, *pair, **where)
+        self.prefix = _by_layer(self.prefix_YPCJD[:, None])
         self.fused = device.type == "cuda"  # attend in a kernel that reads the lengths on the device
         self.num_clean = own_room if self.fused else 0  # columns of own_YSTCJD that may be read
         self.length_A = torch.zeros(num_places, dtype=torch.int64, device=device)  # tokens of the rests
@@ -113,6 +114,7 @@ class KVCache:
         """Attention of the newest token of each of the first M slots to all three parts."""
         slot_M, column_M, place_M = (tensor[:num_slots] for tensor in (self.slot_S, self.column_S, self.place_S))
         bias_M11T, num_own = (None, 0) if self.fused else self._visible(column_M)
+        stored = _by_layer(self.own_YSTCJD[:, :num_slots, :num_own])
 
         def attention(layer: int, heads_MED: torch.Tensor) -> torch.Tensor:
             query_MJFD, pair_MCJD = self._split(heads_MED)
@@ -122,9 +124,8 @@ class KVCache:
                 return tree_attention().attend_tree(
                     query_MJFD, prefix_PCJD=self.prefix_YPCJD[layer], prompt_AQCJD=self.rest_YAQCJD[layer],
                     rest_A=self.length_A, place_M=place_M, own_STCJD=own_STCJD, column_M=column_M).flatten(1)
-            query_MJFD = query_MJFD.contiguous()
-            key, value = own_STCJD[:num_slots, :num_own].transpose(1, 3).unbind(2)
-            own = attend(query_MJFD, key, value, bias=bias_M11T)
+            query_MJFD = query_MJFD.transpose(0, 1).contiguous().transpose(0, 1)  # no part copies it again
+            own = attend(query_MJFD, *stored[layer], bias=bias_M11T)
             return _joined(
                 [own, *self._attend_rest(layer, query_MJFD), *self._attend_prefix(layer, query_MJFD)], heads_MED.dtype)
 
@@ -154,8 +155,7 @@ class KVCache:
         if self.fused:
             parts = tree_attention().attend_shared(query_XJFD, self.prefix_YPCJD[layer])
             return [tuple(part.transpose(1, 2) for part in parts)]
-        key_1JPD, value_1JPD = self.prefix_YPCJD[layer, None].transpose(1, 3).unbind(2)
-        out, lse = attend(query_XJFD.transpose(0, 1).flatten(1, 2)[None], key_1JPD, value_1JPD)
+        out, lse = attend(query_XJFD.transpose(0, 1).flatten(1, 2)[None], *self.prefix[layer])
         shape = (len(query_XJFD), -1)
         return [(out[0].unflatten(0, shape), lse[0].unflatten(0, shape))]
 
@@ -167,13 +167,19 @@ class KVCache:
             self.seating = Seating(self.place_S[: len(query_MJFD)])
             padding_AQ = torch.arange(self.rest_YAQCJD.shape[2]) >= self.length_A[: self.seating.num_places, None]
             self.bias_A11Q = (padding_AQ * HIDDEN).to(query_MJFD.dtype)[:, None, None]
+            self.rest = _by_layer(self.rest_YAQCJD[:, : self.seating.num_places])
         seats = self.seating
         seated = query_MJFD if seats.in_order else query_MJFD[seats.slot_X]
         query_AJXD = seated.unflatten(0, (seats.num_places, -1)).transpose(1, 2).flatten(2, 3)
-        key, value = self.rest_YAQCJD[layer, : seats.num_places].transpose(1, 3).unbind(2)
-        parts = attend(query_AJXD, key, value, bias=self.bias_A11Q)
+        parts = attend(query_AJXD, *self.rest[layer], bias=self.bias_A11Q)
         parts = tuple(part.flatten(0, 1).unflatten(0, (len(seated), -1)) for part in parts)
         return [parts if seats.in_order else tuple(part[seats.seat_M] for part in parts)]
+
+
+def _by_layer(pair_YXLCJD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Views of each layer's keys and values, [X, J, L, D], as `attend` takes them; L tokens of X texts are stored."""
+    key_YXJLD, value_YXJLD = pair_YXLCJD.transpose(2, 4).unbind(3)
+    return list(zip(key_YXJLD.unbind(), value_YXJLD.unbind()))
 
 
 def _joined(parts: list[Part], dtype: torch.dtype) -> torch.Tensor:
