@@ -288,7 +288,7 @@ def check_triton_kernels_run_inside_the_engine() -> None:
         run, whole = config(**options, micro_batch_tokens=200), rollout()  # few rows: the interpreter is slow
         found = engine_gradient(run, whole, [(0, 2), (2, 4)])
         assert_equal_gradients(found, truth(run, whole), options, tolerance=1e-5)
-    run = config(logprob_impl="hybrid", torch_dtype="bfloat16", load_in_4bit=True)
+    run = config(logprob_impl="hybrid", torch_dtype="bfloat16", load_in_4bit=True, micro_batch_tokens=200)
     policy, decoder, _ = parts(run)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
