@@ -1,0 +1,31 @@
+"""How a process of ours gets its memory. 10 seconds on a CPU, most of it imports."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ranks import ROOT
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+PROGRAM = """
+import resource
+import torch
+import grpo.distributed
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+before = faults()
+torch.empty(64 * 2**20, dtype=torch.uint8).fill_(1)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages here")
+def test_a_large_tensor_comes_in_huge_pages() -> None:
+    """64 MiB are 16,384 pages of 4 KiB and 32 of 2 MiB; some of the system's may be in pieces."""
+    env = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    run = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert int(run.stdout.split()[-1]) < 8_000, run.stdout
