@@ -124,7 +124,7 @@ class KVCache:
                 return tree_attention().attend_tree(
                     query_MJFD, prefix_PCJD=self.prefix_YPCJD[layer], prompt_AQCJD=self.rest_YAQCJD[layer],
                     rest_A=self.length_A, place_M=place_M, own_STCJD=own_STCJD, column_M=column_M).flatten(1)
-            query_MJFD = query_MJFD.transpose(0, 1).contiguous().transpose(0, 1)  # no part copies it again
+            query_MJFD = query_MJFD.transpose(0, 1).contiguous().transpose(0, 1)  # copied once for all parts
             own = attend(query_MJFD, *stored[layer], bias=bias_M11T)
             return _joined(
                 [own, *self._attend_rest(layer, query_MJFD), *self._attend_prefix(layer, query_MJFD)], heads_MED.dtype)
