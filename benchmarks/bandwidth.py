@@ -71,7 +71,7 @@ def _read_bytes(linear: JoinedLinear) -> int:
     """Everything that a product holds, but where LoRA is merged only the sum and the bias."""
     if linear.merged_IO is None:
         return linear.nbytes()
-    return linear.merged_IO.nbytes + (0 if linear.bias_O is None else linear.bias_O.nbytes)
+    return linear.merged_IO.nbytes + (0 if linear.bias_Z is None else linear.bias_Z[: linear.num_outputs].nbytes)
 
 
 def ours(decoder: Decoder, prompts: list[list[int]], tokenizer, num_tokens: int) -> Rollout:

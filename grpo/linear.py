@@ -1,12 +1,12 @@
 """Linear modules that read the same input, as one matrix product, with their LoRA branches beside it.
 
 A decoder step at small batch is bound by how many products it runs and how many bytes of weights it reads, so the
-projections to query, key and value are one product, and so are gate and up; their branches' A is one product too. They
-are stored as [I, O], not as transformers stores them: for few rows a CPU multiplies that up to a third faster. What is
-frozen is stored on a CPU as oneDNN reads it, which is faster again (`Reordered`).
+projections to query, key and value are one product, and so are gate and up; the A of their branches are further columns
+of it. They are stored as [I, O], not as transformers stores them: for few rows a CPU multiplies that up to a third
+faster. What is frozen is stored on a CPU as oneDNN reads it, which is faster again (`Reordered`).
 
 Axes beside those of `grpo/types.py`: I inputs, O outputs of all modules together, R rank of all branches together,
-X any batch.
+Z = O + R, X any batch.
 """
 
 from typing import Any, NamedTuple
@@ -60,18 +60,18 @@ class Reordered:
 
 Weight = torch.Tensor | PackedWeight  # of one module
 FORMS = ("lora", "merged", "nf4")
-STACKED = ("weight_IO", "merged_IO", "bias_O", "A_IR", "B_RO", "scaling_R")  # attributes of a JoinedLinear
+STACKED = ("weight_IZ", "merged_IO", "bias_Z", "B_RO")  # attributes of a JoinedLinear
 Branch = tuple[torch.Tensor, torch.Tensor, float]  # A [R, I], B [O, R] and the scaling of one module
 
 
 class JoinedLinear:
-    """`y = x Wᵀ + b + ((x Aᵀ) · scaling) Bᵀ`, W and A stacked over the modules, B block-diagonal. Owns its tensors.
+    """`y = x Wᵀ + b + scaling · (x Aᵀ) Bᵀ`, W and A stacked over the modules, B block-diagonal. Owns its tensors.
 
     Args:
         names: modules in the order of their outputs.
         weight: "<module>.weight" and, where it has one, "<module>.bias" of each.
-        lora: branches by module; modules without one are left out.
-        form: "lora" as above. "merged": `x (W + B · scaling A)ᵀ + b`, computed anew by `merge`: one product, but W is
+        lora: branches by module, all of one scaling; modules without one are left out.
+        form: "lora" as above. "merged": `x (W + scaling · B A)ᵀ + b`, computed anew by `merge`: one product, but W is
             held twice, and in bfloat16 the sum is rounded. "nf4": packed weights stay packed and are unpacked in every
             forward: slower, and small.
         frozen: the weights never change, so they need no place in `tensors()` and may be reordered.
@@ -83,67 +83,79 @@ class JoinedLinear:
         assert form in FORMS, form
         parts = [weight[f"{name}.weight"] for name in names]
         whole = [part.unpack() if isinstance(part, PackedWeight) else part for part in parts]
-        self.packed = []
+        self.packed, self.reordered = [], None
         if form == "nf4" and isinstance(parts[0], PackedWeight):
             self.packed = [part._replace(data=part.data.clone()) for part in parts]
-        self.row = dict(zip(names, _slices([len(part) for part in whole])))
-        self.weight_IO = self.reordered = None
-        if frozen and form == "lora" and Reordered.serves(whole[0]):
+        elif frozen and form == "lora" and Reordered.serves(whole[0]):
             self.reordered = Reordered(torch.cat(whole))
-        elif not self.packed:
-            self.weight_IO = torch.cat(whole).T.contiguous()
+        self.row = dict(zip(names, _slices([len(part) for part in whole])))
+        self.num_outputs = sum(map(len, whole))
+        lora = {name: lora[name] for name in names if name in lora}
+        self.holds_weight = not self.packed and self.reordered is None
+        columns = [*(whole if self.holds_weight else []), *(A_RI for A_RI, _, _ in lora.values())]
+        self.weight_IZ = torch.cat(columns).T.contiguous() if columns else None  # only A where W is held otherwise
         self.has_bias = {name for name in names if f"{name}.bias" in weight}
-        self.bias_O = None
+        self.bias_Z = None
         if self.has_bias:
-            zeros = [part.new_zeros(len(part)) for part in whole]
-            self.bias_O = torch.cat([weight.get(f"{name}.bias", zero) for name, zero in zip(names, zeros)])
-        self._join_branches({name: lora[name] for name in names if name in lora})
-        self.merged_IO = torch.empty_like(self.weight_IO) if form == "merged" and self.A_IR is not None else None
+            self.bias_Z = whole[0].new_zeros(self.weight_IZ.shape[1] if self.holds_weight else self.num_outputs)
+            for name in self.has_bias:
+                self.bias_Z[self.row[name]] = weight[f"{name}.bias"]
+        self._join_outputs(lora)
+        self.merged_IO = self.weight_IO.contiguous() if form == "merged" and lora else None
         self.merge()
 
-    def _join_branches(self, lora: dict[str, Branch]) -> None:
+    def _join_outputs(self, lora: dict[str, Branch]) -> None:
         self.rank = dict(zip(lora, _slices([len(A_RI) for A_RI, _, _ in lora.values()])))
-        self.A_IR = self.B_RO = self.scaling_R = None
-        if not lora:
-            return
-        self.A_IR = torch.cat([A_RI for A_RI, _, _ in lora.values()]).T.contiguous()
-        self.B_RO = self.A_IR.new_zeros(self.A_IR.shape[1], max(row.stop for row in self.row.values()))
+        self.B_RO = None
+        if lora:
+            self.scaling, = {scaling for _, _, scaling in lora.values()}
+            self.B_RO = self.weight_IZ.new_zeros(self.A_IR.shape[1], self.num_outputs)
         for name, (_, B_OR, _) in lora.items():
             self.B_RO[self.rank[name], self.row[name]] = B_OR.T
-        if any(scaling != 1 for _, _, scaling in lora.values()):
-            scalings = [A_RI.new_full((len(A_RI),), scaling) for A_RI, _, scaling in lora.values()]
-            self.scaling_R = torch.cat(scalings)
+
+    @property
+    def weight_IO(self) -> torch.Tensor:
+        """W, where `weight_IZ` holds it."""
+        return self.weight_IZ[:, : self.num_outputs]
+
+    @property
+    def A_IR(self) -> torch.Tensor:
+        """A of all branches."""
+        return self.weight_IZ[:, self.num_outputs if self.holds_weight else 0 :]
 
     def __call__(self, x_XI: torch.Tensor) -> torch.Tensor:
-        """[X, O]."""
+        """[X, O], maybe a view of a wider tensor."""
         if self.merged_IO is not None:
-            return _product(x_XI, self.merged_IO, self.bias_O)
-        if self.reordered is not None:
-            y_XO = self.reordered.product(x_XI, self.bias_O)
+            return _product(x_XI, self.merged_IO, None if self.bias_Z is None else self.bias_Z[: self.num_outputs])
+        if self.holds_weight:
+            y_XZ = _product(x_XI, self.weight_IZ, self.bias_Z)
+            if self.B_RO is None:
+                return y_XZ
+            y_XO, inner_XR = y_XZ[:, : self.num_outputs], y_XZ[:, self.num_outputs :]
         else:
-            weight_IO = torch.cat([part.unpack() for part in self.packed]).T if self.packed else self.weight_IO
-            y_XO = _product(x_XI, weight_IO, self.bias_O)
-        if self.A_IR is None:
-            return y_XO
-        inner_XR = x_XI @ self.A_IR
-        if self.scaling_R is not None:
-            inner_XR = inner_XR * self.scaling_R
-        return y_XO.addmm_(inner_XR, self.B_RO)
+            if self.reordered is not None:
+                y_XO = self.reordered.product(x_XI, self.bias_Z)
+            else:
+                y_XO = _product(x_XI, torch.cat([part.unpack() for part in self.packed]).T, self.bias_Z)
+            if self.B_RO is None:
+                return y_XO
+            inner_XR = x_XI @ self.weight_IZ
+        return y_XO.addmm_(inner_XR, self.B_RO, alpha=self.scaling)
 
     def merge(self) -> None:
         """Take over what has been copied into `tensors()`, in the merged form."""
         if self.merged_IO is not None:
-            scaled_IR = self.A_IR if self.scaling_R is None else self.A_IR * self.scaling_R
-            self.merged_IO.copy_(torch.addmm(self.weight_IO.float(), scaled_IR.float(), self.B_RO.float()))
+            factors = (self.A_IR.float(), self.B_RO.float())
+            self.merged_IO.copy_(torch.addmm(self.weight_IO.float(), *factors, alpha=self.scaling))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Views of each module's own tensors by name, branches as "<module>.lora_A.weight", for `copy_`."""
         views = {}
         for name, row in self.row.items():
-            if self.weight_IO is not None:
+            if self.holds_weight:
                 views[f"{name}.weight"] = self.weight_IO[:, row].T
             if name in self.has_bias:
-                views[f"{name}.bias"] = self.bias_O[row]
+                views[f"{name}.bias"] = self.bias_Z[row]
         for name, rank in self.rank.items():
             views[f"{name}.lora_A.weight"] = self.A_IR[:, rank].T
             views[f"{name}.lora_B.weight"] = self.B_RO[rank, self.row[name]].T

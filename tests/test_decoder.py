@@ -222,13 +222,14 @@ def test_lora_on_another_module_is_refused():
         decoder_of(tiny_qwen2(tied=False), {"lm_head": branch})
 
 
-def test_branches_of_some_modules_and_of_unequal_scaling_are_kept_apart():
+@pytest.mark.parametrize("trained", [None, set()], ids=["A beside W", "A apart"])
+def test_branches_of_some_modules_and_of_unequal_rank_are_kept_apart(trained):
     model = tiny_qwen2()
     wide = torch.full((4, 64), 0.1), torch.full((64, 4), 0.1), 2.0
-    narrow = torch.ones(2, 64), torch.ones(32, 2), 0.5
+    narrow = torch.ones(2, 64), torch.ones(32, 2), 2.0
     name = "model.layers.1.self_attn"
     weight = dict(model.named_parameters())
-    both = Decoder(model.config, weight, {f"{name}.q_proj": wide, f"{name}.v_proj": narrow})
+    both = Decoder(model.config, weight, {f"{name}.q_proj": wide, f"{name}.v_proj": narrow}, trained=trained)
     for module, (A_RI, B_OR, scaling) in (("q_proj", wide), ("v_proj", narrow)):
         weight[f"{name}.{module}.weight"] = weight[f"{name}.{module}.weight"] + scaling * B_OR @ A_RI
     plain = Decoder(model.config, weight, {})
