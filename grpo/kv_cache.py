@@ -42,13 +42,13 @@ class KVCache:
         prefix_length: int, num_places: int, rest_room: int, num_slots: int, own_room: int,
     ) -> None:
         self.num_kv_heads, self.prefix_length = num_kv_heads, prefix_length
-        pair, where = (2, num_kv_heads, head_size), {"dtype": dtype, "device": device}
-        self.prefix_YPCJD = torch.empty(num_layers, prefix_length, *pair, **where)
-        self.rest_YAQCJD = torch.zeros(num_layers, num_places, rest_room, *pair, **where)
-        self.own_YSTCJD = torch.empty(num_layers, num_slots, own_room, *pair, **where)
-        self.prefix = _by_layer(self.prefix_YPCJD[:, None])
+        where = {"dtype": dtype, "device": device}
+        self.prefix_YCJPD = torch.empty(num_layers, 2, num_kv_heads, prefix_length, head_size, **where)
+        self.rest_YCAJQD = torch.zeros(num_layers, 2, num_places, num_kv_heads, rest_room, head_size, **where)
+        self.own_YCSJTD = torch.empty(num_layers, 2, num_slots, num_kv_heads, own_room, head_size, **where)
+        self.prefix = _by_layer(self.prefix_YCJPD[:, :, None])
         self.fused = device.type == "cuda"  # attend in a kernel that reads the lengths on the device
-        self.num_clean = own_room if self.fused else 0  # columns of own_YSTCJD that may be read
+        self.num_clean = own_room if self.fused else 0  # columns of own_YCSJTD that may be read
         self.length_A = torch.zeros(num_places, dtype=torch.int64, device=device)  # tokens of the rests
         self.slot_S = torch.arange(num_slots, device=device)
         self.place_S = torch.zeros_like(self.slot_S)
@@ -57,7 +57,7 @@ class KVCache:
 
     def nbytes(self) -> int:
         """Bytes of all entries."""
-        return self.prefix_YPCJD.nbytes + self.rest_YAQCJD.nbytes + self.own_YSTCJD.nbytes
+        return self.prefix_YCJPD.nbytes + self.rest_YCAJQD.nbytes + self.own_YCSJTD.nbytes
 
     def seat(self, slot_X: torch.Tensor, place_X: torch.Tensor) -> None:
         """Start new rows in these slots, continuing the prompts in these places."""
@@ -67,13 +67,14 @@ class KVCache:
 
     def move_slot(self, source: int, target: int) -> None:
         """Give a row another slot."""
-        self.own_YSTCJD[:, target, : self.num_clean] = self.own_YSTCJD[:, source, : self.num_clean]
+        own_YCSJTD = self.own_YCSJTD[..., : self.num_clean, :]
+        own_YCSJTD[:, :, target] = own_YCSJTD[:, :, source]
         self.place_S[target], self.column_S[target] = self.place_S[source], self.column_S[source]
         self.seating = None
 
     def move_place(self, source: int, target: int) -> None:
         """Give a prompt's rest, and the rows that continue it, another place."""
-        self.rest_YAQCJD[:, target] = self.rest_YAQCJD[:, source]
+        self.rest_YCAJQD[:, :, target] = self.rest_YCAJQD[:, :, source]
         self.length_A[target] = self.length_A[source]
         self.place_S.masked_fill_(self.place_S == source, target)
         self.seating = None
@@ -84,11 +85,11 @@ class KVCache:
 
     def advance(self, num_slots: int) -> None:
         """Count the token that every layer has stored by now; a row that has no room left stays where it is."""
-        self.column_S[:num_slots].add_(1).clamp_(max=self.own_YSTCJD.shape[2] - 1)
+        self.column_S[:num_slots].add_(1).clamp_(max=self.own_YCSJTD.shape[4] - 1)
 
     def prefix_attention(self, layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
         """Store the prefix, not the padding behind it; causal attention within it."""
-        self.prefix_YPCJD[layer] = self._split(heads_XED[: self.prefix_length])[1]
+        self.prefix_YCJPD[layer] = self._split(heads_XED[: self.prefix_length])[1].movedim(0, 2)
         return causal_attention(heads_XED, 1, self.num_kv_heads)
 
     def rest_attention(self, place_X: torch.Tensor) -> Attention:
@@ -99,11 +100,11 @@ class KVCache:
 
         def attention(layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
             query_XJFD, pair_XCJD = self._split(heads_XED)
-            pair_AQCJD = pair_XCJD.unflatten(0, (len(place_X), -1))
-            num_shared, room = query_XJFD.shape[2], self.rest_YAQCJD.shape[2]
-            self.rest_YAQCJD[layer, place_X, : pair_AQCJD.shape[1]] = pair_AQCJD[:, :room]
+            pair_CAJQD = pair_XCJD.unflatten(0, (len(place_X), -1)).permute(2, 0, 3, 1, 4)
+            num_shared, room = query_XJFD.shape[2], self.rest_YCAJQD.shape[4]
+            self.rest_YCAJQD[layer][:, place_X, :, : pair_CAJQD.shape[3]] = pair_CAJQD[..., :room, :]
             query_AHQD = query_XJFD.flatten(1, 2).unflatten(0, (len(place_X), -1)).transpose(1, 2)
-            key, value = (pair_AQCJD[:, :, c].transpose(1, 2).repeat_interleave(num_shared, dim=1) for c in (0, 1))
+            key, value = pair_CAJQD.repeat_interleave(num_shared, dim=2)
             itself = (part.flatten(0, 1).unflatten(1, (self.num_kv_heads, -1)).transpose(1, 2)
                       for part in attend(query_AHQD, key, value, causal=True))
             return _joined([tuple(itself), *self._attend_prefix(layer, query_XJFD)], heads_XED.dtype)
@@ -114,16 +115,16 @@ class KVCache:
         """Attention of the newest token of each of the first M slots to all three parts."""
         slot_M, column_M, place_M = (tensor[:num_slots] for tensor in (self.slot_S, self.column_S, self.place_S))
         bias_M11T, num_own = (None, 0) if self.fused else self._visible(column_M)
-        stored = _by_layer(self.own_YSTCJD[:, :num_slots, :num_own])
+        stored = _by_layer(self.own_YCSJTD[:, :, :num_slots, :, :num_own])
 
         def attention(layer: int, heads_MED: torch.Tensor) -> torch.Tensor:
             query_MJFD, pair_MCJD = self._split(heads_MED)
-            own_STCJD = self.own_YSTCJD[layer]
-            own_STCJD.index_put_((slot_M, column_M), pair_MCJD)
             if self.fused:
                 return tree_attention().attend_tree(
-                    query_MJFD, prefix_PCJD=self.prefix_YPCJD[layer], prompt_AQCJD=self.rest_YAQCJD[layer],
-                    rest_A=self.length_A, place_M=place_M, own_STCJD=own_STCJD, column_M=column_M).flatten(1)
+                    query_MJFD, pair_MCJD, prefix_CJPD=self.prefix_YCJPD[layer], rest_CAJQD=self.rest_YCAJQD[layer],
+                    length_A=self.length_A, place_M=place_M, own_CSJTD=self.own_YCSJTD[layer], column_M=column_M,
+                ).flatten(1)
+            self.own_YCSJTD[layer][:, slot_M, :, column_M] = pair_MCJD
             query_MJFD = query_MJFD.transpose(0, 1).contiguous().transpose(0, 1)  # copied once for all parts
             own = attend(query_MJFD, *stored[layer], bias=bias_M11T)
             return _joined(
@@ -135,12 +136,12 @@ class KVCache:
         """What hides the columns a row has not reached, None where all rows are equally long; and the longest."""
         num_own = int(column_M.max()) + 1
         if num_own > self.num_clean:  # a hidden column counts 0 times, and 0 times a NaN is a NaN
-            self.own_YSTCJD[:, :, self.num_clean : num_own].zero_()
+            self.own_YCSJTD[..., self.num_clean : num_own, :].zero_()
             self.num_clean = num_own
         if int(column_M.min()) + 1 == num_own:
             return None, num_own
         hidden_MT = torch.arange(num_own) > column_M[:, None]
-        return (hidden_MT * HIDDEN).to(self.own_YSTCJD.dtype)[:, None, None], num_own
+        return (hidden_MT * HIDDEN).to(self.own_YCSJTD.dtype)[:, None, None], num_own
 
     def _split(self, heads_XED: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Views [X, J, F, D] of the query heads and [X, C, J, D] of the keys and values."""
@@ -153,21 +154,21 @@ class KVCache:
         if not self.prefix_length:
             return []
         if self.fused:
-            parts = tree_attention().attend_shared(query_XJFD, self.prefix_YPCJD[layer])
-            return [tuple(part.transpose(1, 2) for part in parts)]
+            out_NXJFD, lse_NXJF = tree_attention().attend_shared(query_XJFD, self.prefix_YCJPD[layer])
+            return list(zip(out_NXJFD.transpose(2, 3), lse_NXJF.transpose(2, 3)))
         out, lse = attend(query_XJFD.transpose(0, 1).flatten(1, 2)[None], *self.prefix[layer])
         shape = (len(query_XJFD), -1)
         return [(out[0].unflatten(0, shape), lse[0].unflatten(0, shape))]
 
     def _attend_rest(self, layer: int, query_MJFD: torch.Tensor) -> list[Part]:
         """Out [M, F, J, D] and lse [M, F, J]; nothing where no prompt has a rest."""
-        if not self.rest_YAQCJD.shape[2]:
+        if not self.rest_YCAJQD.shape[4]:
             return []
         if self.seating is None or len(self.seating.seat_M) != len(query_MJFD):
             self.seating = Seating(self.place_S[: len(query_MJFD)])
-            padding_AQ = torch.arange(self.rest_YAQCJD.shape[2]) >= self.length_A[: self.seating.num_places, None]
+            padding_AQ = torch.arange(self.rest_YCAJQD.shape[4]) >= self.length_A[: self.seating.num_places, None]
             self.bias_A11Q = (padding_AQ * HIDDEN).to(query_MJFD.dtype)[:, None, None]
-            self.rest = _by_layer(self.rest_YAQCJD[:, : self.seating.num_places])
+            self.rest = _by_layer(self.rest_YCAJQD[:, :, : self.seating.num_places])
         seats = self.seating
         seated = query_MJFD if seats.in_order else query_MJFD[seats.slot_X]
         query_AJXD = seated.unflatten(0, (seats.num_places, -1)).transpose(1, 2).flatten(2, 3)
@@ -176,10 +177,9 @@ class KVCache:
         return [parts if seats.in_order else tuple(part[seats.seat_M] for part in parts)]
 
 
-def _by_layer(pair_YXLCJD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _by_layer(pair_YCXJLD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Views of each layer's keys and values, [X, J, L, D], as `attend` takes them; L tokens of X texts are stored."""
-    key_YXJLD, value_YXJLD = pair_YXLCJD.transpose(2, 4).unbind(3)
-    return list(zip(key_YXJLD.unbind(), value_YXJLD.unbind()))
+    return [tuple(pair_CXJLD.unbind()) for pair_CXJLD in pair_YCXJLD.unbind()]
 
 
 def _joined(parts: list[Part], dtype: torch.dtype) -> torch.Tensor:

@@ -88,19 +88,19 @@ def test_a_row_that_moves_takes_its_entries_its_place_and_its_position_along():
         cache.advance(2)
     cache.seat(torch.tensor([0]), torch.tensor([0]))
     assert cache.positions(2).tolist() == [5 + 4, 5 + 2 + 3]
-    entries = cache.own_YSTCJD[0, 1, :3].clone()
+    entries = cache.own_YCSJTD[0, :, 1, :, :3].clone()
     cache.move_slot(1, 0)
-    assert torch.equal(cache.own_YSTCJD[0, 0, :3], entries) and cache.positions(1).tolist() == [10]
+    assert torch.equal(cache.own_YCSJTD[0, :, 0, :, :3], entries) and cache.positions(1).tolist() == [10]
 
 
 def test_a_rest_that_moves_keeps_the_rows_that_continue_it():
     cache = cache_of()
     cache.length_A[:] = torch.tensor([4, 1, 2])
-    cache.rest_YAQCJD[:, 2] = 7.0
+    cache.rest_YCAJQD[:, :, 2] = 7.0
     cache.seat(torch.tensor([0, 1, 2]), torch.tensor([2, 1, 2]))
     cache.move_place(2, 0)
     assert cache.place_S[:3].tolist() == [0, 1, 0] and cache.length_A[0] == 2
-    assert (cache.rest_YAQCJD[:, 0] == 7.0).all()
+    assert (cache.rest_YCAJQD[:, :, 0] == 7.0).all()
 
 
 def test_a_full_row_stays_at_its_last_column():

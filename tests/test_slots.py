@@ -97,7 +97,7 @@ def test_slots_and_places_stay_dense_however_rows_finish(small, num_slots, num_g
         slots.release(draw.sample(slots.rows, draw.randint(0, len(slots.rows))))
     assert sorted(seen) == list(range(12 * num_generations)) and seen == sorted(seen)
     assert not slots.rows and not slots.places
-    assert slots.cache.rest_YAQCJD.shape[1] == min(num_slots, 12)
+    assert slots.cache.rest_YCAJQD.shape[2] == min(num_slots, 12)
 
 
 def geometric_lengths(count: int, mean: float) -> list[int]:
@@ -136,7 +136,7 @@ def test_every_prompt_is_read_once_and_the_prefix_once(decoder, monkeypatch, num
     def spy_on_rests(cache, where, what):
         rests.extend(what)
         places.update(where)
-        assert cache.rest_YAQCJD.shape[1] == min(num_slots, 9)
+        assert cache.rest_YCAJQD.shape[2] == min(num_slots, 9)
         read_rests(cache, where, what)
 
     def spy_on_prefix(cache, prefix):

@@ -16,6 +16,7 @@ from triton_cases import COMPILED, DEVICE, full_of_nan
 
 # Tokens of the prefix, of each prompt's rest and of each row: around the border of a block of 64, and none.
 LENGTHS = [0, 1, 63, 64, 65, 130]
+PARTS = ["prefix_CJPD", "rest_CAJQD", "own_CSJTD"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,26 +38,29 @@ def draw(prefix=70, rest=(65, 3), place=(1, 0, 1), column=(2, 64, 0), *, heads=(
 
     num_kv, num_shared = heads
     query_MED = normal(len(place), num_kv * num_shared + 2 * num_kv, size)  # as one projection writes it
-    room_PCJD = normal(prefix + 5, 2, num_kv, size)
-    prompt_AQCJD = normal(len(rest) + 1, max(rest) + 5, 2, num_kv, size)
-    own_STCJD = normal(len(place) + 2, max(column) + 6, 2, num_kv, size)
-    room_PCJD[prefix:] = prompt_AQCJD[len(rest):] = own_STCJD[len(place):] = torch.nan
-    for tokens, length in [*zip(prompt_AQCJD, rest), *zip(own_STCJD, [c + 1 for c in column])]:
-        tokens[length:] = torch.nan
+    prefix_CJPD = normal(2, num_kv, prefix + 5, size)
+    rest_CAJQD = normal(2, len(rest) + 1, num_kv, max(rest) + 5, size)
+    own_CSJTD = normal(2, len(place) + 2, num_kv, max(column) + 6, size)
+    prefix_CJPD[:, :, prefix:] = rest_CAJQD[:, len(rest):] = own_CSJTD[:, len(place):] = torch.nan
+    for room, lengths in ((rest_CAJQD, rest), (own_CSJTD, column)):  # the newest token is not there yet
+        for index, length in enumerate(lengths):
+            room[:, index, :, length:] = torch.nan
+    query_MED = query_MED.to(dtype)
     return {
-        "query_MJFD": (2 * query_MED.to(dtype))[:, :num_kv * num_shared].unflatten(1, heads),
-        "prefix_PCJD": room_PCJD[:prefix].to(dtype),
-        "prompt_AQCJD": prompt_AQCJD.to(dtype),
-        "rest_A": indices(*rest, max(rest) + 5),
+        "query_MJFD": (2 * query_MED)[:, :num_kv * num_shared].unflatten(1, heads),
+        "pair_MCJD": query_MED[:, num_kv * num_shared:].unflatten(1, (2, num_kv)),
+        "prefix_CJPD": prefix_CJPD[:, :, :prefix].to(dtype),
+        "rest_CAJQD": rest_CAJQD.to(dtype),
+        "length_A": indices(*rest, max(rest) + 5),
         "place_M": indices(*place),
-        "own_STCJD": own_STCJD.to(dtype),
+        "own_CSJTD": own_CSJTD.to(dtype),
         "column_M": indices(*column),
     }
 
 
 def attend(case):
     case = dict(case)
-    return attend_tree(case.pop("query_MJFD"), **case)
+    return attend_tree(case.pop("query_MJFD"), case.pop("pair_MCJD"), **case)
 
 
 def exactly(case, *, magnitude=False):
@@ -66,15 +70,16 @@ def exactly(case, *, magnitude=False):
 
 
 def tokens_of(case, m):
-    """[L, C, J, D]: all that row m sees."""
+    """[C, J, L, D]: all that row m sees, its newest token last."""
     group = case["place_M"][m]
-    prompt = case["prompt_AQCJD"][group, :case["rest_A"][group]]
-    return torch.cat([case["prefix_PCJD"], prompt, case["own_STCJD"][m, :case["column_M"][m] + 1]])
+    rest = case["rest_CAJQD"][:, group, :, :case["length_A"][group]]
+    own = case["own_CSJTD"][:, m, :, :case["column_M"][m]]
+    return torch.cat([case["prefix_CJPD"], rest, own, case["pair_MCJD"][m][:, :, None]], dim=2)
 
 
-def plain(query_JFD, kv_LCJD, magnitude=False):
+def plain(query_JFD, kv_CJLD, magnitude=False):
     """Output and log-sum-exp of one softmax."""
-    key_JLD, value_JLD = kv_LCJD.double().permute(1, 2, 0, 3)
+    key_JLD, value_JLD = kv_CJLD.double()
     score_JFL = query_JFD.double() @ key_JLD.mT / math.sqrt(query_JFD.shape[-1])
     return score_JFL.softmax(-1) @ (value_JLD.abs() if magnitude else value_JLD), score_JFL.logsumexp(-1)
 
@@ -120,8 +125,8 @@ def test_parts_may_be_empty(prefix, rest, column):
     case = draw(prefix, (rest,), (0, 0), (column, 0))
     assert error(case) <= 1e-5
     if prefix == rest == column == 0:  # one token: its value is the output
-        value_M1JD = case["own_STCJD"][:2, :1, 1].squeeze(1)[:, :, None]
-        assert torch.equal(attend(case), value_M1JD.expand(-1, -1, 3, -1))
+        value_MJ1D = case["pair_MCJD"][:, 1, :, None]
+        assert torch.equal(attend(case), value_MJ1D.expand(-1, -1, 3, -1))
 
 
 @pytest.mark.parametrize("size", [8, 64, 80, 128])
@@ -144,47 +149,59 @@ def test_large_scores_neither_overflow_nor_vanish(prefix, offset):
     # exp(1e3) overflows and exp(-1e3) is 0. A float32 score of 1e3 is off by 6e-5, and so is its weight.
     case = draw(prefix)
     case["query_MJFD"][..., 0] = offset * 4  # √16
-    for name in ("prefix_PCJD", "prompt_AQCJD", "own_STCJD"):
-        case[name][..., 0, :, 0] = 1
+    for name in PARTS:
+        case[name][0, ..., 0] = 1
+    case["pair_MCJD"][:, 0, :, 0] = 1
     assert error(case) <= 5e-4
 
 
-@pytest.mark.parametrize("winner", ["prefix_PCJD", "prompt_AQCJD", "own_STCJD"])
+@pytest.mark.parametrize("winner", ["pair_MCJD", *PARTS])
 def test_one_part_may_outweigh_the_others_by_a_thousand(winner):
     case = draw()
     case["query_MJFD"][..., 0] = 4e3
-    for name in ("prefix_PCJD", "prompt_AQCJD", "own_STCJD"):
-        case[name][..., 0, :, 0] = name == winner
+    for name in PARTS:
+        case[name][0, ..., 0] = name == winner
+    case["pair_MCJD"][:, 0, :, 0] = winner == "pair_MCJD"
     assert error(case) <= 5e-4
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_nan_row_stays_in_its_row():
     clean, spoilt = draw(), draw()
-    spoilt["query_MJFD"][1] = spoilt["own_STCJD"][1] = torch.nan
+    spoilt["query_MJFD"][1] = spoilt["own_CSJTD"][:, 1] = torch.nan
     expected_MJFD, found_MJFD = attend(clean), attend(spoilt)
     assert found_MJFD[1].isnan().all() and torch.equal(found_MJFD[[0, 2]], expected_MJFD[[0, 2]])
 
 
-@pytest.mark.parametrize("name", ["query_MJFD", "prefix_PCJD", "prompt_AQCJD", "own_STCJD"])
-def test_offsets_may_exceed_32_bits(name, monkeypatch):
-    # The last row, token or place starts 2^31 numbers after the first: 4 GiB, of which little is ever touched.
+@pytest.mark.parametrize(("name", "axis"), [
+    ("query_MJFD", 0), ("pair_MCJD", 0), ("prefix_CJPD", 0), ("rest_CAJQD", 1), ("own_CSJTD", 0), ("own_CSJTD", 1)])
+def test_offsets_may_exceed_32_bits(name, axis, monkeypatch):
+    # The last row or place, or all values, start 2^31 numbers after the first: 4 GiB, of which little is ever touched.
     monkeypatch.undo()
     case = draw(3, (3, 2, 1), (1, 0, 2), (2, 1, 0), heads=(1, 2), dtype=torch.float16)
-    close = case[name][:3]
-    step = 2**31 // (len(close) - 1) + 8
-    room = torch.empty(step * (len(close) - 1) + close[0].numel(), dtype=torch.float16, device=DEVICE)
-    far = room.as_strided(close.shape, (step, *close.stride()[1:])).copy_(close)
-    case[name] = far
+    close = case[name].narrow(axis, 0, min(3, case[name].shape[axis]))
+    step = 2**31 // (close.shape[axis] - 1) + 8
+    strides = [step if index == axis else stride for index, stride in enumerate(close.stride())]
+    room = torch.empty(step * close.shape[axis] + close.numel(), dtype=torch.float16, device=DEVICE)
+    case[name] = room.as_strided(close.shape, strides).copy_(close)
     assert is_within_two_roundings(attend(case), case)
+
+
+def test_the_newest_token_is_stored_where_it_belongs_and_nothing_else_is():
+    case = draw()
+    before_CSJTD = case["own_CSJTD"].clone()
+    attend(case)
+    for m, column in enumerate(case["column_M"].tolist()):
+        before_CSJTD[:, m, :, column] = case["pair_MCJD"][m]
+    assert torch.equal(case["own_CSJTD"].nan_to_num(nan=7e7), before_CSJTD.nan_to_num(nan=7e7))
 
 
 def test_the_same_tensors_with_other_contents_give_the_new_answer():
     # What a replayed graph does: new lengths, places and tokens in the old memory.
     case, later = draw(), draw(rest=(65, 40), place=(0, 1, 1), column=(64, 3, 1))
     attend(case)
-    for name in ("rest_A", "place_M", "column_M", "own_STCJD", "prompt_AQCJD"):
-        case[name].copy_(later[name].flip(-1) if name == "own_STCJD" else later[name])
+    for name in ("length_A", "place_M", "column_M", "own_CSJTD", "rest_CAJQD", "pair_MCJD"):
+        case[name].copy_(later[name].flip(-1) if name == "own_CSJTD" else later[name])
     assert error(case) <= 1e-5
 
 
@@ -201,31 +218,41 @@ def test_launches_follow_from_shapes_alone(monkeypatch):
     monkeypatch.setattr(tree_attention, "_shared", Recorder())
     monkeypatch.setattr(tree_attention, "_own", Recorder())
     assert attend(meta).shape == (3, 2, 7, 16)
-    assert grids == [(2, 2), (3, 2)]  # 3 rows of 7 heads are two blocks of 16
-    attend_shared(meta["query_MJFD"][:1].expand(600, -1, -1, -1), meta["prefix_PCJD"])
-    assert grids[2] == (66, 2)  # 600 rows of 7 heads are 66 blocks of 64
+    assert grids == [(2, 2, 1), (3, 2)]  # 3 rows of 7 heads are two blocks of 16
+    # 1,000 tokens in up to 8 spans of 128: four programs are far from 256, and 600 rows of 7 heads in blocks of 64,
+    # 66 times 2 heads, want two spans each. 10,000 rows want one.
+    prefix_CJPD = meta["prefix_CJPD"].new_empty(2, 2, 1000, 16)
+    for num_queries in (3, 600, 10_000):
+        out_NXJFD, lse_NXJF = attend_shared(meta["query_MJFD"][:1].expand(num_queries, -1, -1, -1), prefix_CJPD)
+        assert out_NXJFD.shape == (*lse_NXJF.shape, 16)
+    assert grids[2:] == [(2, 2, 8), (66, 2, 2), (1094, 2, 1)]
 
 
-@pytest.mark.parametrize(("num_queries", "dtype"), [(3, torch.float32), (600, torch.float16)])
-def test_attend_shared_gives_output_and_log_sum_exp(num_queries, dtype):
+@pytest.mark.parametrize(("num_queries", "num_tokens", "num_spans", "dtype"), [
+    (3, 65, 1, torch.float32), (3, 128, 1, torch.float32), (3, 129, 2, torch.float32), (3, 300, 3, torch.float32),
+    (600, 65, 1, torch.float16), (600, 0, 0, torch.float16)])
+def test_attend_shared_gives_output_and_log_sum_exp_of_each_span(num_queries, num_tokens, num_spans, dtype):
     # 600 queries of 2 x 7 heads take blocks of 64 rows, 3 take blocks of 16.
     generator = torch.Generator().manual_seed(0)
-    qkv_XED = torch.randn(num_queries, 2 * 7 + 2 * 2, 16, generator=generator).to(DEVICE, dtype)
-    query_XJFD = 2 * qkv_XED[:, :14].unflatten(1, (2, 7))
-    kv_PCJD = qkv_XED[:, 14:].unflatten(1, (2, 2))[:65]  # strided: its tokens are 18 heads apart
-    out_XJFD, lse_XJF = attend_shared(query_XJFD, kv_PCJD)
-    right = [plain(query_JFD, kv_PCJD) for query_JFD in query_XJFD]
-    assert out_XJFD.dtype == lse_XJF.dtype == torch.float32
-    # Weights are rounded to float16, by 2^-11 of each; values are below 4.
-    tolerance = 1e-5 if dtype == torch.float32 else 4 * 2**-11
-    assert (out_XJFD - torch.stack([out for out, _ in right])).abs().max().item() <= tolerance
-    assert (lse_XJF - torch.stack([lse for _, lse in right])).abs().max().item() <= 1e-5
+    query_XJFD = 2 * torch.randn(num_queries, 2, 7, 16, generator=generator).to(DEVICE, dtype)
+    kv_CJPD = torch.randn(2, 2, num_tokens + 3, 16, generator=generator).to(DEVICE, dtype)[:, :, :num_tokens]
+    out_NXJFD, lse_NXJF = attend_shared(query_XJFD, kv_CJPD)
+    assert out_NXJFD.dtype == lse_NXJF.dtype == torch.float32 and len(out_NXJFD) == len(lse_NXJF) == num_spans
+    if num_spans:
+        share_NXJF = lse_NXJF.double().softmax(0)
+        out_XJFD, lse_XJF = (share_NXJF[..., None] * out_NXJFD).sum(0), lse_NXJF.double().logsumexp(0)
+        right = [plain(query_JFD, kv_CJPD) for query_JFD in query_XJFD]
+        # Weights are rounded to float16, by 2^-11 of each; values are below 4.
+        tolerance = 1e-5 if dtype == torch.float32 else 4 * 2**-11
+        assert (out_XJFD - torch.stack([out for out, _ in right])).abs().max().item() <= tolerance
+        assert (lse_XJF - torch.stack([lse for _, lse in right])).abs().max().item() <= 1e-5
 
 
 @pytest.mark.parametrize("change", [
-    {"prefix_PCJD": lambda kv: kv.bfloat16()},
-    {"prompt_AQCJD": lambda kv: kv.transpose(-3, -2).contiguous().transpose(-3, -2)},
-    {"own_STCJD": lambda kv: kv[..., :1, :]},
+    {"prefix_CJPD": lambda kv: kv.bfloat16()},
+    {"rest_CAJQD": lambda kv: kv.transpose(-3, -2).contiguous().transpose(-3, -2)},
+    {"own_CSJTD": lambda kv: kv[:, :, :1]},
+    {"pair_MCJD": lambda kv: kv.mT.contiguous().mT},
     {"query_MJFD": lambda query: query.mT.contiguous().mT},
 ], ids=lambda change: next(iter(change)))
 def test_what_would_be_read_wrongly_is_refused(change):
@@ -233,12 +260,6 @@ def test_what_would_be_read_wrongly_is_refused(change):
     (name, function), = change.items()
     with pytest.raises(ValueError, match="strid|keys and values"):
         attend(case | {name: function(case[name])})
-
-
-def test_attention_to_nothing_is_refused():
-    case = draw(0)
-    with pytest.raises(ValueError, match="no token"):
-        attend_shared(case["query_MJFD"], case["prefix_PCJD"])
 
 
 @pytest.mark.gpu
