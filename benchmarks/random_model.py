@@ -10,7 +10,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, Qwen2Config, Qwen2Tokenizer
+from transformers import (
+    AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2Tokenizer,
+)
 
 from data import load_examples
 
@@ -37,20 +39,18 @@ SHAPES = {
 TOKENIZER_SIZE = 16_384
 
 
-def main() -> None:
-    """Read the command line and write the folder."""
-    parser = argparse.ArgumentParser(description="Write a random model of a real shape.")
-    parser.add_argument("--shape", choices=SHAPES, default="0.5b")
-    parser.add_argument("--data", default="wordproblems", help="dataset whose text the tokenizer is trained on")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    options = parser.parse_args()
-
-    examples = load_examples(options.data, "train", num_shots=8, seed=0)
+def train_tokenizer(data: str) -> PreTrainedTokenizerBase:
+    """Qwen2's kind of tokenizer, trained on a dataset's training problems behind 8 examples."""
+    examples = load_examples(data, "train", num_shots=8, seed=0)
     texts = [example.prompt + " " + example.answer for example in examples]
-    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=TOKENIZER_SIZE)
+    return Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=TOKENIZER_SIZE)
+
+
+def build(shape: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A random model in bfloat16, on the GPU if there is one."""
     torch.manual_seed(0)
     config = Qwen2Config(
-        **SHAPES[options.shape],
+        **SHAPES[shape],
         max_position_embeddings=32_768,
         rope_theta=1_000_000.0,
         bos_token_id=None,
@@ -61,6 +61,18 @@ def main() -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    return model.eval()
+
+
+def main() -> None:
+    """Read the command line and write the folder."""
+    parser = argparse.ArgumentParser(description="Write a random model of a real shape.")
+    parser.add_argument("--shape", choices=SHAPES, default="0.5b")
+    parser.add_argument("--data", default="wordproblems", help="dataset whose text the tokenizer is trained on")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    options = parser.parse_args()
+    tokenizer = train_tokenizer(options.data)
+    model = build(options.shape, tokenizer)
     model.save_pretrained(options.output_dir)
     tokenizer.save_pretrained(options.output_dir)
     print(f"{options.output_dir}: {model.num_parameters():,} random parameters")

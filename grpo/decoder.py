@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 from grpo.attention import causal_attention, matmul_float32
 from grpo.kv_cache import Attention, KVCache
 from grpo.linear import Branch, JoinedLinear, Reordered, Weight
-from grpo.pointwise import add_norm, rms_norm, rotate_, swiglu
+from grpo.pointwise import add_norm, rms_norm, rotate, swiglu
 
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -220,7 +220,7 @@ class Decoder:
         return self._add_norm(hidden_XH, update_XH, "model.norm.weight")[1]
 
     def _rotary(self, position_X: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [X, 1, D] of each position, as `rotate_` takes them."""
+        """cos and sin [X, 1, D] of each position, as `rotate` takes them."""
         angle_X1D = (position_X[:, None] * self.frequency_D)[:, None]
         cos, sin = angle_X1D.cos(), angle_X1D.sin()
         return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
@@ -235,8 +235,7 @@ class Decoder:
             for norm, part in (("q_norm", slice(num_query)), ("k_norm", slice(num_query, num_query + num_kv))):
                 weight_D = self.plain[layer.norms[f"self_attn.{norm}"]]
                 heads_XED[:, part] = rms_norm(heads_XED[:, part], weight_D, self.eps)
-        rotate_(heads_XED[:, : num_query + num_kv], cos, signed_sin)
-        return heads_XED
+        return rotate(heads_XED, cos, signed_sin, num_kv)
 
     def _add_norm(
         self, hidden_XH: torch.Tensor, update_XH: torch.Tensor, name: str

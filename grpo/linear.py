@@ -89,7 +89,7 @@ class JoinedLinear:
         elif frozen and form == "lora" and Reordered.serves(whole[0]):
             self.reordered = Reordered(torch.cat(whole))
         self.row = dict(zip(names, _slices([len(part) for part in whole])))
-        self.num_outputs = sum(map(len, whole))
+        self.num_inputs, self.num_outputs = whole[0].shape[1], sum(map(len, whole))
         lora = {name: lora[name] for name in names if name in lora}
         self.holds_weight = not self.packed and self.reordered is None
         columns = [*(whole if self.holds_weight else []), *(A_RI for A_RI, _, _ in lora.values())]

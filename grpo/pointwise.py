@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function; on a GPU compiled, at its first call and for all sizes, so that it launches one kernel."""
-    compiled = torch.compile(function, dynamic=True)
+    """The function; on a GPU compiled, so that it launches one kernel: at its first call for those sizes, at another
+    number of rows once more for all."""
+    compiled = torch.compile(function)
 
     @functools.wraps(function)
     def call(x: torch.Tensor, *args: Any) -> Any:
@@ -43,13 +44,15 @@ def swiglu(gate_up_XI: torch.Tensor) -> torch.Tensor:
 
 
 @fused
-def rotate_(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in the half-split layout, in place: `x · cos + (−x₂, x₁) · sin` (Su et al. 2021, equation 34).
+def rotate(heads_XED: torch.Tensor, cos_X1D: torch.Tensor, signed_sin_X1D: torch.Tensor, num_kv: int) -> torch.Tensor:
+    """Rotary embedding in the half-split layout, `x · cos + (−x₂, x₁) · sin` (Su et al. 2021, equation 34).
 
     Args:
-        x: [..., D] heads.
-        cos: broadcasts to x.
-        signed_sin: likewise, −sin in its first half.
+        heads_XED: [X, E, D] heads; the last num_kv, the values, stay as they are.
+        cos_X1D: [X, 1, D].
+        signed_sin_X1D: [X, 1, D], −sin in its first half.
+        num_kv: J.
     """
-    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    return x.mul_(cos).add_(swapped.mul_(signed_sin))
+    turned, value = heads_XED[:, :-num_kv], heads_XED[:, -num_kv:]
+    swapped = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return torch.cat([turned * cos_X1D + swapped * signed_sin_X1D, value], dim=1)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-FINE, COARSE = 8, 64  # widths are multiples of FINE up to COARSE, then of COARSE
+NARROWEST = 8
 
 
 class Replay:
@@ -27,11 +27,15 @@ class Replay:
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def width(self, num_rows: int, num_slots: int) -> int:
-        """The width that serves so many rows: on a CPU exactly that, on a GPU one of a few."""
+        """The width that serves so many rows: on a CPU exactly that, on a GPU one of 8, 16, 24, 32, 48, 64, 96, ...
+
+        A recording costs as much as some ten steps, and at most a third of a width is idle.
+        """
         if not self.records:
             return num_rows
-        multiple = FINE if num_rows <= COARSE else COARSE
-        return min(-(-num_rows // multiple) * multiple, num_slots)
+        power = max(NARROWEST, 1 << (num_rows - 1).bit_length())
+        less = power * 3 // 4
+        return min(less if num_rows <= less and less % NARROWEST == 0 else power, num_slots)
 
     def __call__(self, step: Callable[[int], None], width: int) -> None:
         """One step on the first `width` slots, always the same function."""

@@ -66,7 +66,7 @@ def generate(
     for index, prompt in zip(prompt_index, prompts, strict=True):
         if not prompt:
             raise ValueError(f"prompt {index} is empty: a prompt needs at least 1 token")
-    device, prompt_index_B = decoder.device.type, torch.tensor(prompt_index)
+    device, prompt_index_B = decoder.device.type, torch.tensor(prompt_index, device=decoder.device)
     num_rows = len(prompts) * num_generations
     stop = StopRule(tokenizer, stop_token_ids, stop_strings, vocab_size=decoder.config.vocab_size)
     rows = _Rows(num_rows, max_completion_length)
@@ -142,11 +142,11 @@ class _Rows:
 def _noise(
     seed: int, step: int, prompt_index_B: torch.Tensor, num_generations: int, row_X: torch.Tensor, room: int
 ) -> torch.Tensor:
-    """[X, room] float64, the uniform number of every token that these rows could sample."""
+    """[X, room] float64, the uniform number of every token that these rows could sample, on their device."""
     return uniform(
         seed=seed,
         step=step,
         prompt_N=prompt_index_B[row_X // num_generations][:, None],
         sample_N=(row_X % num_generations)[:, None],
-        position_N=torch.arange(room),
+        position_N=torch.arange(room, device=row_X.device),
     )

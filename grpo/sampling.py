@@ -8,6 +8,8 @@ only: training samples from the whole distribution, because the policy ratio is 
 import torch
 import torch.nn.functional as F
 
+from grpo.pointwise import fused
+
 BLOCK = 128  # tokens whose probabilities are added before the noise is looked up among the sums
 
 
@@ -57,30 +59,42 @@ def sample(
         logits_NV = logits_NV / temperature
     logits_NV = _truncate(logits_NV, top_p=top_p, top_k=top_k)
     peak_N1 = logits_NV.amax(-1, keepdim=True)
-    token_N, total_N = _inverse_cdf((logits_NV - peak_N1).exp_(), uniform_N)
+    token_N, total_N = _inverse_cdf(logits_NV, peak_N1, uniform_N)
     logprob_N = (logits_NV.gather(-1, token_N[:, None]) - peak_N1)[:, 0].double() - total_N.log()
     return token_N, logprob_N.float()
 
 
-def _inverse_cdf(weight_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first token up to which the weights exceed `u * total`, and the total; a weight of 0 is never found.
+@fused
+def _block_weights(logits_NV: torch.Tensor, peak_N1: torch.Tensor) -> torch.Tensor:
+    """[N, C] float32 `Σ exp(logit − peak)` of each whole block of the vocabulary and of what is left at its end."""
+    whole = logits_NV.shape[1] // BLOCK * BLOCK
+    sum_NC = (logits_NV[:, :whole] - peak_N1).exp_().unflatten(1, (-1, BLOCK)).sum(-1)
+    if whole == logits_NV.shape[1]:
+        return sum_NC
+    return torch.cat([sum_NC, (logits_NV[:, whole:] - peak_N1).exp().sum(-1, keepdim=True)], dim=1)
 
-    First the block is found, then the token in it: one pass over the vocabulary, and only block sums in float64.
+
+def _inverse_cdf(
+    logits_NV: torch.Tensor, peak_N1: torch.Tensor, uniform_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first token up to which the weights `exp(logit − peak)` exceed `u * total`, and the total.
+
+    First the block is found, then the token in it: one pass over the vocabulary, and only block sums in float64. A
+    weight of 0 is never found.
     """
-    spare = -weight_NV.shape[1] % BLOCK
-    block_NCW = F.pad(weight_NV, (0, spare)).unflatten(1, (-1, BLOCK)) if spare else weight_NV.unflatten(1, (-1, BLOCK))
-    end_NC = block_NCW.sum(-1).double().cumsum(-1)
+    end_NC = _block_weights(logits_NV, peak_N1).double().cumsum(-1)
     total_N1 = end_NC[:, -1:]
     # u ≤ 1 − 2⁻⁵³, and rounding keeps u·total below total, so a block is always found.
     target_N1 = uniform_N[:, None] * total_N1
     block_N1 = torch.searchsorted(end_NC, target_N1, right=True)
     start_N1 = F.pad(end_NC, (1, 0)).gather(1, block_N1)
-    row_N = torch.arange(len(weight_NV), device=weight_NV.device)
-    inner_NW = block_NCW[row_N, block_N1[:, 0]].double().cumsum(-1)
+    token_NW = block_N1 * BLOCK + torch.arange(BLOCK, device=logits_NV.device)
+    outside_NW = token_NW >= logits_NV.shape[1]
+    inner_NW = logits_NV.gather(1, token_NW.clamp(max=logits_NV.shape[1] - 1)) - peak_N1
+    inner_NW = inner_NW.exp().masked_fill(outside_NW, 0.0).double().cumsum(-1)
     # The block's weights, added in another order, may come to a hair less than its sum in float32.
     target_N1 = torch.minimum(target_N1 - start_N1, inner_NW[:, -1:] * (1 - 2.0**-52))
-    token_N = block_N1[:, 0] * BLOCK + torch.searchsorted(inner_NW, target_N1, right=True)[:, 0]
-    return token_N, total_N1[:, 0]
+    return (block_N1 * BLOCK + torch.searchsorted(inner_NW, target_N1, right=True))[:, 0], total_N1[:, 0]
 
 
 def _truncate(logits_NV: torch.Tensor, *, top_p: float, top_k: int) -> torch.Tensor:

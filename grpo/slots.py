@@ -50,7 +50,7 @@ class Slots:
         num_slots: S, rows continued at once.
         num_generations: G rows for each prompt, prompt-major.
         room: completion tokens of the longest row.
-        noise: the uniform numbers [X, room] of some rows, given their numbers.
+        noise: the uniform numbers [X, room] of some rows, given their numbers on the decoder's device.
         sample: from logits_MV and uniform_M to tokens and their log-probs.
         share_prefix: read what all prompts start with once.
     """
@@ -98,7 +98,7 @@ class Slots:
         slot_X = self._tensor(free)
         self.cache.seat(slot_X, self._tensor(place_of[group] for group in groups))
         self.token_S[slot_X] = self._tensor(self.prompts[group][-1] for group in groups)
-        self.uniform_ST[slot_X] = self.noise(torch.tensor(rows)).to(self.decoder.device)
+        self.uniform_ST[slot_X] = self.noise(self._tensor(rows))
 
     def run(self, num_steps: int) -> Window:
         """Continue every row in a slot by so many tokens, without waiting for a GPU to do it."""

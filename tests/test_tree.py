@@ -130,7 +130,8 @@ def test_the_blocks_of_a_gpu_hold_every_pair_and_full_ones_nothing_else(name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["long", "a prefix, two prompts, five completions"])
-def test_a_gpu_gives_the_output_and_gradients_of_a_cpu(name):
+def test_a_gpu_gives_the_output_and_gradients_of_a_cpu(name, monkeypatch):
+    monkeypatch.setattr("grpo.tree.rank", lambda: 0)  # says that it compiles
     segment_L, parent_L = tree(name)
     torch.manual_seed(0)
     zeros = torch.zeros_like(segment_L)
