@@ -168,8 +168,8 @@ def markdown(result: dict) -> str:
     return "\n".join([
         f"# Rollout and memory bandwidth: Qwen2.5-{result['model']} on {result['device']}\n",
         f"Commit {result['commit']}, torch {result['torch']}. Random weights in bfloat16, LoRA of rank {lora_r} on",
-        f"all projections, 8-shot prompts, {NUM_GENERATIONS} completions of {num_tokens} tokens each. floor_ms: what a step",
-        f"must read, at the {gigabytes:,.0f} GB/s that a copy moves. arithmetic_ms: its products, at the",
+        f"all projections, 8-shot prompts, {NUM_GENERATIONS} completions of {num_tokens} tokens each. floor_ms: what a",
+        f"step must read, at the {gigabytes:,.0f} GB/s that a copy moves. arithmetic_ms: its products, at the",
         f"{teraflops:,.0f} TFLOP/s of a large one. share_of_both: of the longer of the two. generate: transformers',",
         "without LoRA.\n",
         "| " + " | ".join(names) + " |", "|" + "---|" * len(names),

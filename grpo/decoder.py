@@ -169,13 +169,13 @@ class Decoder:
             num_layers=self.config.num_hidden_layers, num_kv_heads=self.config.num_key_value_heads,
             head_size=self.head_size, dtype=self.dtype, device=self.device, **sizes)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read_prefix(self, cache: KVCache, prefix: list[int]) -> None:
         """Store the tokens that all prompts start with, as many as the cache was made for."""
         token_X = torch.tensor(prefix + [0] * (-len(prefix) % PAD_TOKENS), device=self.device)
         self._hidden(token_X, torch.arange(len(token_X), device=self.device), cache.prefix_attention)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def read_rests(self, cache: KVCache, places: list[int], rests: list[list[int]]) -> None:
         """Store what follows the prefix in some prompts, each in its place; a rest may be empty."""
         place_A = torch.tensor(places, device=self.device)

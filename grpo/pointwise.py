@@ -8,9 +8,15 @@ import torch
 import torch.nn.functional as F
 
 
+def allow_recompiling() -> None:
+    """Let torch.compile make a version of a function for each of many shapes; beyond its limit it compiles no more."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+
+
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function; on a GPU compiled, so that it launches one kernel: at its first call for those sizes, at another
     number of rows once more for all."""
+    allow_recompiling()
     compiled = torch.compile(function)
 
     @functools.wraps(function)

@@ -58,31 +58,30 @@ def sample(
     if temperature != 1:
         logits_NV = logits_NV / temperature
     logits_NV = _truncate(logits_NV, top_p=top_p, top_k=top_k)
-    peak_N1 = logits_NV.amax(-1, keepdim=True)
-    token_N, total_N = _inverse_cdf(logits_NV, peak_N1, uniform_N)
-    logprob_N = (logits_NV.gather(-1, token_N[:, None]) - peak_N1)[:, 0].double() - total_N.log()
-    return token_N, logprob_N.float()
+    return _inverse_cdf(logits_NV, uniform_N)
 
 
 @fused
-def _block_weights(logits_NV: torch.Tensor, peak_N1: torch.Tensor) -> torch.Tensor:
-    """[N, C] float32 `Σ exp(logit − peak)` of each whole block of the vocabulary and of what is left at its end."""
+def _blocks(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest logit m of each block of the vocabulary, the last maybe short, and `Σ exp(logit − m)`: one pass."""
     whole = logits_NV.shape[1] // BLOCK * BLOCK
-    sum_NC = (logits_NV[:, :whole] - peak_N1).exp_().unflatten(1, (-1, BLOCK)).sum(-1)
-    if whole == logits_NV.shape[1]:
-        return sum_NC
-    return torch.cat([sum_NC, (logits_NV[:, whole:] - peak_N1).exp().sum(-1, keepdim=True)], dim=1)
+    parts = [logits_NV[:, :whole].unflatten(1, (-1, BLOCK)), logits_NV[:, None, whole:]]
+    parts = [part_NCW for part_NCW in parts if part_NCW.numel()]
+    # Finite where a whole block is cut off: -inf less -inf is a NaN.
+    peaks = [part_NCW.amax(-1).clamp(min=torch.finfo(logits_NV.dtype).min) for part_NCW in parts]
+    sums = [(part_NCW - peak_NC[..., None]).exp_().sum(-1) for part_NCW, peak_NC in zip(parts, peaks)]
+    return torch.cat(peaks, dim=1), torch.cat(sums, dim=1)
 
 
-def _inverse_cdf(
-    logits_NV: torch.Tensor, peak_N1: torch.Tensor, uniform_N: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first token up to which the weights `exp(logit − peak)` exceed `u * total`, and the total.
+def _inverse_cdf(logits_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first token up to which the weights `exp(logit − peak)` exceed `u * total`, and its log-probability.
 
     First the block is found, then the token in it: one pass over the vocabulary, and only block sums in float64. A
     weight of 0 is never found.
     """
-    end_NC = _block_weights(logits_NV, peak_N1).double().cumsum(-1)
+    peak_NC, sum_NC = _blocks(logits_NV)
+    peak_N1 = peak_NC.amax(-1, keepdim=True)
+    end_NC = (sum_NC * (peak_NC - peak_N1).exp()).double().cumsum(-1)  # 0 where the largest weight underflows
     total_N1 = end_NC[:, -1:]
     # u ≤ 1 − 2⁻⁵³, and rounding keeps u·total below total, so a block is always found.
     target_N1 = uniform_N[:, None] * total_N1
@@ -90,11 +89,13 @@ def _inverse_cdf(
     start_N1 = F.pad(end_NC, (1, 0)).gather(1, block_N1)
     token_NW = block_N1 * BLOCK + torch.arange(BLOCK, device=logits_NV.device)
     outside_NW = token_NW >= logits_NV.shape[1]
-    inner_NW = logits_NV.gather(1, token_NW.clamp(max=logits_NV.shape[1] - 1)) - peak_N1
-    inner_NW = inner_NW.exp().masked_fill(outside_NW, 0.0).double().cumsum(-1)
+    over_NW = logits_NV.gather(1, token_NW.clamp(max=logits_NV.shape[1] - 1)) - peak_N1
+    inner_NW = over_NW.exp().masked_fill(outside_NW, 0.0).double().cumsum(-1)
     # The block's weights, added in another order, may come to a hair less than its sum in float32.
     target_N1 = torch.minimum(target_N1 - start_N1, inner_NW[:, -1:] * (1 - 2.0**-52))
-    return (block_N1 * BLOCK + torch.searchsorted(inner_NW, target_N1, right=True))[:, 0], total_N1[:, 0]
+    place_N1 = torch.searchsorted(inner_NW, target_N1, right=True)
+    logprob_N1 = over_NW.gather(1, place_N1).double() - total_N1.log()
+    return (block_N1 * BLOCK + place_N1)[:, 0], logprob_N1[:, 0].float()
 
 
 def _truncate(logits_NV: torch.Tensor, *, top_p: float, top_k: int) -> torch.Tensor:

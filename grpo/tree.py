@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
 from grpo.distributed import rank
+from grpo.pointwise import allow_recompiling
 from grpo.types import Batch
 
 NAME = "tree"  # of this attention in transformers' table
@@ -180,7 +181,7 @@ def padded_length(length: int) -> int:
 @functools.cache
 def _compiled(length: int) -> Callable[..., torch.Tensor]:
     """FlexAttention for rows of one length."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    allow_recompiling()
     if rank() == 0:
         print(f"attention  compiles for rows of {length:,} tokens (length {_compiled.cache_info().misses})", flush=True)
     return torch.compile(flex_attention, dynamic=False)

@@ -102,6 +102,8 @@ class Problem:
             "REVERSE": self.reverse,
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
+            # z - r must be 0 where the two are equal, which a multiplication fused into the subtraction breaks.
+            "enable_fp_fusion": False,
         }
 
 
@@ -134,7 +136,7 @@ def sweep(
     width, num_tokens, flags = words.stop - words.start, len(problem.token_L), problem.flags
     online = shifts is None
     shift_L, ref_shift_L = (None, None) if online else shifts
-    emitted_LC = problem.hidden_LH.new_empty(num_tokens, width, dtype=problem.grad_dtype) if emit else None
+    emitted_LC = problem.hidden_LH.new_empty(num_tokens, width if emit else 0, dtype=problem.grad_dtype)
     # To store E, a program owns one tile: more of them run at once. Their sums are then added up as without E.
     tiled = emit and not problem.hybrid
     span = flags["WORDS"] if tiled else problem.span
@@ -143,10 +145,11 @@ def sweep(
     args = (hidden, problem.weight_VH, ref_hidden, problem.ref_weight_VH, shift_L, ref_shift_L, out_KPL, emitted_LC)
     sizes = (num_tokens, len(problem.weight_VH), words.start, words.stop, span, LOG2E / problem.temperature)
     grid = (triton.cdiv(num_tokens, flags["ROWS"]) * triton.cdiv(width, span),)
-    _launch(forward.sweep, grid, *args, *sizes, *out_KPL.stride()[:2], ONLINE=online, EMIT=emit, TILED=tiled, **flags)
+    flags |= {"ONLINE": online, "EMIT": emit or problem.hybrid, "TILED": tiled}
+    _launch(forward.sweep, grid, *args, *sizes, *out_KPL.stride()[:2], int(emit), **flags)
     if tiled:
         _merge(out_KPL, part_KPL, None, problem.span // span, final=False, problem=problem)
-    return emitted_LC
+    return emitted_LC if emit else None
 
 
 def merge(problem: Problem, part_KPL: torch.Tensor, out_KL: torch.Tensor, logit_L: torch.Tensor) -> None:

@@ -63,16 +63,17 @@ def weights(logit_RW, top_R, ONLINE: tl.constexpr):
     return tl.exp2(over_RW), over_RW, new_R, tl.exp2(top_R - new_R) if ONLINE else 1.0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["emit"])
 def sweep(hidden, weight, ref_hidden, ref_weight, shift, ref_shift, stats, emitted, num_rows, num_words, first, last,
-          span, scale, stride_stat, stride_span, H: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
+          span, scale, stride_stat, stride_span, emit, H: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
           INNER: tl.constexpr, DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, UPCAST: tl.constexpr,
           GIVEN: tl.constexpr, ONLINE: tl.constexpr, EMIT: tl.constexpr, TILED: tl.constexpr, REF: tl.constexpr,
           REVERSE: tl.constexpr):
     """Sums of `ROWS` tokens over `span` of the words [first, last), to stats[stat, span, row].
 
     GIVEN: `hidden` and `ref_hidden` are not hidden states but [num_rows, last - first] products. EMIT: also store
-    E = 2^(z - z_y) to emitted [num_rows, last - first]. TILED: span is WORDS.
+    E = 2^(z - z_y) to emitted [num_rows, last - first], if `emit`: where the order of a sum follows from how a compiler
+    spreads the tile over threads, only the same binary gives the same bits. TILED: span is WORDS.
     """
     num_blocks = tl.cdiv(num_rows, ROWS)
     row = tl.program_id(0) % num_blocks * ROWS
@@ -112,10 +113,12 @@ def sweep(hidden, weight, ref_hidden, ref_weight, shift, ref_shift, stats, emitt
         sum_R = shrink_R * sum_R + tile_sum_R
         moment_R = moment_R + tile_moment_R
         if EMIT:
-            words = word + tl.arange(0, WORDS)
-            corner = emitted + row.to(tl.int64) * (last - first) + (word - first)  # offsets within it fit in 32 bits
-            place = corner + (tl.arange(0, ROWS)[:, None] * (last - first) + tl.arange(0, WORDS)[None, :])
-            tl.store(place, weight_RW.to(emitted.dtype.element_ty), mask=inside_R[:, None] & (words < stop)[None, :])
+            if emit:
+                words = word + tl.arange(0, WORDS)
+                corner = emitted + row.to(tl.int64) * (last - first) + (word - first)  # offsets in it fit in 32 bits
+                place = corner + (tl.arange(0, ROWS)[:, None] * (last - first) + tl.arange(0, WORDS)[None, :])
+                inside_RW = inside_R[:, None] & (words < stop)[None, :]
+                tl.store(place, weight_RW.to(emitted.dtype.element_ty), mask=inside_RW)
         if REF:
             ref_weight_RW, _, ref_top_R, ref_shrink_R = weights(ref_RW, ref_top_R, ONLINE)
             ref_sum_R = ref_shrink_R * ref_sum_R + tl.sum(ref_weight_RW, 1)

@@ -76,8 +76,8 @@ def test_interpreters_own_reduction_gives_what_stands_in_for_it(monkeypatch):
 ])
 def test_what_a_call_keeps_for_its_backward(impl, name, stashes, operands):
     case = with_leaves(draw(), MODES[name])
-    node = call(case, MODES[name]._replace(kl=None, ref=None), impl).logprob_L.grad_fn
-    kept = {tensor.data_ptr(): tensor.shape for tensor in node.saved_tensors if tensor is not None}
+    output = call(case, MODES[name]._replace(kl=None, ref=None), impl)
+    kept = {tensor.data_ptr(): tensor.shape for tensor in output.logprob_L.grad_fn.saved_tensors if tensor is not None}
     for operand in case[:2]:
         assert (kept.pop(operand.data_ptr(), None) is not None) == operands
     assert list(kept.values()).count(case.hidden_LH.shape) == stashes

@@ -41,7 +41,8 @@ def full_of_nan(function: Callable) -> Callable:
     """A function that makes a tensor, and fills it."""
     def filled(*args: Any, **options: Any) -> torch.Tensor:
         tensor = function(*args, **options)
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+        with torch.no_grad():
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
     return filled
 
 
