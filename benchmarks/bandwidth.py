@@ -199,10 +199,10 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(options.data)
     for shape in options.shapes:
+        torch.compiler.reset()  # what is compiled for one model is compiled for any size at the next, which is slower
         result = measure(options, shape, tokenizer)
-        path = options.output_dir / f"bandwidth-{shape}"
-        path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-        path.with_suffix(".md").write_text(markdown(result))
+        (options.output_dir / f"bandwidth-{shape}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (options.output_dir / f"bandwidth-{shape}.md").write_text(markdown(result))
 
 
 if __name__ == "__main__":

@@ -139,8 +139,8 @@ def main() -> None:
             result["rows"].append(derive(row, work, options.prompts * options.generations * options.length))
             print(json.dumps(result["rows"][-1] | {"profile": None}), flush=True)
             path = options.output_dir / f"step-{result['model']}"
-            path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-            path.with_suffix(".md").write_text(markdown(result))
+            Path(f"{path}.json").write_text(json.dumps(result, indent=2) + "\n")
+            Path(f"{path}.md").write_text(markdown(result))
 
 
 if __name__ == "__main__":

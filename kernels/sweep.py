@@ -188,7 +188,8 @@ def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_
         tl.store(place + 3 * stride_merged_stat, sums, mask=inside)
         if REF:
             ref_lse = ref_top + tl.log2(ref_sums)
-            lead = (top - ref_top) + tl.log2(sums / ref_sums)  # lse - ref_lse, but right where that is tiny
+            # lse - ref_lse, but right where that is tiny; rounded to nearest, or x / x is not always 1.
+            lead = (top - ref_top) + tl.log2(tl.div_rn(sums, ref_sums))
             kl = cross / ref_sums + lead if REVERSE else cross / sums - lead
             tl.store(place + 4 * stride_merged_stat, kl * LN2, mask=inside)
             tl.store(place + 5 * stride_merged_stat, ref_lse, mask=inside)
