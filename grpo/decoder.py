@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from grpo.attention import causal_attention, matmul_float32
 from grpo.kv_cache import Attention, KVCache
-from grpo.linear import Branch, JoinedLinear, Reordered, Weight
+from grpo.linear import Blocks, Branch, JoinedLinear, Weight, padded
 from grpo.pointwise import add_norm, rms_norm, rotate, swiglu
 
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
@@ -82,8 +82,8 @@ class Decoder:
             self._layer(f"model.layers.{index}", weight, lora, form) for index in range(config.num_hidden_layers)
         ]
         self.head_name, self.head = head_name, None
-        if head_name not in self.trained and Reordered.serves(self.plain[head_name]):
-            self.head = Reordered(self.plain[head_name])
+        if head_name not in self.trained and Blocks.serves(self.device, self.dtype, config.vocab_size):
+            self.head = Blocks(self.plain[head_name])
             self.plain.pop("lm_head.weight", None)
         self.frequency_D = rotary_frequencies(config, self.head_size).to(self.device)
 
@@ -173,7 +173,7 @@ class Decoder:
     def read_prefix(self, cache: KVCache, prefix: list[int]) -> None:
         """Store the tokens that all prompts start with, as many as the cache was made for."""
         token_X = torch.tensor(prefix + [0] * (-len(prefix) % PAD_TOKENS), device=self.device)
-        self._hidden(token_X, torch.arange(len(token_X), device=self.device), cache.prefix_attention)
+        self._hidden(token_X, torch.arange(len(token_X), device=self.device), cache.prefix_attention, stores=True)
 
     @torch.inference_mode()
     def read_rests(self, cache: KVCache, places: list[int], rests: list[list[int]]) -> None:
@@ -188,7 +188,8 @@ class Decoder:
                 longest += -longest % PAD_TOKENS
                 token_AQ = torch.tensor([rest + [0] * (longest - len(rest)) for rest in rests[part]])
                 position_X = cache.prefix_length + torch.arange(longest, device=self.device).repeat(len(token_AQ))
-                self._hidden(token_AQ.flatten().to(self.device), position_X, cache.rest_attention(place_A[part]))
+                attention = cache.rest_attention(place_A[part])
+                self._hidden(token_AQ.flatten().to(self.device), position_X, attention, stores=True)
 
     @torch.no_grad()
     def step(self, cache: KVCache, token_M: torch.Tensor) -> torch.Tensor:
@@ -206,15 +207,23 @@ class Decoder:
         cache.advance(num_slots)
         return self._head(hidden_MH)
 
-    def _hidden(self, token_X: torch.Tensor, position_X: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """Final hidden states [X, H]; what a token sees and what is remembered of it is `attention`'s affair."""
+    def _hidden(
+        self, token_X: torch.Tensor, position_X: torch.Tensor, attention: Attention, *, stores: bool = False
+    ) -> torch.Tensor | None:
+        """Final hidden states [X, H]; what a token sees and what is remembered of it is `attention`'s affair.
+
+        With `stores` that is all: None, and nothing is computed behind the last layer's keys and values.
+        """
         hidden_XH = F.embedding(token_X, self.plain["model.embed_tokens.weight"])
         cos, signed_sin = self._rotary(position_X, hidden_XH.dtype)
         update_XH = torch.zeros_like(hidden_XH)
         for index, layer in enumerate(self.layers):
             hidden_XH, normed_XH = self._add_norm(hidden_XH, update_XH, layer.norms["input_layernorm"])
             heads_XED = self._heads(layer, normed_XH, cos, signed_sin)
-            update_XH = layer.output(attention(index, heads_XED))
+            attended_XO = attention(index, heads_XED)
+            if stores and layer is self.layers[-1]:
+                return None
+            update_XH = layer.output(attended_XO)
             hidden_XH, normed_XH = self._add_norm(hidden_XH, update_XH, layer.norms["post_attention_layernorm"])
             update_XH = layer.down(swiglu(layer.gate_up(normed_XH)))
         return self._add_norm(hidden_XH, update_XH, "model.norm.weight")[1]
@@ -246,7 +255,7 @@ class Decoder:
         """Float32 logits: rounded to bfloat16 they would move log-probabilities by more than a whole update does."""
         if self.head is not None:
             return self.head.product(hidden_XH)
-        return matmul_float32(hidden_XH[None], self.plain[self.head_name].mT[None])[0]
+        return matmul_float32(padded(hidden_XH)[None], self.plain[self.head_name].mT[None])[0, : len(hidden_XH)]
 
 
 def rotary_frequencies(config: PretrainedConfig, head_size: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ from transformers import PretrainedConfig
 
 from grpo.config import Config
 from grpo.engine import zero_config
+from grpo.linear import Blocks
 from grpo.model import NF4_BLOCK
 from kernels.reference import TILE_ELEMENTS
 
@@ -205,8 +206,6 @@ class Ledger:
     def rollout_copy(self) -> int:
         """What `Decoder.nbytes` measures: rows of a join's B are as long as all its outputs together."""
         form, numel, packed = self.run.rollout_weights, 0, 0
-        on_cpu = not self.on_gpu and self.rollout_dtype == torch.float32
-        apart = form == "nf4" or (form == "lora" and on_cpu)  # W is not held beside A
         for names in JOINED:
             sides = [self.projections()[name] for name in names]
             outputs, inputs = sum(one for one, _ in sides), sides[0][1]
@@ -215,12 +214,14 @@ class Ledger:
                 packed += outputs * inputs // 2
             else:
                 numel += outputs * inputs * (2 if form == "merged" and rank else 1)
-            numel += outputs + (0 if apart else rank) if self.biased() & set(names) else 0
+            numel += outputs + rank if self.biased() & set(names) else 0
             numel += rank * (inputs + outputs)
         numel, packed = (count * self.config.num_hidden_layers for count in (numel, packed))
         numel += sum(one.numel * one.count for one in self.parameters() if one.module not in READS)
-        if self.config.tie_word_embeddings and on_cpu and not self.trains_head():
-            numel += self.config.vocab_size * self.config.hidden_size  # a second head, as oneDNN reads it
+        device = torch.device("cuda" if self.on_gpu else "cpu")
+        blocks = not self.trains_head() and Blocks.serves(device, self.rollout_dtype, self.config.vocab_size)
+        if self.config.tie_word_embeddings and blocks:
+            numel += self.config.vocab_size * self.config.hidden_size  # a second head
         return numel * self.rollout_dtype.itemsize + packed
 
     def token_bytes(self) -> int:

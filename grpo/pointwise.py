@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 
 
+SIGNS = torch.tensor([[1.0], [-1.0]])
+
+
 def allow_recompiling() -> None:
     """Let torch.compile make a version of a function for each of many shapes; beyond its limit it compiles no more."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
@@ -27,9 +30,13 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rms_norm(x: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-    """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, x.shape[-1:], weight_H, eps)
+    """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers.
+
+    On a CPU in float32 as LayerNorm of [x, −x], whose mean is 0: one kernel of PyTorch's instead of six.
+    """
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        both = x[..., None, :] * SIGNS
+        return F.layer_norm(both, both.shape[-2:], eps=eps)[..., 0, :] * weight_H
     return weight_H * F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
 
 
@@ -61,4 +68,4 @@ def rotate(heads_XED: torch.Tensor, cos_X1D: torch.Tensor, signed_sin_X1D: torch
     """
     turned, value = heads_XED[:, :-num_kv], heads_XED[:, -num_kv:]
     swapped = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    return torch.cat([turned * cos_X1D + swapped * signed_sin_X1D, value], dim=1)
+    return torch.cat([turned * cos_X1D + swapped.mul_(signed_sin_X1D), value], dim=1)

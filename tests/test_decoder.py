@@ -136,12 +136,14 @@ def test_new_values_copied_into_its_tensors_make_it_the_new_model():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_frozen_weights_are_reordered_and_give_the_same_logits(tied):
-    model = tiny_qwen2(tied=tied)
+def test_wide_frozen_weights_lie_in_blocks_and_give_the_same_logits(tied):
+    """The head has 1,024 outputs and so have gate and up together; 256 a block."""
+    model = tiny_qwen2(tied=tied, vocab_size=1024, intermediate_size=512)
     weight, trained = dict(model.named_parameters()), {"model.layers.1.mlp.up_proj.weight"}
     decoder = Decoder(model.config, weight, {}, trained=trained)
-    assert decoder.head is not None and decoder.layers[1].down.reordered is not None
-    assert decoder.layers[1].gate_up.reordered is None  # one of its two trains
+    assert decoder.head.weight_NIC.shape == decoder.layers[0].gate_up.blocks.weight_NIC.shape == (4, 64, 256)
+    assert decoder.layers[1].gate_up.blocks is None  # one of its two trains
+    assert decoder.layers[0].down.blocks is None  # 64 outputs
     names = decoder.tensors()
     assert trained <= set(names) and "model.layers.1.mlp.gate_proj.weight" in names
     assert "model.layers.0.mlp.up_proj.weight" not in names and "model.layers.0.self_attn.q_proj.bias" in names
@@ -153,21 +155,23 @@ def test_frozen_weights_are_reordered_and_give_the_same_logits(tied):
 
 
 class _Rows(TorchDispatchMode):
-    """The numbers of rows for which oneDNN is asked for a product: each is compiled once and kept."""
+    """The numbers of rows of all products with a weight."""
 
     def __init__(self):
         super().__init__()
         self.seen = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.mkldnn._linear_pointwise.default:
-            self.seen.add(len(args[0]))
+        aten = torch.ops.aten
+        if function in (aten.mm.default, aten.addmm.default, aten.bmm.default):
+            self.seen.add(args[1 if function is aten.addmm.default else 0].shape[-2])
         return function(*args, **(kwargs or {}))
 
 
-def test_few_numbers_of_rows_are_compiled_whatever_prompts_and_rows_there_are():
+@pytest.mark.parametrize("vocab_size", [320, 1024])
+def test_products_have_few_numbers_of_rows_whatever_prompts_and_rows_there_are(vocab_size):
     """A prefix or rests of 1 to 40 tokens are read as 32 or 64, two rests as 64 or 128; 1 to 16 rows are 8 or 16."""
-    model = tiny_qwen2()
+    model = tiny_qwen2(vocab_size=vocab_size, intermediate_size=512)
     decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained=set())
     with _Rows() as rows:
         for length in (1, 7, 20, 32, 33, 40):
@@ -179,8 +183,8 @@ def test_few_numbers_of_rows_are_compiled_whatever_prompts_and_rows_there_are():
     assert rows.seen == {8, 16, 32, 64, 128}
 
 
-def test_a_trained_head_is_not_reordered():
-    model = tiny_qwen2(tied=False)
+def test_a_trained_head_does_not_lie_in_blocks():
+    model = tiny_qwen2(tied=False, vocab_size=1024)
     decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained={"lm_head.weight"})
     decoder.tensors()["lm_head.weight"].zero_()
     assert decoder.head is None and (decoder.logits(tokens(1, 5)) == 0).all()
