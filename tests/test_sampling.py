@@ -1,5 +1,7 @@
 """Noise against SplitMix64 in Python's big integers, sampling against exact probabilities. Under 2 seconds on a CPU."""
 
+import math
+
 import pytest
 import torch
 
@@ -98,6 +100,22 @@ def test_a_large_vocabulary_gives_possible_tokens_up_to_the_last_noise_value():
         token_N, logprob_N = sample(logits_NV, uniform_N, temperature=1.0)
         assert (logits_NV.softmax(-1).gather(-1, token_N[:, None]) > 0).all()
         assert logprob_N.isfinite().all()
+
+
+def test_the_last_noise_value_never_leaves_a_short_last_block():
+    # 200 words are a block of 128 and one of 72. Where float32 sums of 72 weights came out too large, word 200 is next.
+    logits_NV = torch.randn(2000, 200, generator=torch.Generator().manual_seed(0))
+    token_N, logprob_N = sample(logits_NV, torch.full((2000,), 1 - 2.0**-53, dtype=torch.float64), temperature=1.0)
+    assert (token_N == 199).all() and logprob_N.isfinite().all()
+
+
+def test_blocks_may_be_cut_off_whole():
+    # The two likeliest of 300 words are 7 and 140; nothing is left of the last block.
+    logits_NV = torch.zeros(2, 300)
+    logits_NV[:, 7], logits_NV[:, 140] = 2.0, 2.0 + math.log(3)
+    token_N, logprob_N = sample(logits_NV, torch.tensor([0.2, 0.3], dtype=torch.float64), temperature=1.0, top_k=2)
+    assert token_N.tolist() == [7, 140]
+    assert logprob_N.tolist() == pytest.approx([math.log(0.25), math.log(0.75)])
 
 
 def test_inverse_cdf_takes_the_first_token_whose_cumulative_probability_exceeds_the_noise():
