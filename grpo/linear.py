@@ -28,7 +28,9 @@ class PackedWeight(NamedTuple):
         return bnb.functional.dequantize_4bit(self.data, self.quant_state).to(self.dtype)
 
 
-ROWS = 8  # on a CPU a product has a multiple of so many rows: a row's bits then do not depend on how many others it has
+# On a CPU a product has a multiple of so many rows: up to 128 a row's bits then do not depend on how many others there
+# are (seen with MKL; not promised).
+ROWS = 8
 
 
 class Blocks:
