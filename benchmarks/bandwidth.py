@@ -117,7 +117,7 @@ def measure(options: argparse.Namespace, shape: str, tokenizer: PreTrainedTokeni
         decoder = Decoder(model.config, weight, lora, form=form)
         for num_slots in options.slots:
             part = prompts[: num_slots // NUM_GENERATIONS]
-            rows.append(once(decoder, part, tokenizer, options.num_tokens, speed) | {"form": form})
+            rows.append(once(decoder, form, part, tokenizer, options.num_tokens, speed))
             if form == options.forms[0] and num_slots in options.peer_slots:
                 peer = seconds(lambda: theirs(model, part, options.num_tokens), device)
                 rows[-1]["generate_tokens_per_s"] = num_slots * options.num_tokens / peer
@@ -130,7 +130,9 @@ def measure(options: argparse.Namespace, shape: str, tokenizer: PreTrainedTokeni
             "num_tokens": options.num_tokens, "lora_r": options.lora_r, "rows": rows, "profiles": profiles}
 
 
-def once(decoder: Decoder, prompts: list[list[int]], tokenizer, num_tokens: int, speed: dict[str, float]) -> dict:
+def once(
+    decoder: Decoder, form: str, prompts: list[list[int]], tokenizer, num_tokens: int, speed: dict[str, float]
+) -> dict:
     """One row: a whole phase after one that compiles, and what a step of it takes and must take."""
     ours(decoder, prompts, tokenizer, num_tokens=8)
     taken: list[Rollout] = []
@@ -140,7 +142,7 @@ def once(decoder: Decoder, prompts: list[list[int]], tokenizer, num_tokens: int,
     floor = bytes_per_step(decoder, taken[0], num_slots) / speed["bytes"]
     arithmetic = operations_per_step(decoder, num_slots) / speed["operations"]
     return {
-        "slots": num_slots, "form": "", "seconds": whole, "prefill_s": cost.prefill_s, "warmup_s": cost.warmup_s,
+        "slots": num_slots, "form": form, "seconds": whole, "prefill_s": cost.prefill_s, "warmup_s": cost.warmup_s,
         "step_ms": 1e3 * step, "floor_ms": 1e3 * floor, "arithmetic_ms": 1e3 * arithmetic,
         "share_of_floor": floor / step, "share_of_both": max(floor, arithmetic) / step,
         "tokens_per_s": num_slots * num_tokens / whole, "generate_tokens_per_s": None}

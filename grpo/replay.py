@@ -29,7 +29,7 @@ class Replay:
     def width(self, num_rows: int, num_slots: int) -> int:
         """The width that serves so many rows: on a CPU exactly that, on a GPU one of 8, 16, 24, 32, 48, 64, 96, ...
 
-        A recording costs as much as some ten steps, and at most a third of a width is idle.
+        A recording costs as much as some ten to thirty steps, and at most a third of a width is idle.
         """
         if not self.records:
             return num_rows
