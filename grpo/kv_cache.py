@@ -116,6 +116,7 @@ class KVCache:
         slot_M, column_M, place_M = (tensor[:num_slots] for tensor in (self.slot_S, self.column_S, self.place_S))
         bias_M11T, num_own = (None, 0) if self.fused else self._visible(column_M)
         stored = _by_layer(self.own_YCSJTD[:, :, :num_slots, :, :num_own])
+        newest_YCMJD = self.own_YCSJTD[:, :, :num_slots, :, num_own - 1]
 
         def attention(layer: int, heads_MED: torch.Tensor) -> torch.Tensor:
             query_MJFD, pair_MCJD = self._split(heads_MED)
@@ -124,7 +125,10 @@ class KVCache:
                     query_MJFD, pair_MCJD, prefix_CJPD=self.prefix_YCJPD[layer], rest_CAJQD=self.rest_YCAJQD[layer],
                     length_A=self.length_A, place_M=place_M, own_CSJTD=self.own_YCSJTD[layer], column_M=column_M,
                 ).flatten(1)
-            self.own_YCSJTD[layer][:, slot_M, :, column_M] = pair_MCJD
+            if bias_M11T is None:
+                newest_YCMJD[layer] = pair_MCJD.transpose(0, 1)
+            else:
+                self.own_YCSJTD[layer][:, slot_M, :, column_M] = pair_MCJD
             query_MJFD = query_MJFD.transpose(0, 1).contiguous().transpose(0, 1)  # copied once for all parts
             own = attend(query_MJFD, *stored[layer], bias=bias_M11T)
             return _joined(

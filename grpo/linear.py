@@ -56,8 +56,10 @@ class Blocks:
 
     def product(self, x_XI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
         """[X, O] `x Wᵀ + b`."""
-        y_NXC = torch.bmm(padded(x_XI).expand(len(self.weight_NIC), -1, -1), self.weight_NIC)
-        y_XO = y_NXC.transpose(0, 1).flatten(1)[: len(x_XI)]
+        rows_XI, num_blocks = padded(x_XI), len(self.weight_NIC)
+        y_XNC = rows_XI.new_empty(len(rows_XI), num_blocks, self.COLUMNS)
+        torch.bmm(rows_XI.expand(num_blocks, -1, -1), self.weight_NIC, out=y_XNC.transpose(0, 1))
+        y_XO = y_XNC.flatten(1)[: len(x_XI)]
         return y_XO if bias_O is None else y_XO.add_(bias_O)
 
 

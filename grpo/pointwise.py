@@ -8,9 +8,6 @@ import torch
 import torch.nn.functional as F
 
 
-SIGNS = torch.tensor([[1.0], [-1.0]])
-
-
 def allow_recompiling() -> None:
     """Let torch.compile make a version of a function for each of many shapes; beyond its limit it compiles no more."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
@@ -30,14 +27,10 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rms_norm(x: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-    """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers.
-
-    On a CPU in float32 as LayerNorm of [x, −x], whose mean is 0: one kernel of PyTorch's instead of six.
-    """
-    if x.dtype == torch.float32 and x.device.type == "cpu":
-        both = x[..., None, :] * SIGNS
-        return F.layer_norm(both, both.shape[-2:], eps=eps)[..., 0, :] * weight_H
-    return weight_H * F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+    """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers."""
+    x_float = x.float()
+    scale_X1 = x_float.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (x_float * scale_X1).to(x.dtype).mul_(weight_H)
 
 
 @fused
@@ -61,11 +54,14 @@ def rotate(heads_XED: torch.Tensor, cos_X1D: torch.Tensor, signed_sin_X1D: torch
     """Rotary embedding in the half-split layout, `x · cos + (−x₂, x₁) · sin` (Su et al. 2021, equation 34).
 
     Args:
-        heads_XED: [X, E, D] heads; the last num_kv, the values, stay as they are.
+        heads_XED: [X, E, D] heads; the last num_kv, the values, stay as they are. On a CPU changed in place.
         cos_X1D: [X, 1, D].
         signed_sin_X1D: [X, 1, D], −sin in its first half.
         num_kv: J.
     """
-    turned, value = heads_XED[:, :-num_kv], heads_XED[:, -num_kv:]
-    swapped = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    return torch.cat([turned * cos_X1D + swapped.mul_(signed_sin_X1D), value], dim=1)
+    turned = heads_XED[:, :-num_kv]
+    swapped = turned.roll(turned.shape[-1] // 2, -1)
+    if heads_XED.is_cuda:
+        return torch.cat([turned * cos_X1D + swapped * signed_sin_X1D, heads_XED[:, -num_kv:]], dim=1)
+    turned.mul_(cos_X1D).add_(swapped.mul_(signed_sin_X1D))
+    return heads_XED

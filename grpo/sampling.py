@@ -63,14 +63,11 @@ def sample(
 
 @fused
 def _blocks(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logit m of each block of the vocabulary, the last maybe short, and `Σ exp(logit − m)`: one pass."""
-    whole = logits_NV.shape[1] // BLOCK * BLOCK
-    parts = [logits_NV[:, :whole].unflatten(1, (-1, BLOCK)), logits_NV[:, None, whole:]]
-    parts = [part_NCW for part_NCW in parts if part_NCW.numel()]
+    """The largest logit m of each block of the vocabulary, and `Σ exp(logit − m)` over it: one pass."""
+    logits_NCW = logits_NV.unflatten(1, (-1, BLOCK))
     # Finite where a whole block is cut off: -inf less -inf is a NaN.
-    peaks = [part_NCW.amax(-1).clamp(min=torch.finfo(logits_NV.dtype).min) for part_NCW in parts]
-    sums = [(part_NCW - peak_NC[..., None]).exp_().sum(-1) for part_NCW, peak_NC in zip(parts, peaks)]
-    return torch.cat(peaks, dim=1), torch.cat(sums, dim=1)
+    peak_NC = logits_NCW.amax(-1).clamp_(min=torch.finfo(logits_NV.dtype).min)
+    return peak_NC, (logits_NCW - peak_NC[..., None]).exp_().sum(-1)
 
 
 def _inverse_cdf(logits_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,23 +76,24 @@ def _inverse_cdf(logits_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torc
     First the block is found, then the token in it: one pass over the vocabulary, and only block sums in float64. A
     weight of 0 is never found.
     """
+    if logits_NV.shape[1] % BLOCK:
+        logits_NV = F.pad(logits_NV, (0, -logits_NV.shape[1] % BLOCK), value=-torch.inf)
     peak_NC, sum_NC = _blocks(logits_NV)
     peak_N1 = peak_NC.amax(-1, keepdim=True)
-    end_NC = (sum_NC * (peak_NC - peak_N1).exp()).double().cumsum(-1)  # 0 where the largest weight underflows
+    end_NC = (sum_NC * (peak_NC - peak_N1).exp_()).double().cumsum(-1)  # 0 where the largest weight underflows
     total_N1 = end_NC[:, -1:]
     # u ≤ 1 − 2⁻⁵³, and rounding keeps u·total below total, so a block is always found.
     target_N1 = uniform_N[:, None] * total_N1
     block_N1 = torch.searchsorted(end_NC, target_N1, right=True)
     start_N1 = F.pad(end_NC, (1, 0)).gather(1, block_N1)
     token_NW = block_N1 * BLOCK + torch.arange(BLOCK, device=logits_NV.device)
-    outside_NW = token_NW >= logits_NV.shape[1]
-    over_NW = logits_NV.gather(1, token_NW.clamp(max=logits_NV.shape[1] - 1)) - peak_N1
-    inner_NW = over_NW.exp().masked_fill(outside_NW, 0.0).double().cumsum(-1)
+    over_NW = logits_NV.gather(1, token_NW) - peak_N1
+    inner_NW = over_NW.exp().double().cumsum(-1)
     # The block's weights, added in another order, may come to a hair less than its sum in float32.
     target_N1 = torch.minimum(target_N1 - start_N1, inner_NW[:, -1:] * (1 - 2.0**-52))
     place_N1 = torch.searchsorted(inner_NW, target_N1, right=True)
     logprob_N1 = over_NW.gather(1, place_N1).double() - total_N1.log()
-    return (block_N1 * BLOCK + place_N1)[:, 0], logprob_N1[:, 0].float()
+    return token_NW.gather(1, place_N1)[:, 0], logprob_N1[:, 0].float()
 
 
 def _truncate(logits_NV: torch.Tensor, *, top_p: float, top_k: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ decoded, and only their tails.
 
 from functools import lru_cache
 
-import torch
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 GOES_ON, ENDS, SUSPECT = 0, 1, 2  # what a token does to its row; a suspect may complete a stop string
@@ -29,17 +29,17 @@ class StopRule:
     ) -> None:
         self.tokenizer = tokenizer
         self.stop_strings = stop_strings
-        self.kind_V = _kinds(tokenizer, tuple(stop_strings), vocab_size).clone()
+        self.kind_V = _kinds(tokenizer, tuple(stop_strings), vocab_size).copy()
         self.kind_V[[token for token in sorted(stop_token_ids) if token < vocab_size]] = ENDS  # no other is sampled
         self.special = set(tokenizer.all_special_ids)
         # Every token that shows in the text adds at least one byte; one more for what the first one cuts off.
         self.tail = max((len(stop.encode()) for stop in stop_strings), default=0) + 1
 
-    def ended(self, token_NT: torch.Tensor, row_M: torch.Tensor, column_M: torch.Tensor) -> torch.Tensor:
+    def ended(self, token_NT: np.ndarray, row_M: np.ndarray, column_M: np.ndarray) -> np.ndarray:
         """Which of the given rows end with the given token of theirs, having not ended before.
 
         Args:
-            token_NT: [N, T] int64 sampled tokens, on the CPU.
+            token_NT: [N, T] int64 sampled tokens.
             row_M: [M] int64 rows.
             column_M: [M] int64 the place of each row's newest token.
 
@@ -48,14 +48,11 @@ class StopRule:
         """
         kind_M = self.kind_V[token_NT[row_M, column_M]]
         ended_M = kind_M == ENDS
-        suspects = (kind_M == SUSPECT).nonzero()[:, 0].tolist()
-        if suspects:
-            ends = zip(row_M[suspects].tolist(), (column_M[suspects] + 1).tolist())
-            found = [self._completes(token_NT[row, :end]) for row, end in ends]
-            ended_M[suspects] = torch.tensor(found)
+        for suspect in (kind_M == SUSPECT).nonzero()[0]:
+            ended_M[suspect] = self._completes(token_NT[row_M[suspect], : column_M[suspect] + 1])
         return ended_M
 
-    def _completes(self, token_T: torch.Tensor) -> bool:
+    def _completes(self, token_T: np.ndarray) -> bool:
         """Does a stop string stand at the end of these tokens? Their tail tells, unless it is not what it seems."""
         tail = token_T[-self.tail :].tolist()
         text = self._decode([tail])[0]
@@ -77,13 +74,13 @@ class StopRule:
 
 
 @lru_cache(maxsize=4)
-def _kinds(tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...], vocab_size: int) -> torch.Tensor:
+def _kinds(tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...], vocab_size: int) -> np.ndarray:
     """[V] uint8: SUSPECT where a token's text holds the last character of a stop string, or a piece of a character."""
     endings = {stop[-1] for stop in stop_strings}
     if not endings:
-        return torch.full((vocab_size,), GOES_ON, dtype=torch.uint8)
+        return np.full(vocab_size, GOES_ON, dtype=np.uint8)
     if " " in endings:  # which tokens bring a space cannot be told: some tokenizers drop it at the start of a text
-        return torch.full((vocab_size,), SUSPECT, dtype=torch.uint8)
+        return np.full(vocab_size, SUSPECT, dtype=np.uint8)
     pieces = tokenizer.batch_decode([[token] for token in range(vocab_size)], skip_special_tokens=True)
     suspect = [not endings.isdisjoint(piece) or "\ufffd" in piece for piece in pieces]
-    return torch.tensor(suspect, dtype=torch.uint8) * SUSPECT
+    return np.array(suspect, dtype=np.uint8) * SUSPECT

@@ -164,11 +164,12 @@ SAMPLING = [
     ("a border belongs to the block below", "torch.searchsorted(end_NC, target_N1, right=True)",
      "torch.searchsorted(end_NC, target_N1)"),
     ("a block starts where it ends", "F.pad(end_NC, (1, 0)).gather(1, block_N1)", "end_NC.gather(1, block_N1)"),
-    ("the block's number lost", "(block_N1 * BLOCK + place_N1)", "place_N1"),
-    ("blocks weighed by their own maximum", "sum_NC * (peak_NC - peak_N1).exp()", "sum_NC"),
-    ("a block that is cut off is a NaN", ".clamp(min=torch.finfo(logits_NV.dtype).min)", ""),
-    ("the word behind the last whole block lost", "logits_NV[:, None, whole:]", "logits_NV[:, None, whole + 1 :]"),
-    ("the last word stands for what is not there", ".masked_fill(outside_NW, 0.0)", ""),
+    ("the block's number lost", "token_NW.gather(1, place_N1)", "place_N1"),
+    ("blocks weighed by their own maximum", "sum_NC * (peak_NC - peak_N1).exp_()", "sum_NC"),
+    ("a block that is cut off is a NaN", ".clamp_(min=torch.finfo(logits_NV.dtype).min)", ""),
+    ("the words behind the last whole block lost", "(0, -logits_NV.shape[1] % BLOCK)",
+     "(0, -(logits_NV.shape[1] % BLOCK))"),
+    ("what fills the last block is a word", "value=-torch.inf", "value=0.0"),
     ("beyond the block by rounding", "torch.minimum(target_N1 - start_N1, inner_NW[:, -1:] * (1 - 2.0**-52))",
      "target_N1 - start_N1"),
     ("exp without the maximum", "peak_N1 = peak_NC.amax(-1, keepdim=True)",
@@ -181,7 +182,7 @@ SAMPLING = [
 ]
 
 STOPPING = [
-    ("the newest token not looked at", "(column_M[suspects] + 1)", "column_M[suspects]"),
+    ("the newest token not looked at", ": column_M[suspect] + 1]", ": column_M[suspect]]"),
     ("cut at the last stop string", "text[: min((", "text[: max(("),
     ("cut behind the stop string", "(text.find(stop) for", "(text.find(stop) + len(stop) for"),
     ("a tail one token short", "default=0) + 1", "default=0)"),

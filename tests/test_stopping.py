@@ -1,5 +1,6 @@
 """Stop tokens and stop strings on a byte-level tokenizer, token by token. About 3 seconds on a CPU."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_tokenizer
@@ -20,10 +21,10 @@ def rule(
 
 def run(stop: StopRule, ids: list[int]) -> int | None:
     """Number of tokens after which a row with these tokens ends, None if it does not; other rows hold end tokens."""
-    token_NT = torch.full((3, len(ids) + 1), EOS)
-    token_NT[1, : len(ids)] = torch.tensor(ids)
+    token_NT = np.full((3, len(ids) + 1), EOS)
+    token_NT[1, : len(ids)] = np.array(ids)
     for length in range(1, len(ids) + 1):
-        if stop.ended(token_NT, torch.tensor([1]), torch.tensor([length - 1]))[0]:
+        if stop.ended(token_NT, np.array([1]), np.array([length - 1]))[0]:
             return length
     return None
 
@@ -35,17 +36,17 @@ def tokens_of(*pieces: str) -> list[int]:
 
 def test_every_stop_token_ends_a_row_and_no_other():
     stop = rule(stop_token_ids=(EOS, END, 77))
-    last_N1 = torch.tensor([[EOS], [5], [END], [77], [0]])
-    assert stop.ended(last_N1, torch.arange(5), torch.zeros(5).long()).tolist() == [True, False, True, True, False]
-    assert stop.ended(last_N1, torch.tensor([1, 3]), torch.tensor([0, 0])).tolist() == [False, True]
+    last_N1 = np.array([[EOS], [5], [END], [77], [0]])
+    assert stop.ended(last_N1, np.arange(5), np.zeros(5, dtype=int)).tolist() == [True, False, True, True, False]
+    assert stop.ended(last_N1, np.array([1, 3]), np.array([0, 0])).tolist() == [False, True]
 
 
 def test_each_row_is_judged_by_the_token_in_its_own_column():
     stop = rule("b", stop_token_ids=(EOS, 77))
     a, b = tokens_of("a", "b")
-    token_NT = torch.tensor([[EOS, a, 77], [a, b, a], [a, a, b]])
-    assert stop.ended(token_NT, torch.tensor([2, 0, 1]), torch.tensor([2, 1, 1])).tolist() == [True, False, True]
-    assert stop.ended(token_NT, torch.tensor([0, 1, 2]), torch.tensor([2, 2, 1])).tolist() == [True, False, False]
+    token_NT = np.array([[EOS, a, 77], [a, b, a], [a, a, b]])
+    assert stop.ended(token_NT, np.array([2, 0, 1]), np.array([2, 1, 1])).tolist() == [True, False, True]
+    assert stop.ended(token_NT, np.array([0, 1, 2]), np.array([2, 2, 1])).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("stop_string", ["\nQuestion:", "Question: ", "n", " é", "日本", "42.", "本"])
@@ -175,5 +176,5 @@ def test_a_stop_string_interrupted_by_special_tokens():
 def test_a_stop_token_that_the_model_does_not_have_ends_nothing():
     # The model's head has 330 rows; a tokenizer may have more tokens.
     stop = rule(stop_token_ids=(EOS, 330, 5000))
-    token_NT = torch.tensor([[EOS], [329]])
-    assert stop.ended(token_NT, torch.tensor([0, 1]), torch.tensor([0, 0])).tolist() == [True, False]
+    token_NT = np.array([[EOS], [329]])
+    assert stop.ended(token_NT, np.array([0, 1]), np.array([0, 0])).tolist() == [True, False]
