@@ -166,7 +166,7 @@ class Decoder:
     def new_cache(self, **sizes: int) -> KVCache:
         """An empty cache of this model's shape; `sizes` as `KVCache` takes them."""
         return KVCache(
-            num_layers=self.config.num_hidden_layers, num_kv_heads=self.config.num_key_value_heads,
+            num_layers=self.config.num_hidden_layers, num_heads=self.num_heads,
             head_size=self.head_size, dtype=self.dtype, device=self.device, **sizes)
 
     @torch.inference_mode()

@@ -11,10 +11,10 @@ S slots, M slots in use (always the first ones), T room of a row's own tokens, C
 from collections.abc import Callable
 from types import ModuleType
 
-import numpy as np
 import torch
 
 from grpo.attention import Part, attend, causal_attention, join
+from grpo.tree_attention import Seating, Stored, TreeAttention
 
 HIDDEN = -1e9  # added to the score of what a row does not see; finite, because a rest may be hidden as a whole
 
@@ -26,7 +26,7 @@ class KVCache:
 
     Args:
         num_layers: Y.
-        num_kv_heads: J.
+        num_heads: J * F of queries, J of keys and values.
         head_size: D.
         dtype: of the entries.
         device: of the entries.
@@ -38,14 +38,14 @@ class KVCache:
     """
 
     def __init__(
-        self, *, num_layers: int, num_kv_heads: int, head_size: int, dtype: torch.dtype, device: torch.device,
+        self, *, num_layers: int, num_heads: tuple[int, int], head_size: int, dtype: torch.dtype, device: torch.device,
         prefix_length: int, num_places: int, rest_room: int, num_slots: int, own_room: int,
     ) -> None:
-        self.num_kv_heads, self.prefix_length = num_kv_heads, prefix_length
+        self.num_heads, self.num_kv_heads, self.prefix_length = num_heads, num_heads[1], prefix_length
         where = {"dtype": dtype, "device": device}
-        self.prefix_YCJPD = torch.empty(num_layers, 2, num_kv_heads, prefix_length, head_size, **where)
-        self.rest_YCAJQD = torch.zeros(num_layers, 2, num_places, num_kv_heads, rest_room, head_size, **where)
-        self.own_YCSJTD = torch.empty(num_layers, 2, num_slots, num_kv_heads, own_room, head_size, **where)
+        self.prefix_YCJPD = torch.empty(num_layers, 2, self.num_kv_heads, prefix_length, head_size, **where)
+        self.rest_YCAJQD = torch.zeros(num_layers, 2, num_places, self.num_kv_heads, rest_room, head_size, **where)
+        self.own_YCSJTD = torch.empty(num_layers, 2, num_slots, self.num_kv_heads, own_room, head_size, **where)
         self.prefix = _by_layer(self.prefix_YCJPD[:, :, None])
         self.fused = device.type == "cuda"  # attend in a kernel that reads the lengths on the device
         self.num_clean = own_room if self.fused else 0  # columns of own_YCSJTD that may be read
@@ -53,7 +53,7 @@ class KVCache:
         self.slot_S = torch.arange(num_slots, device=device)
         self.place_S = torch.zeros_like(self.slot_S)
         self.column_S = torch.zeros_like(self.slot_S)  # own tokens stored
-        self.seating: Seating | None = None  # with its bias, until rows or rests change places
+        self.tree: TreeAttention | None = None  # until rows or rests change places
 
     def nbytes(self) -> int:
         """Bytes of all entries."""
@@ -63,21 +63,21 @@ class KVCache:
         """Start new rows in these slots, continuing the prompts in these places."""
         self.place_S[slot_X] = place_X
         self.column_S[slot_X] = 0
-        self.seating = None
+        self.tree = None
 
     def move_slot(self, source: int, target: int) -> None:
         """Give a row another slot."""
         own_YCSJTD = self.own_YCSJTD[..., : self.num_clean, :]
         own_YCSJTD[:, :, target] = own_YCSJTD[:, :, source]
         self.place_S[target], self.column_S[target] = self.place_S[source], self.column_S[source]
-        self.seating = None
+        self.tree = None
 
     def move_place(self, source: int, target: int) -> None:
         """Give a prompt's rest, and the rows that continue it, another place."""
         self.rest_YCAJQD[:, :, target] = self.rest_YCAJQD[:, :, source]
         self.length_A[target] = self.length_A[source]
         self.place_S.masked_fill_(self.place_S == source, target)
-        self.seating = None
+        self.tree = None
 
     def positions(self, num_slots: int) -> torch.Tensor:
         """[M] int64 position of each row's next own token."""
@@ -114,25 +114,26 @@ class KVCache:
     def own_attention(self, num_slots: int) -> Attention:
         """Attention of the newest token of each of the first M slots to all three parts."""
         slot_M, column_M, place_M = (tensor[:num_slots] for tensor in (self.slot_S, self.column_S, self.place_S))
-        bias_M11T, num_own = (None, 0) if self.fused else self._visible(column_M)
-        stored = _by_layer(self.own_YCSJTD[:, :, :num_slots, :, :num_own])
-        newest_YCMJD = self.own_YCSJTD[:, :, :num_slots, :, num_own - 1]
+        if self.fused:
+            return lambda layer, heads_MED: tree_attention().attend_tree(
+                *self._split(heads_MED), prefix_CJPD=self.prefix_YCJPD[layer], rest_CAJQD=self.rest_YCAJQD[layer],
+                length_A=self.length_A, place_M=place_M, own_CSJTD=self.own_YCSJTD[layer], column_M=column_M,
+            ).flatten(1)
+        if self.tree is None or self.tree.num_rows != num_slots:
+            self.tree = self._tree(place_M)
+        tree = self.tree
+        tree.own.bias, num_own = self._visible(column_M)
+        own_YCMJTD = self.own_YCSJTD[:, :, :num_slots, :, :num_own]
+        tree.own.stored = _by_layer(own_YCMJTD)
+        newest = own_YCMJTD[..., -1, :].transpose(1, 2).unbind()
 
         def attention(layer: int, heads_MED: torch.Tensor) -> torch.Tensor:
             query_MJFD, pair_MCJD = self._split(heads_MED)
-            if self.fused:
-                return tree_attention().attend_tree(
-                    query_MJFD, pair_MCJD, prefix_CJPD=self.prefix_YCJPD[layer], rest_CAJQD=self.rest_YCAJQD[layer],
-                    length_A=self.length_A, place_M=place_M, own_CSJTD=self.own_YCSJTD[layer], column_M=column_M,
-                ).flatten(1)
-            if bias_M11T is None:
-                newest_YCMJD[layer] = pair_MCJD.transpose(0, 1)
+            if tree.own.bias is None:
+                newest[layer].copy_(pair_MCJD)
             else:
                 self.own_YCSJTD[layer][:, slot_M, :, column_M] = pair_MCJD
-            query_MJFD = query_MJFD.transpose(0, 1).contiguous().transpose(0, 1)  # copied once for all parts
-            own = attend(query_MJFD, *stored[layer], bias=bias_M11T)
-            return _joined(
-                [own, *self._attend_rest(layer, query_MJFD), *self._attend_prefix(layer, query_MJFD)], heads_MED.dtype)
+            return tree(layer, query_MJFD).to(heads_MED.dtype)
 
         return attention
 
@@ -164,24 +165,18 @@ class KVCache:
         shape = (len(query_XJFD), -1)
         return [(out[0].unflatten(0, shape), lse[0].unflatten(0, shape))]
 
-    def _attend_rest(self, layer: int, query_MJFD: torch.Tensor) -> list[Part]:
-        """Out [M, F, J, D] and lse [M, F, J]; nothing where no prompt has a rest."""
-        if not self.rest_YCAJQD.shape[4]:
-            return []
-        if self.seating is None or len(self.seating.seat_M) != len(query_MJFD):
-            self.seating = Seating(self.place_S[: len(query_MJFD)])
-            padding_AQ = torch.arange(self.rest_YCAJQD.shape[4]) >= self.length_A[: self.seating.num_places, None]
-            self.bias_A11Q = (padding_AQ * HIDDEN).to(query_MJFD.dtype)[:, None, None]
-            self.rest = _by_layer(self.rest_YCAJQD[:, :, : self.seating.num_places])
-        seats = self.seating
-        seated = query_MJFD if seats.in_order else query_MJFD[seats.slot_X]
-        query_AJXD = seated.unflatten(0, (seats.num_places, -1)).transpose(1, 2).flatten(2, 3)
-        parts = attend(query_AJXD, *self.rest[layer], bias=self.bias_A11Q)
-        parts = tuple(part.flatten(0, 1).unflatten(0, (len(seated), -1)) for part in parts)
-        return [parts if seats.in_order else tuple(part[seats.seat_M] for part in parts)]
+    def _tree(self, place_M: torch.Tensor) -> TreeAttention:
+        """Of rows in these places."""
+        seats = Seating(place_M)
+        padding_AQ = torch.arange(self.rest_YCAJQD.shape[4]) >= self.length_A[: seats.num_places, None]
+        return TreeAttention(
+            seats, self.num_heads, self.prefix_YCJPD.shape[-1], self.prefix_YCJPD.dtype,
+            prefix=self.prefix if self.prefix_length else [],
+            rest=_by_layer(self.rest_YCAJQD[:, :, : seats.num_places]) if padding_AQ.shape[1] else [],
+            bias_A11Q=(padding_AQ * HIDDEN).to(self.prefix_YCJPD.dtype)[:, None, None])
 
 
-def _by_layer(pair_YCXJLD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _by_layer(pair_YCXJLD: torch.Tensor) -> Stored:
     """Views of each layer's keys and values, [X, J, L, D], as `attend` takes them; L tokens of X texts are stored."""
     return [tuple(pair_CXJLD.unbind()) for pair_CXJLD in pair_YCXJLD.unbind()]
 
@@ -196,30 +191,3 @@ def tree_attention() -> ModuleType:
     from kernels import tree_attention
 
     return tree_attention
-
-
-class Seating:
-    """Numbered seats for the rows of each place, so that a place's queries form one rectangle.
-
-    Args:
-        place_M: [M] int64 place of each slot in use, on the CPU.
-
-    Attributes:
-        num_places: A, up to the last one in use.
-        slot_X: [A * G] int64 slot in each seat; 0 in an empty one, whose result nobody reads.
-        seat_M: [M] int64 index into A * G of each slot's seat.
-        in_order: every seat is taken, by the slot of its own number.
-    """
-
-    def __init__(self, place_M: torch.Tensor) -> None:
-        place = place_M.numpy()
-        order = np.argsort(place, kind="stable")
-        count = np.bincount(place)
-        rank = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)
-        self.num_places, num_seats = len(count), int(count.max())
-        seat = np.empty_like(place)
-        seat[order] = place[order] * num_seats + rank
-        slot = np.zeros(self.num_places * num_seats, dtype=np.int64)
-        slot[seat] = np.arange(len(place))
-        self.slot_X, self.seat_M = torch.from_numpy(slot), torch.from_numpy(seat)
-        self.in_order = len(slot) == len(seat) and bool((seat == np.arange(len(seat))).all())

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from grpo.attention import attend, attend_plainly, join
-from grpo.kv_cache import KVCache, Seating
+from grpo.kv_cache import KVCache
+from grpo.tree_attention import Seating
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -56,7 +57,7 @@ def test_extreme_scores_do_not_overflow(attend):
 
 def cache_of(**sizes: int) -> KVCache:
     defaults = {"prefix_length": 5, "num_places": 3, "rest_room": 4, "num_slots": 6, "own_room": 10}
-    return KVCache(num_layers=2, num_kv_heads=2, head_size=8, dtype=torch.float32, device=torch.device("cpu"),
+    return KVCache(num_layers=2, num_heads=(4, 2), head_size=8, dtype=torch.float32, device=torch.device("cpu"),
                    **defaults | sizes)
 
 
