@@ -72,7 +72,7 @@ class Decoder:
                 raise ValueError(f"lora_target_modules: {name!r} is not one of {', '.join(LORA_MODULES)}")
         assert all(f"{name}.weight" in weight for name in lora), f"LoRA without its module: {sorted(lora)[:3]}"
         self.config = config
-        self.eps, self.num_heads = config.rms_norm_eps, (config.num_attention_heads, config.num_key_value_heads)
+        self.num_heads = (config.num_attention_heads, config.num_key_value_heads)
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         head_name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         names = [name for name in weight if "_proj." not in name and (name != "lm_head.weight" or name == head_name)]
@@ -86,6 +86,7 @@ class Decoder:
             self.head = Blocks(self.plain[head_name])
             self.plain.pop("lm_head.weight", None)
         self.frequency_D = rotary_frequencies(config, self.head_size).to(self.device)
+        self.eps = torch.tensor(config.rms_norm_eps, device=self.device)
 
     def _layer(self, name: str, weight: dict[str, Weight], lora: dict[str, Branch], form: str) -> Layer:
         def joined(*modules: str) -> JoinedLinear:
@@ -139,7 +140,7 @@ class Decoder:
     def move(self, device: torch.device | str) -> None:
         """Move the whole copy to another device, for instance out of the way of an update."""
         self.plain = {name: tensor.to(device) for name, tensor in self.plain.items()}
-        self.frequency_D = self.frequency_D.to(device)
+        self.frequency_D, self.eps = self.frequency_D.to(device), self.eps.to(device)
         for layer in self.layers:
             for linear in layer.linears():
                 linear.move(device)

@@ -26,16 +26,20 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def rms_norm(x: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-    """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers."""
+def rms_norm(x: torch.Tensor, weight_H: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers.
+
+    On a CPU a number among tensors costs a call more, therefore eps is a float32 tensor [].
+    """
     x_float = x.float()
-    scale_X1 = x_float.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    square_X1 = (x_float * x_float).sum(-1, keepdim=True)
+    scale_X1 = torch.add(eps, square_X1, alpha=1 / x.shape[-1]).rsqrt_()
     return (x_float * scale_X1).to(x.dtype).mul_(weight_H)
 
 
 @fused
 def add_norm(
-    hidden_XH: torch.Tensor, update_XH: torch.Tensor, weight_H: torch.Tensor, eps: float
+    hidden_XH: torch.Tensor, update_XH: torch.Tensor, weight_H: torch.Tensor, eps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual sum, and its norm."""
     hidden_XH = hidden_XH + update_XH
