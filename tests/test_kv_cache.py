@@ -98,10 +98,14 @@ def test_a_rest_that_moves_keeps_the_rows_that_continue_it():
     cache = cache_of()
     cache.length_A[:] = torch.tensor([4, 1, 2])
     cache.rest_YCAJQD[:, :, 2] = 7.0
+    cache.prefix_YCJPD.zero_()
     cache.seat(torch.tensor([0, 1, 2]), torch.tensor([2, 1, 2]))
+    attended = cache.own_attention(3)(0, draw(3, 8, 8, seed=0)).clone()
     cache.move_place(2, 0)
     assert cache.place_S[:3].tolist() == [0, 1, 0] and cache.length_A[0] == 2
     assert (cache.rest_YCAJQD[:, :, 0] == 7.0).all()
+    cache.rest_YCAJQD[:, :, 2] = 9.0  # another prompt's now
+    torch.testing.assert_close(cache.own_attention(3)(0, draw(3, 8, 8, seed=0)), attended)
 
 
 def test_a_full_row_stays_at_its_last_column():
