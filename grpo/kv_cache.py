@@ -120,7 +120,7 @@ class KVCache:
                 length_A=self.length_A, place_M=place_M, own_CSJTD=self.own_YCSJTD[layer], column_M=column_M,
             ).flatten(1)
         if self.tree is None or self.tree.num_rows != num_slots:
-            self.tree = self._tree(place_M)
+            self.tree = self._new_tree(place_M)
         tree = self.tree
         tree.own.bias, num_own = self._visible(column_M)
         own_YCMJTD = self.own_YCSJTD[:, :, :num_slots, :, :num_own]
@@ -165,8 +165,8 @@ class KVCache:
         shape = (len(query_XJFD), -1)
         return [(out[0].unflatten(0, shape), lse[0].unflatten(0, shape))]
 
-    def _tree(self, place_M: torch.Tensor) -> TreeAttention:
-        """Of rows in these places."""
+    def _new_tree(self, place_M: torch.Tensor) -> TreeAttention:
+        """The attention of rows that continue the prompts in these places."""
         seats = Seating(place_M)
         padding_AQ = torch.arange(self.rest_YCAJQD.shape[4]) >= self.length_A[: seats.num_places, None]
         return TreeAttention(

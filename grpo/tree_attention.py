@@ -41,7 +41,7 @@ class Seating:
         self.in_order = len(slot) == len(seat) and bool((seat == np.arange(len(seat))).all())
 
 
-class Part:
+class PartAttention:
     """Attention of the rows to one part of the tree, with every view made once for all layers.
 
     Args:
@@ -103,14 +103,14 @@ class TreeAttention:
         self.joined_MJFD = torch.empty(self.num_rows, num_kv, num_shared, head_size)
         self.lse_KMFJ = torch.empty(1 + bool(rest) + bool(prefix), self.num_rows, num_shared, num_kv)
         lse = iter(self.lse_KMFJ)
-        self.own = Part(self.query_JMFD, next(lse), self.num_rows, [])
+        self.own = PartAttention(self.query_JMFD, next(lse), self.num_rows, [])
         self.parts = [self.own]
         if rest:
             seats_or_none = None if seats.in_order else seats
-            self.parts.append(Part(
+            self.parts.append(PartAttention(
                 self.query_JMFD, next(lse), seats.num_places, rest, bias=bias_A11Q, seats=seats_or_none))
         if prefix:
-            self.parts.append(Part(self.query_JMFD, next(lse), 1, prefix))
+            self.parts.append(PartAttention(self.query_JMFD, next(lse), 1, prefix))
 
     def __call__(self, layer: int, query_MJFD: torch.Tensor) -> torch.Tensor:
         """[M, J*F*D] `Σ exp(lse_k − lse) out_k` in float32, as in `grpo/attention.py`; valid until the next call."""
