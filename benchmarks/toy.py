@@ -27,10 +27,11 @@ def run(seed: int, folder: Path) -> dict[str, float]:
 
 
 def commit() -> str:
-    """The commit of the code, and whether it is only that."""
+    """The commit of the code, and whether it is only that and what benchmarks wrote."""
     git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
     name = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "unknown"
-    return f"{name} with uncommitted changes" if git(["git", "status", "--porcelain"]).stdout.strip() else name
+    changed = git(["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"]).stdout.strip()
+    return f"{name} with uncommitted changes" if changed else name
 
 
 def machine() -> str:
