@@ -90,7 +90,7 @@ def generate(
 
 
 class _Rows:
-    """What has been sampled so far, every row in its place; in numpy, whose calls cost a few rows less."""
+    """What has been sampled so far, every row in its place; in numpy, whose calls cost less where rows are few."""
 
     def __init__(self, num_rows: int, room: int) -> None:
         self.token_NT = np.zeros((num_rows, room), dtype=np.int64)
