@@ -7,6 +7,8 @@ A part's result carries the logarithm of its sum of exponentials, so parts compu
 Axes beside those of `grpo/decoder.py`: M queries, L keys, N any batch.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -63,12 +65,16 @@ def join(parts: list[Part]) -> torch.Tensor:
     Returns:
         Float32 [..., D].
     """
-    (first, _), *others = parts
-    if not others:
-        return first.float()
-    share, *shares = torch.stack([lse for _, lse in parts]).softmax(0)[..., None].unbind()
-    joined = first * share
-    for (out, _), weight in zip(others, shares):
+    outs, lse = zip(*parts)
+    return weigh(outs, torch.stack(lse))
+
+
+def weigh(outs: Sequence[torch.Tensor], lse_K: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+    """`join` of K parts whose lse lie in one tensor, [K, ...]; into: where the result belongs, None: a new tensor."""
+    first, *others = outs
+    share, *shares = lse_K.softmax(0)[..., None].unbind()
+    joined = torch.mul(first, share, out=into)
+    for out, weight in zip(others, shares):
         joined.addcmul_(out, weight)
     return joined
 

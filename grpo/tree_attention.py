@@ -9,7 +9,7 @@ Axes beside those of `grpo/kv_cache.py`: K parts, N any batch of texts, X querie
 import numpy as np
 import torch
 
-from grpo.attention import attend
+from grpo.attention import attend, weigh
 
 Stored = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values [N, J, L, D] of each layer
 
@@ -106,19 +106,15 @@ class TreeAttention:
         self.own = PartAttention(self.query_JMFD, next(lse), self.num_rows, [])
         self.parts = [self.own]
         if rest:
-            seats_or_none = None if seats.in_order else seats
             self.parts.append(PartAttention(
-                self.query_JMFD, next(lse), seats.num_places, rest, bias=bias_A11Q, seats=seats_or_none))
+                self.query_JMFD, next(lse), seats.num_places, rest, bias=bias_A11Q,
+                seats=None if seats.in_order else seats))
         if prefix:
             self.parts.append(PartAttention(self.query_JMFD, next(lse), 1, prefix))
 
     def __call__(self, layer: int, query_MJFD: torch.Tensor) -> torch.Tensor:
-        """[M, J*F*D] `Σ exp(lse_k − lse) out_k` in float32, as in `grpo/attention.py`; valid until the next call."""
+        """[M, J*F*D] float32, the parts joined; valid until the next call."""
         self.query_JMFD.copy_(query_MJFD.transpose(0, 1))
-        first, *others = [part.attend(layer) for part in self.parts]
-        share, *shares = self.lse_KMFJ.softmax(0)[..., None].unbind()
-        joined_MFJD = self.joined_MJFD.transpose(1, 2)
-        torch.mul(first, share, out=joined_MFJD)
-        for out, weight in zip(others, shares):
-            joined_MFJD.addcmul_(out, weight)
+        outs = [part.attend(layer) for part in self.parts]
+        weigh(outs, self.lse_KMFJ, into=self.joined_MJFD.transpose(1, 2))
         return self.joined_MJFD.flatten(1)
