@@ -204,6 +204,11 @@ class Engine:
             master.copy_(state["master"])
             for key in MOMENTS:
                 self._adamw().state[master][key].copy_(state[key])
+        elif self.stage == 3:
+            # DeepSpeed's setter of a whole tensor reads beyond its end where the ranks do not divide it.
+            deepspeed.utils.safe_set_local_fp32_param(parameter, _part(parameter, state["master"]))
+            for key in MOMENTS:
+                deepspeed.utils.safe_set_local_optimizer_state(parameter, _part(parameter, state[key]), key)
         else:
             deepspeed.utils.safe_set_full_fp32_param(parameter, state["master"])
             for key in MOMENTS:
@@ -234,3 +239,10 @@ class Engine:
         if not hasattr(wrapper, "fp32_groups"):
             return {parameter: parameter for parameter in self.trainable.values()}
         return dict(zip(chain(*wrapper.fp16_groups), chain(*wrapper.fp32_groups), strict=True))
+
+
+def _part(parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor that is sharded as the parameter is; the last part is filled up with zeros."""
+    size = parameter.ds_tensor.numel()
+    part = whole.flatten()[parameter.ds_zero_partition_rank * size:][:size]
+    return nn.functional.pad(part, (0, size - part.numel()))

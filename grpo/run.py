@@ -96,18 +96,19 @@ def build(config: Config) -> Run:
 def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     """The parts that need the data or the model."""
     train_examples, test_examples = _load_data(config)
-    resume_from, passed_over = _find_checkpoint(config, train_examples)
     rewards.check_columns(list(train_examples[0].columns))
 
     hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
     dtype = dtype_of(config.torch_dtype, device)
     torch.manual_seed(config.seed)  # the start of the LoRA weights
-    read_config(config.model_name_or_path, load_in_4bit=config.load_in_4bit, **hub)  # the quick refusals first
+    # The quick refusals come before the weights.
+    model_config = read_config(config.model_name_or_path, load_in_4bit=config.load_in_4bit, **hub)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, **hub)
-    model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
-    context = model.config.max_position_embeddings
+    context = model_config.max_position_embeddings
     train_examples, prompts, left_out = _fit_context(train_examples, tokenizer, context, config)
     test_examples, *_ = _fit_context(test_examples, tokenizer, context, config)
+    resume_from, passed_over = _find_checkpoint(config, train_examples)
+    model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
     peft_config = add_adapter(model, config, dtype) if config.use_peft else None
     if peft_config is None:
         model.requires_grad_(True)
@@ -183,6 +184,8 @@ def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
 
 def _find_checkpoint(config: Config, train_examples: list[Example]) -> tuple[Path | None, list[str]]:
     """Where a resumed run goes on from, and one line for each damaged one passed over and for that one.
+
+    `train_examples` are those trained on, as a checkpoint records them: without those left out for their length.
 
     Raises:
         ValueError: no checkpoint is whole, or the newest whole one is of a run that computes something else.

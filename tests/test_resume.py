@@ -5,6 +5,7 @@ the middle of an epoch, two updates a step. 60 seconds.
 """
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -111,3 +112,17 @@ def test_other_data_is_refused(folder: Path, warm: Warm, whole: dict[int, Path])
         data.write_text(original)
     (message,) = ended.messages()
     assert ended.codes == [2] and "with other data than" in message and "7 training problems then, 7 now" in message
+
+
+def test_a_run_that_leaves_out_a_problem_goes_on(folder: Path, warm: Warm) -> None:
+    long = {"prompt": "Question: " + "How many apples? " * 20, "final_answer": "1"}
+    (folder / "with_long.json").write_text(json.dumps([*json.loads((folder / "data.json").read_text()), long]))
+    changed = {"train_dataset_id_or_path": folder / "with_long.json", "max_prompt_length": 40}
+    ended = warm.run(*options(folder, "leaves_out", **changed), num_ranks=1)
+    assert ended.codes == [0] and "1 problems left out" in ended.out[0]
+    before = numbers(folder / "leaves_out")
+    for number in (3, 4):
+        shutil.rmtree(folder / "leaves_out" / "checkpoints" / f"step-{number}")
+    ended = warm.run(*options(folder, "leaves_out", **changed), "--resume", num_ranks=1)
+    assert ended.codes == [0], ended.err[0]
+    assert numbers(folder / "leaves_out") == before
