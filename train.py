@@ -11,21 +11,23 @@ import json
 import math
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
-from grpo import checkpoint, continuation, distributed, doctor, heartbeat, heldout, plan, skipped, trial, update
+from grpo import checkpoint, distributed, doctor, heartbeat, heldout, output_lock, plan, skipped, trial
+from grpo import update
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, trim_heap, world_size
 from grpo.finding import Finding, agree, count, failures
 from grpo.log import Log
 from grpo.options import spelled_out
-from grpo.preemption import StopRequest
+from grpo.position import Position
+from grpo.preemption import Stopped, stop_request
 from grpo.pulse import describe, pulse
 from grpo.report import write_report
 from grpo.rollout import generate
@@ -44,6 +46,9 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     Returns:
         The step's metrics over all ranks, and this rank's rows of completions.jsonl by column.
 
+    Raises:
+        Stopped: the run was asked to stop before the policy had moved; on every rank.
+
     Collective: every rank, once per step.
     """
     config, clock = run.config, Clock(step)
@@ -52,12 +57,13 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     examples, prompt_index = my_prompts(run, step)
     run.decoder.move(run.device)
     run.engine.sync(run.decoder)
-    # 2. Sample G completions per prompt from the rollout copy; no rank waits for another.
-    clock.enter("rollout")
-    rollout = sample(run, examples, prompt_index, step)
-    # 3. Score them with programs.
-    clock.enter("reward")
-    reward_N, scored = score_completions(run, examples, rollout, step)
+    with stop_request.may_end_this():
+        # 2. Sample G completions per prompt from the rollout copy; no rank waits for another.
+        clock.enter("rollout")
+        rollout = sample(run, examples, prompt_index, step)
+        # 3. Score them with programs.
+        clock.enter("reward")
+        reward_N, scored = score_completions(run, examples, rollout, step)
     # 4. How much better than its group is each completion?
     clock.enter("reference")
     reward_BG = reward_N.view(len(examples), config.num_generations)
@@ -80,7 +86,7 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     metrics |= update.apply(run.engine, work, config, rate)
     clock.enter("log")
     if rank() == 0 and not math.isfinite(metrics["grad_norm"]):
-        skipped.dump(run.output_dir, step, work)
+        skipped.dump(run.output_dir, step, work, where=describe(pulse.take()))
     metrics |= rollout_metrics(rollout, clock)
     metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
     return metrics, completion_columns(examples, rollout, reward_N, scored.parts, advantage_BG)
@@ -124,16 +130,8 @@ def sample(run: Run, examples: list[Example], prompt_index: list[int], step: int
     return rollout
 
 
-def should_save(run: Run, done: int) -> bool:
-    """Is a checkpoint due after `done` steps?"""
-    if run.config.save_strategy == "epoch":
-        per_epoch = len(run.train_examples) / run.config.prompts_per_step
-        return int(done / per_epoch) > int((done - 1) / per_epoch)
-    return run.config.save_strategy == "steps" and done % run.config.save_steps == 0
-
-
 def train(run: Run) -> int:
-    """The steps of a run, from where its last checkpoint left off to the adapter and the report.
+    """A run, from where its last checkpoint left off to the adapter and the report.
 
     Returns:
         The exit code, 0.
@@ -143,52 +141,67 @@ def train(run: Run) -> int:
 
     Collective: every rank.
     """
-    config, start, stop = run.config, time.perf_counter(), StopRequest()
+    start, position, log = time.perf_counter(), Position(run.first_step), None
     if rank() == 0:
         begin_output(run)
-    if run.test_examples and not config.resume:
-        heldout.evaluate(run, "before")
+    with stop_request.listening():
+        try:
+            if run.test_examples and run.first_step == 0:
+                heldout.evaluate(run, "before")
+            pulse.enter("log")
+            log = open_log(run) if rank() == 0 else None
+            take_steps(run, position, log)
+            pulse.enter("export")
+            exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
+            if run.test_examples:
+                heldout.evaluate(run, "after")
+        except Stopped:
+            position.save(run, must=True)
+            exported = None
     pulse.enter("log")
-    log = open_log(run) if rank() == 0 else None
-    if run.first_step:
-        heartbeat.advise(_go_on(run.first_step))
-    num_skipped, stopping = 0, False
-    for step in range(run.first_step, run.num_steps):
-        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout, if any: a function of the step, as all noise is
-        metrics, columns = grpo_step(run, step)
-        everyone = gather_objects(columns)
-        if log:
-            epoch = (step + 1) * config.prompts_per_step / len(run.train_examples)
-            log.write(step, {"epoch": epoch, **metrics})
-            for part in everyone:
-                log.write_completions(step, part)
-        num_skipped = 0 if math.isfinite(metrics["grad_norm"]) else num_skipped + 1
-        if num_skipped > config.max_skipped_steps:
-            raise SystemExit(
-                f"error: {describe(pulse.take())} max_skipped_steps={config.max_skipped_steps}: now {num_skipped} in a "
-                f"row had a gradient that is not finite; what they were computed from is in "
-                f"{run.output_dir / 'skipped'}; nearest valid: a lower learning_rate, from the last checkpoint")
-        trim_heap()
-        stopping = stop.agreed()
-        if stopping or should_save(run, step + 1):
-            save_checkpoint(run, step + 1, must=stopping)
-        if stopping:
-            break
-    stop.close()
+    if log:
+        log.flush()
+    if exported and rank() == 0:
+        summary = heldout.summarize(run, time.perf_counter() - start)
+        print(json.dumps(summary, indent=2), f"weights {exported}", sep="\n")
+        print(f"report  {write_report(run.output_dir)}")
+    return 0
+
+
+def take_steps(run: Run, position: Position, log: Log | None) -> None:
+    """The steps that are left, each logged, and saved when it is due.
+
+    Raises:
+        Stopped: the run was asked to stop; on every rank.
+        SystemExit: as `train`.
+
+    Collective: every rank.
+    """
+    config, num_skipped = run.config, 0
+    with suppress(Stopped):
+        for step in range(run.first_step, run.num_steps):
+            torch.manual_seed(config.seed * 1_000_003 + step)  # dropout too is a function of the step
+            metrics, columns = grpo_step(run, step)
+            position.done = step + 1
+            everyone = gather_objects(columns)
+            if log:
+                epoch = position.done * config.prompts_per_step / len(run.train_examples)
+                log.write(step, {"epoch": epoch, **metrics})
+                for part in everyone:
+                    log.write_completions(step, part)
+            num_skipped = 0 if math.isfinite(metrics["grad_norm"]) else num_skipped + 1
+            if num_skipped > config.max_skipped_steps:
+                raise SystemExit(
+                    f"error: {describe(pulse.take())} max_skipped_steps={config.max_skipped_steps}: now {num_skipped} "
+                    f"in a row had a gradient that is not finite; what they were computed from is in "
+                    f"{run.output_dir / 'skipped'}; nearest valid: a lower learning_rate, from the last checkpoint")
+            trim_heap()
+            stop_request.check()
+            if position.is_save_due(run):
+                position.save(run, must=False)
     if log:
         log.close()
-    if stopping:
-        return 0
-    pulse.enter("export")
-    exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
-    if run.test_examples:
-        heldout.evaluate(run, "after")
-    pulse.enter("log")
-    if rank() == 0:
-        summary = heldout.summarize(run, time.perf_counter() - start)
-        report = write_report(run.output_dir)
-        print(json.dumps(summary, indent=2), f"weights {exported}", f"report  {report}", sep="\n")
-    return 0
+    stop_request.check()
 
 
 def begin_output(run: Run) -> None:
@@ -204,31 +217,6 @@ def open_log(run: Run) -> Log:
         run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps, first_step=run.first_step,
         settings=dataclasses.asdict(run.config), logging_steps=run.config.logging_steps,
     )
-
-
-def save_checkpoint(run: Run, done: int, *, must: bool) -> None:
-    """Save after `done` steps; a disk that does not take it costs a warning, unless this is the last chance.
-
-    Collective: every rank.
-    """
-    pulse.enter("save")
-    problem = checkpoint.save(
-        run.engine, run.output_dir, step=done, peft_config=run.peft_config,
-        facts=continuation.facts(run.asked, run.train_examples, done), save_total_limit=run.config.save_total_limit)
-    where = describe(pulse.take())
-    if problem and must:
-        raise SystemExit(f"error: {where} stopped as asked, but step-{done} could not be saved: {problem}")
-    if problem and rank() == 0:
-        print(f"\nwarning: {where} step-{done} could not be saved, those before it are as they were: {problem}",
-              file=sys.stderr, flush=True)
-    if not problem:
-        heartbeat.advise(_go_on(done))
-    if must and rank() == 0:
-        print(f"\nstopped as asked after {done} of {run.num_steps} steps; {_go_on(done)}", flush=True)
-
-
-def _go_on(done: int) -> str:
-    return f"step-{done} is saved: go on with the same command and --resume"
 
 
 def first_step(run: Run) -> list[Finding]:
@@ -271,10 +259,14 @@ def main(argv: list[str]) -> int:
                 return 0
             distributed.start(config.ddp_timeout)
             heartbeat.start(config.ddp_timeout)
+            if config.resume:
+                opened.enter_context(output_lock.claim(config))  # before a checkpoint is read
             run = build(config)
             opened.callback(run.rewards.close)
             if not config.doctor:
                 run = doctor.admit(run)
+            if not (config.doctor or config.resume):
+                opened.enter_context(output_lock.claim(config))  # before the folder is made
         except ValueError as error:
             return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
         except (Exception, KeyboardInterrupt) as error:

@@ -79,6 +79,8 @@ def save(
     Collective: every rank; rank 0 writes.
     """
     state, problem = {}, ""
+    if engine.optimizer_steps == 0:
+        engine.start_optimizer(0)  # no step, no moments
     for name, parameter in engine.trainable.items():
         for kind, tensor in engine.state(parameter).items():
             if rank() == 0:

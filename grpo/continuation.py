@@ -23,12 +23,16 @@ FREE = {
 LENGTH = {"max_steps", "num_train_epochs"}  # without effect on a step where the learning rate is constant
 
 
-def facts(config: Config, examples: list[Example], step: int) -> dict[str, Any]:
-    """What a checkpoint after `step` steps says of its run: recipe, data, position in it, keys of all random draws."""
+def facts(config: Config, examples: list[Example], adapter: str | None, step: int) -> dict[str, Any]:
+    """What a checkpoint after `step` steps says of its run: recipe, data, position in it, keys of all random draws.
+
+    `adapter` is the fingerprint of the start adapter when it was read.
+    """
     drawn = step * config.prompts_per_step
     return {
         "recipe": {name: getattr(config, name) for name in options(Config)},
         "data": {"num_examples": len(examples), "sha256": fingerprint(one.prompt for one in examples)},
+        "adapter": adapter,
         "prompts_drawn": drawn,
         "epoch": drawn / len(examples),
         # Order of the data, sampling noise and dropout are functions of these two: no generator has a state to keep.
@@ -44,6 +48,13 @@ def fingerprint(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def adapter_fingerprint(path: str | None) -> str | None:
+    """Of the start adapter's files, which a resumed run reads again as its reference; None without one."""
+    files = [] if path is None else [Path(path) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    return "-".join(digests) or None
+
+
 def check(folder: Path, said: dict[str, Any], config: Config, examples: list[Example]) -> None:
     """Refuse a continuation that would compute something else.
 
@@ -56,7 +67,7 @@ def check(folder: Path, said: dict[str, Any], config: Config, examples: list[Exa
     Raises:
         ValueError: the fields that differ, then and now.
     """
-    now = facts(config, examples, 0)
+    now = facts(config, examples, adapter_fingerprint(config.adapter_name_or_path), 0)
     constant = config.lr_scheduler_type == "constant" and config.warmup_ratio == 0
     free = FREE | (LENGTH if constant else set())
     names = [name for name in now["recipe"] if name not in free]
@@ -67,6 +78,11 @@ def check(folder: Path, said: dict[str, Any], config: Config, examples: list[Exa
         raise ValueError(
             f"resume=True with another recipe than {folder}: {listed}; nearest valid value: those of then, or a new "
             "output_dir with adapter_name_or_path set to the checkpoint's adapter")
+    if "adapter" in said and said["adapter"] != now["adapter"]:  # older checkpoints do not say
+        raise ValueError(
+            f"resume=True with another adapter than {folder}: the files of adapter_name_or_path="
+            f"{config.adapter_name_or_path!r} are not those that the run started from, and that its reference is; "
+            "nearest valid value: the adapter of then, at that path")
     if said["data"] != now["data"]:
         raise ValueError(
             f"resume=True with other data than {folder}: {said['data']['num_examples']:,} training problems then, "

@@ -211,7 +211,9 @@ def compare(before: list[Answer], after: list[Answer]) -> dict[str, float]:
 def save(answers: list[Answer], path: Path) -> None:
     """Write answers as JSON lines, so that a resumed run still has its scores from before the training."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
+    partial = path.with_suffix(".tmp")  # a file of that name is whole
+    partial.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
+    partial.replace(path)
 
 
 def load(path: Path) -> list[Answer]:

@@ -5,6 +5,7 @@ import json
 from data.prompts import STOP_STRINGS
 from grpo import evaluation
 from grpo.distributed import gather_objects, rank, world_size
+from grpo.preemption import stop_request
 from grpo.pulse import pulse
 from grpo.report import answers_path
 from grpo.run import Run
@@ -13,6 +14,9 @@ from grpo.run import Run
 def evaluate(run: Run, when: str) -> None:
     """Score the held-out problems greedily and at the training temperature, each rank its share; rank 0 keeps them.
 
+    Raises:
+        Stopped: the run was asked to stop; on every rank.
+
     Collective: every rank.
     """
     pulse.enter("evaluate")
@@ -20,20 +24,21 @@ def evaluate(run: Run, when: str) -> None:
     run.engine.sync(run.decoder)
     mine = list(range(rank(), len(run.test_examples), world_size()))
     for mode, temperature, num_samples in (("greedy", 0.0, 1), ("sampled", run.config.temperature, 4)):
-        answers = evaluation.evaluate(
-            run.decoder,
-            run.tokenizer,
-            [run.test_examples[index] for index in mine],
-            num_samples=num_samples,
-            temperature=temperature,
-            seed=run.config.seed,
-            max_completion_length=run.config.max_completion_length,
-            stop_token_ids=run.stop_token_ids,
-            stop_strings=STOP_STRINGS,
-            prompt_index=mine,
-            num_slots=run.num_slots,
-            progress=f"{mode} {when}" if rank() == 0 else None,
-        )
+        with stop_request.may_end_this():
+            answers = evaluation.evaluate(
+                run.decoder,
+                run.tokenizer,
+                [run.test_examples[index] for index in mine],
+                num_samples=num_samples,
+                temperature=temperature,
+                seed=run.config.seed,
+                max_completion_length=run.config.max_completion_length,
+                stop_token_ids=run.stop_token_ids,
+                stop_strings=STOP_STRINGS,
+                prompt_index=mine,
+                num_slots=run.num_slots,
+                progress=f"{mode} {when}" if rank() == 0 else None,
+            )
         everyone = [answer for part in gather_objects(answers) for answer in part]
         if rank() == 0:
             evaluation.save(everyone, answers_path(run.output_dir, mode, when))

@@ -8,8 +8,13 @@ from typing import Any
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The objects of a file, in order; a broken line, which a full disk or a killed run leaves, costs a warning."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if _step_of(line) is not None]
+    if len(whole) < len(lines):
+        print(f"\nwarning: {len(lines) - len(whole)} of {len(lines)} lines of {path} are broken and left out",
+              file=sys.stderr, flush=True)
+    return [json.loads(line) for line in whole]
 
 
 class JsonLines:
@@ -32,6 +37,19 @@ class JsonLines:
     def append(self, records: list[dict[str, Any]]) -> None:
         """Write one line for each; a number that is not finite becomes null, since JSON has none."""
         self.pending += "".join(json.dumps(_finite(record)) + "\n" for record in records).encode()
+        self._write()
+
+    def flush(self) -> None:
+        """Write what is still in memory.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        self._write()
+        if self.pending:
+            raise OSError(f"{self.path} lacks its end: {len(self.pending):,} bytes that the disk does not take")
+
+    def _write(self) -> None:
         try:
             with self.path.open("ab", buffering=0) as file:
                 while self.pending:

@@ -105,3 +105,12 @@ class Log:
         self.bar.close()
         for _, close in self.sinks:
             close()
+
+    def flush(self) -> None:
+        """Write the lines that the disk did not take before.
+
+        Raises:
+            OSError: it still does not.
+        """
+        for file in self.files.values():
+            file.flush()

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from grpo.config import Config
 
 DATA_SUFFIXES = (".json", ".jsonl")
+# What a run writes to output_dir, and would write over.
+WRITTEN = ("config.yaml", "metrics.jsonl", "completions.jsonl", "checkpoints", "adapter", "model", "evaluation",
+           "skipped", "summary.json", "report.html")
 PATHS = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
          "test_dataset_id_or_path", "output_dir")
 
@@ -49,7 +52,8 @@ def check_surroundings(config: "Config") -> None:
         if importlib.util.find_spec(package) is None:
             refuse("report_to", package, f"needs the package {package}, which is not installed here", "none")
     if config.plan is None:  # a plan writes nothing
-        _check_output_dir(Path(config.output_dir), resume=config.resume)
+        check_output_dir(Path(config.output_dir), resume=config.resume)
+        _check_start(config)
 
 
 def check_writable(name: str, path: Path) -> None:
@@ -101,13 +105,32 @@ def _refuse_missing(name: str, value: str, rule: str) -> None:
     refuse(name, value, rule, nearest(value, siblings) if siblings else "a path that exists")
 
 
-def _check_output_dir(path: Path, *, resume: bool) -> None:
+def _check_start(config: "Config") -> None:
+    """Refuse to start from what the export writes over: it is the reference of a resumed run."""
+    name, folder = ("adapter_name_or_path", "adapter") if config.use_peft else ("model_name_or_path", "model")
+    start, export = getattr(config, name), Path(config.output_dir, folder)
+    if start and Path(start).resolve().is_relative_to(export.resolve()):
+        refuse(name, start, f"is where this run's export goes: output_dir={config.output_dir!r} holds it",
+               f"a copy elsewhere, or output_dir={config.output_dir}-2")
+
+
+def check_output_dir(path: Path, *, resume: bool) -> None:
+    """Refuse a folder whose content does not fit `resume`.
+
+    Raises:
+        ValueError: it holds what a new run would write over, or no checkpoint to resume from, or cannot be written to.
+    """
     if not path.is_file():
         check_writable("output_dir", path)
-    held = next((one for one in ("config.yaml", "metrics.jsonl") if (path / one).exists()), None)
+    held = next((name for name in WRITTEN if _holds(path / name)), None)
     if path.exists() and not path.is_dir() or held and not resume:
         number = next(number for number in range(2, 10**6) if not Path(f"{path}-{number}").exists())
         what = f"holds another run ({held}), which is not written over without --resume" if held else "is a file"
         refuse("output_dir", str(path), what, f"{path}-{number}")
     if resume and not any(path.glob("checkpoints/step-*")):
         refuse("resume", resume, f"needs a checkpoint, and output_dir={str(path)!r} holds none", False)
+
+
+def _holds(path: Path) -> bool:
+    """Whether there is a file, or something in a folder."""
+    return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)

@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from grpo.decoder import Decoder
+from grpo.preemption import stop_request
 from grpo.pulse import pulse
 from grpo.sampling import sample, uniform
 from grpo.slots import Slots, Window
@@ -62,6 +63,7 @@ def generate(
 
     Raises:
         ValueError: a prompt is empty.
+        Stopped: this process was asked to stop.
     """
     start = time.perf_counter()
     for index, prompt in zip(prompt_index, prompts, strict=True):
@@ -84,6 +86,7 @@ def generate(
         if len(windows) > AHEAD[device] or not slots.rows:
             slots.release(rows.append(windows.popleft().wait(), stop))
             pulse.progress()
+            stop_request.leave()
             if progress is not None:
                 progress(int(rows.length_N.sum()), rows.num_done)
     return rows.collect(prompts, stop, slots, time.perf_counter() - start)

@@ -49,7 +49,11 @@ from rewards.pool import RewardPool
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The parts of a run; `asked` is its configuration as the user gave it, `config` with what was derived from it."""
+    """The parts of a run.
+
+    `asked` is its configuration as the user gave it, `config` with what was derived from it; `start_adapter` the
+    fingerprint of the adapter's files.
+    """
 
     asked: Config
     config: Config
@@ -63,6 +67,7 @@ class Run:
     test_examples: list[Example]
     rewards: RewardPool
     peft_config: PeftConfig | None
+    start_adapter: str | None
     first_step: int
     num_steps: int
     num_slots: int
@@ -139,6 +144,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         test_examples=test_examples[: config.eval_examples],
         rewards=rewards,
         peft_config=peft_config,
+        start_adapter=continuation.adapter_fingerprint(config.adapter_name_or_path),
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
         num_steps=total_steps(
             len(train_examples), prompts_per_step=config.prompts_per_step, num_train_epochs=config.num_train_epochs,

@@ -6,6 +6,7 @@ import torch
 
 from grpo.distributed import gather_objects, rank
 from grpo.options import spelled_out
+from grpo.preemption import stop_request
 from grpo.pulse import pulse
 from grpo.run import Run
 from grpo.types import Example, Rollout
@@ -15,13 +16,21 @@ from rewards.pool import Scored
 def score_completions(
     run: Run, examples: list[Example], rollout: Rollout, step: int
 ) -> tuple[torch.Tensor, Scored]:
-    """[N] float32 total reward of each completion, and what it is made of; functions that failed are named."""
+    """[N] float32 total reward of each completion, and what it is made of; functions that failed are named.
+
+    Raises:
+        Stopped: this process was asked to stop.
+    """
+    def wait() -> None:
+        pulse.progress()
+        stop_request.leave()
+
     rows = [example for example in examples for _ in range(run.config.num_generations)]
     columns = {name: [row.columns[name] for row in rows] for name in rows[0].columns if name != "prompt"}
     prompts = [row.prompt for row in rows]
     scored = run.rewards.score(
         prompts=prompts, completions=rollout.text, columns=columns, seed=f"{run.config.seed}/{step}/{rank()}",
-        on_wait=pulse.progress)
+        on_wait=wait)
     for name, (count, reason) in scored.failures.items():
         # On a line of its own: the progress bar holds the current one.
         print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(rows)} "

@@ -3,9 +3,10 @@
 All numbers are over all ranks, so every rank comes to the same findings.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from grpo import checkpoint, update
 from grpo.advantage import group_advantages
-from grpo.distributed import global_max, global_sum, rank
+from grpo.distributed import gather_objects, global_max, global_sum, rank
 from grpo.doctor import shard
 from grpo.finding import Finding, judge
 from grpo.limit import TokenLimit
@@ -176,8 +177,6 @@ def saved(run: Run) -> Finding:
     """Is a checkpoint read back what was written? Trained tensors are overwritten in between. Collective."""
     pulse.enter("save")
     engine = run.engine
-    if engine.optimizer_steps == 0:
-        engine.start_optimizer(0)  # no step, no moments
     before = state(run)
     with scratch(run.output_dir) as folder:
         problem = checkpoint.save(engine, folder, step=0, peft_config=run.peft_config, facts={})
@@ -212,11 +211,14 @@ def state(run: Run) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def scratch(output_dir: Path) -> Iterator[Path]:
-    """A folder in output_dir, of which nothing is left: not even output_dir where that was not there before."""
+    """A folder in output_dir that is gone afterwards, with those above it that it made and that nobody else uses."""
     missing = [path for path in (output_dir, *output_dir.absolute().parents) if not path.exists()]
-    folder = output_dir / SCRATCH
+    folder = output_dir / f"{SCRATCH}-{gather_objects(os.getpid())[0]}"  # a second doctor has its own
     try:
         yield folder
     finally:
         if rank() == 0:
-            shutil.rmtree(missing[-1] if missing else folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # what a neighbour has written to stays, and so does all above it
+                for path in missing:
+                    path.rmdir()

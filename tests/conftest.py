@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """A `faults.Warm`: starts ranks of train.py in a second."""
     from faults import Warm

@@ -3,8 +3,10 @@
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from grpo import checkpoint, heartbeat, run
 from grpo import pulse as pulses
 from grpo.engine import Engine
+from grpo.json_lines import JsonLines
 from grpo.pulse import pulse
 
 # Places inside a phase: before each of these the accident happens.
@@ -90,11 +93,53 @@ def jump(where: str, *, rank: int, step: int) -> None:
     at(where, rank, step, act)
 
 
-def small_disk(where: str, *, rank: int, step: int, num_bytes: int) -> None:
-    """From here on no file can grow beyond so many bytes; until the next step begins."""
-    at(where, rank, step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY)))
-    free = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    at("sync", rank, step + 1, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, free))
+def small_disk(where: str, *, rank: int, step: int, num_bytes: int, until: str = "sync") -> None:
+    """From here on no file can grow beyond so many bytes; until the next step begins, or this phase of the same one."""
+    def limit(soft: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
+
+    sizes = iter([num_bytes])  # once: a step comes to some phases twice
+    at(where, rank, step, lambda: limit(next(sizes, resource.RLIM_INFINITY)))
+    at(until, rank, step + (until == "sync"), lambda: limit(resource.RLIM_INFINITY))
+
+
+def full_device(name: str, *, step: int) -> None:
+    """From this step on a file of JSON lines goes to a device that is always full."""
+    write = JsonLines._write
+
+    def writing(file: JsonLines) -> None:
+        if file.path.name == name and pulse.step >= step:
+            file.path = Path("/dev/full")
+        write(file)
+
+    JsonLines._write = writing
+
+
+def full_file(path: str, *, step: int) -> None:
+    """In this step a disk is found full when this file is written."""
+    def act() -> None:
+        Path(path).parent.mkdir()
+        Path(path).symlink_to("/dev/full")
+
+    at("update", 0, step, act)
+
+
+def tell(where: str, *, step: int | None) -> None:
+    """Rank 0 says when it comes to this phase."""
+    at(where, 0, step, lambda: print("lingers", file=sys.stderr, flush=True))
+
+
+def linger(where: str, *, step: int | None) -> None:
+    """In this phase every sign of progress takes 0.4 s, on every rank."""
+    progress = pulse.progress
+    tell(where, step=step)
+
+    def slowly() -> None:
+        progress()
+        if (pulse.phase, pulse.step) == (where, step):
+            time.sleep(0.4)
+
+    pulse.progress = slowly
 
 
 def poison(*, rank: int, first: int, last: int) -> None:

@@ -131,44 +131,9 @@ def test_a_clock_that_jumps_changes_nothing(folder: Path, warm: Warm, whole: Pat
     assert texts(folder / "clock") == texts(whole) and numbers(folder / "clock") == numbers(whole)
 
 
-@pytest.mark.parametrize(("name", "to"), [("SIGTERM", [1]), ("SIGUSR1", [0, 1])])
-def test_a_request_to_stop_finishes_the_step_saves_and_exits_with_0(
-    folder: Path, warm: Warm, whole: Path, name: str, to: list[int]
-) -> None:
-    pids = warm.begin(*options(folder, name, save_strategy="no"))
-    wait_for_steps(folder / name)
-    for rank in to:
-        os.kill(pids[rank], getattr(signal, name))
-    ended = warm.end()
-    assert ended.codes == [0, 0] and ended.messages() == []
-    (saved,) = (folder / name / "checkpoints").iterdir()
-    done = len(lines(folder / name / "metrics.jsonl"))
-    assert saved.name == f"step-{done}" and done < 4 and not damage(saved)
-    assert f"stopped as asked after {done} of 4 steps; step-{done} is saved: go on" in ended.out[0]
-    assert_goes_on(folder, warm, whole, name)
-
-
-def test_a_full_disk_costs_a_checkpoint_and_nothing_else(folder: Path, warm: Warm, whole: Path) -> None:
-    plant = f"small_disk('save', rank=0, step={STEP - 1}, num_bytes=20_000)"
-    ended = warm.run(*options(folder, "full"), plant=plant)
-    assert ended.codes == [0, 0] and texts(folder / "full") == texts(whole)
-    assert f"[rank 0 step {STEP - 1} save] step-2 could not be saved, those before it are as they were" in ended.err[0]
-    assert sorted(path.name for path in (folder / "full" / "checkpoints").iterdir()) == ["step-1", "step-3", "step-4"]
-
-
 def test_only_the_newest_checkpoints_are_kept(folder: Path, warm: Warm) -> None:
     assert warm.run(*options(folder, "few", save_total_limit=2), num_ranks=1).codes == [0]
     assert sorted(path.name for path in (folder / "few" / "checkpoints").iterdir()) == ["step-3", "step-4"]
-
-
-def test_logs_that_do_not_fit_on_the_disk_are_written_when_there_is_room_again(
-    folder: Path, warm: Warm, whole: Path
-) -> None:
-    plant = f"small_disk('log', rank=0, step={STEP - 1}, num_bytes=1_000)"
-    ended = warm.run(*options(folder, "logs", save_strategy="no"), plant=plant)
-    assert ended.codes == [0, 0]
-    assert "metrics.jsonl cannot be written" in ended.err[0]
-    assert texts(folder / "logs") == texts(whole) and numbers(folder / "logs") == numbers(whole)
 
 
 def test_gradients_that_are_not_finite_skip_the_step_on_both_and_keep_the_batch(folder: Path, warm: Warm) -> None:
@@ -266,12 +231,3 @@ def test_torchrun_ends_within_30_seconds_of_a_rank_s_death(folder: Path) -> None
     assert process.returncode != 0 and time.monotonic() - start < 30
     assert len([line for line in err.splitlines() if line.startswith("error: ") and "is dead" in line]) == 1
     assert not any(rank.is_running() for rank in ranks)
-
-
-def test_sigterm_to_torchrun_saves_before_it_ends(folder: Path) -> None:
-    process, ranks = launcher(folder, "preempted", max_steps=1000, save_strategy="no")
-    process.terminate()
-    process.communicate()
-    assert not any(rank.is_running() for rank in ranks)
-    (saved,) = (folder / "preempted" / "checkpoints").iterdir()
-    assert not damage(saved) and saved.name == f"step-{len(lines(folder / 'preempted' / 'metrics.jsonl'))}"

@@ -1,0 +1,120 @@
+"""SIGTERM and SIGUSR1: what can be done again is left at once, an update is finished, then all is saved. 60 seconds."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from fault_runs import lines, numbers, options, prepare, texts
+from faults import Warm
+from test_faults import launcher
+
+from grpo.checksums import damage
+from grpo.preemption import Stopped, StopRequest
+
+MOST_S = 8.0  # until a rank that is asked has ended; what it would have gone on with takes 15 s and more
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stop")
+    prepare(folder)
+    return folder
+
+
+def evaluated(folder: Path, output: str, **changed: object) -> list[str]:
+    """The small run with four held-out problems; no checkpoint but the one of a stop."""
+    return options(folder, output, test_dataset_id_or_path=folder / "data.json", eval_examples=4,
+                   max_completion_length=30, save_strategy="no", **changed)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, warm: Warm) -> Path:
+    """The run that nobody asks to stop."""
+    ended = warm.run(*evaluated(folder, "whole"))
+    assert ended.codes == [0, 0], ended.err[0]
+    return folder / "whole"
+
+
+def wait_for_phase(warm: Warm) -> None:
+    """Until the plant has said that a rank lingers in this phase."""
+    give_up = time.monotonic() + 120
+    while "lingers" not in (warm.here / "rank0.err").read_text():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "phase", "step", "done"),
+    [("SIGTERM", [0, 1], "rollout", 2, 2), ("SIGTERM", [0, 1], "rollout", 0, 0),
+     ("SIGTERM", [0, 1], "evaluate", None, 0), ("SIGTERM", [0, 1], "evaluate", 3, 4), ("SIGUSR1", [1], "rollout", 2, 2)],
+    ids=["sampling", "the first step", "the evaluation before", "the evaluation after", "one rank alone"])
+def test_a_request_to_stop_leaves_what_can_be_done_again_saves_and_exits_with_0(
+    folder: Path, warm: Warm, whole: Path, name: str, to: list[int], phase: str, step: int | None, done: int
+) -> None:
+    output = folder / f"{name}{phase}{step}"
+    pids = warm.begin(*evaluated(folder, output.name), plant=f"linger('{phase}', step={step})")
+    wait_for_phase(warm)
+    start = time.monotonic()
+    for rank in to:
+        os.kill(pids[rank], getattr(signal, name))
+    ended = warm.end()
+    # A rank that nobody told comes to the end of its completions first: 30 tokens of 0.4 s.
+    assert time.monotonic() - start < (MOST_S if len(to) == 2 else 25)
+    assert ended.codes == [0, 0] and ended.messages() == [], ended.err[0]
+    (saved,) = (output / "checkpoints").iterdir()
+    assert saved.name == f"step-{done}" and not damage(saved)
+    assert f"stopped as asked after {done} of 4 steps; step-{done} is saved: go on" in ended.out[0]
+    assert (f"{name}: stops and saves; an update is finished first" in ended.err[0]) == (0 in to)
+    ended = warm.run(*evaluated(folder, output.name), "--resume")
+    assert ended.codes == [0, 0], ended.err[0]
+    assert texts(output) == texts(whole) and numbers(output) == numbers(whole)
+    for file in sorted((whole / "evaluation").iterdir()):
+        assert (output / "evaluation" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_reward_that_takes_long_is_left_too(folder: Path, warm: Warm) -> None:
+    (folder / "slow.py").write_text(
+        "import time\n\ndef slow(completions, **columns):\n    time.sleep(40)\n    return [1.0] * len(completions)\n")
+    changed = {"reward_funcs": f"{folder / 'slow.py'}:slow", "save_strategy": "no"}
+    pids = warm.begin(*options(folder, "slow", **changed), plant="tell('reward', step=0)")
+    wait_for_phase(warm)
+    start = time.monotonic()
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    ended = warm.end()
+    assert ended.codes == [0, 0] and time.monotonic() - start < MOST_S, ended.err[0]
+    assert [path.name for path in (folder / "slow" / "checkpoints").iterdir()] == ["step-0"]
+
+
+def test_what_is_saved_is_not_saved_again(folder: Path, warm: Warm) -> None:
+    pids = warm.begin(*options(folder, "once"), plant="linger('rollout', step=2)")
+    wait_for_phase(warm)
+    state = folder / "once" / "checkpoints" / "step-2" / "state.json"
+    written_ns = state.stat().st_mtime_ns
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    assert warm.end().codes == [0, 0]
+    assert state.stat().st_mtime_ns == written_ns
+
+
+def test_sigterm_to_torchrun_saves_before_it_ends(folder: Path) -> None:
+    process, ranks = launcher(folder, "preempted", max_steps=1000, save_strategy="no")
+    process.terminate()
+    process.communicate()
+    assert not any(rank.is_running() for rank in ranks)
+    (saved,) = (folder / "preempted" / "checkpoints").iterdir()
+    assert not damage(saved) and saved.name == f"step-{len(lines(folder / 'preempted' / 'metrics.jsonl'))}"
+
+
+def test_signals_do_again_what_they_did_before() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    request = StopRequest()
+    with request.listening():
+        request.leave()  # nobody has asked
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(Stopped):
+            request.leave()
+    request.leave()
+    assert signal.getsignal(signal.SIGUSR1) is before
