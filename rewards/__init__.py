@@ -136,7 +136,7 @@ def _number(value: Any) -> float:
 def _shown(value: Any) -> str:
     """The first of what a user's value looks like, its type where it cannot be printed."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except Exception:  # an integer of 5,000 digits, a list in itself a thousand deep
         text = type(value).__name__
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."

@@ -64,7 +64,6 @@ class RewardPool:
             "timeout_s": timeout_s, "memory_bytes": memory_bytes}
         self._token = uuid.uuid4().hex
         self._keeper: subprocess.Popen | None = None
-        self._call = LOADING  # its number, since the keeper was started
         self._or_refuse(self._start(None))
 
     def check_columns(self, columns: list[str]) -> None:
@@ -144,7 +143,7 @@ class RewardPool:
             command("worker", json.dumps(self._settings)), bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, TOKEN: self._token}, start_new_session=True)
         os.set_blocking(self._keeper.stdin.fileno(), False)
-        self._call = LOADING
+        self._call = LOADING  # the number of a call, since this keeper was started
         return self._exchange({}, IMPORT_S + GRACE_S, on_wait)
 
     def _ask(self, job: dict[str, Any], on_wait: Callable[[], None] | None) -> dict[str, Any]:
@@ -156,9 +155,7 @@ class RewardPool:
         self._call += 1
         return self._exchange(job, self.timeout_s + GRACE_S, on_wait)
 
-    def _exchange(
-        self, job: dict[str, Any], limit_s: float, on_wait: Callable[[], None] | None
-    ) -> dict[str, Any]:
+    def _exchange(self, job: dict[str, Any], limit_s: float, on_wait: Callable[[], None] | None) -> dict[str, Any]:
         """Send a job, if any, and wait for its answer; a worker that died, hangs or talks nonsense is ended.
 
         Returns:

@@ -33,6 +33,7 @@ RULE = "must be a finite number of at most 1e+15 in size, or None when it does n
         (numpy.longdouble("1e400"), "np.longdouble('1e+400')"),
         (torch.tensor(1e39, dtype=torch.float64), "tensor(1.0000e+39, dtype=torch.float64)"),
         (torch.ones(2), "tensor([1., 1.])"),
+        (torch.ones(2, 1), "tensor([[1.], [1.]])"),  # printed on two lines
         (numpy.ones(2), "array([1., 1.])"),
         (1 + 0j, "(1+0j)"),
         ("1.0", "'1.0'"),
