@@ -19,6 +19,7 @@ SPLITS = ("train", "validation", "test")
 SUFFIXES = (".json", ".jsonl")
 RESERVED = ("prompts", "completions", "trainer_state")  # TRL passes the last one
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can spell and no tokenizer reads
+MAX_DEPTH = 100  # lists and mappings in one another; pickle, by which they reach the reward functions, ends at 500
 GSM8K_COLUMNS = ("question", "answer")
 HUB_CONFIG = {"openai/gsm8k": "main"}
 VALIDATION_SHARE = 0.1
@@ -38,7 +39,8 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
         seed: of the shuffle.
 
     Raises:
-        ValueError: no such dataset or split, a line that is not JSON, no rows, or a row without the needed columns.
+        ValueError: no such dataset or split, a line that is not JSON, no rows, a row without the needed columns, or a
+            column nested too deeply.
     """
     splits = find_splits(path_or_name, split)
     hold_out = "validation" not in splits and split in ("train", "validation")
@@ -48,6 +50,7 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
     rows = splits[source]()
     if not rows:
         raise ValueError(f"dataset={path_or_name!r}: split {source!r} is empty; it needs at least one row")
+    _check_depth(path_or_name, rows)
     has_prompts = prompt_column in rows[0]
     _check_columns(path_or_name, rows, [prompt_column] if has_prompts else GSM8K_COLUMNS, prompt_column)
     if has_prompts and source != split:
@@ -124,7 +127,7 @@ def _parse(text: str, path: Path, *, line: int) -> Any:
         place = f"{path}:{line + error.lineno - 1}"
         raise ValueError(f"{place}: must be JSON; {error.msg} at column {error.colno}") from None
     except RecursionError:
-        raise ValueError(f"{path}:{line}: is nested too deeply") from None
+        raise ValueError(f"{path}:{line}: is nested too deeply; nearest valid: at most {MAX_DEPTH} deep") from None
     except ValueError as error:  # a key that comes twice, an integer of more than 4,300 digits
         raise ValueError(f"{path}:{line}: {error}") from None
 
@@ -148,6 +151,19 @@ def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
             f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either: {reason}"
         ) from None
     return {split: rows.to_list for split, rows in loaded.items()}
+
+
+def _check_depth(path_or_name: str, rows: list[Row]) -> None:
+    """No column may hold what is nested too deeply for its way to the reward functions."""
+    for number, row in enumerate(rows, start=1):
+        for column, value in row.items():
+            depth, layer = 0, [value]
+            while layer := [one for one in layer if isinstance(one, (dict, list, tuple))]:
+                depth += 1
+                layer = [inner for one in layer for inner in (one.values() if isinstance(one, dict) else one)]
+            if depth > MAX_DEPTH:
+                raise ValueError(f"dataset={path_or_name!r}: row {number}, column {column!r} is nested {depth} deep, "
+                                 f"in lists or mappings; nearest valid: at most {MAX_DEPTH} deep")
 
 
 def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], prompt_column: str) -> None:

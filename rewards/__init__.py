@@ -10,8 +10,10 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from decimal import Decimal
 from difflib import get_close_matches
-from math import isfinite  # not "import math": that name is our own submodule here
+from math import isfinite, nan  # not "import math": that name is our own submodule here
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,8 @@ from rewards.math import correctness_reward, format_reward
 
 BUILT_IN = {"format": format_reward, "correctness": correctness_reward}
 LONGEST_REASON = 200  # characters of what an exception says
+LONGEST_VALUE = 40  # characters of what a value looks like
+LARGEST_REWARD = 1e15  # times its weight; float32 holds 10^8 squares of it, such as a gradient's norm adds up
 
 
 def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> dict[str, Callable[..., Any]]:
@@ -73,24 +77,33 @@ def check_columns(functions: dict[str, Callable[..., Any]], columns: list[str]) 
             ) from None
 
 
-def check_values(values: Any, *, count: int) -> list[float | None]:
+def check_values(values: Any, *, count: int, weight: float = 1.0) -> list[float | None]:
     """What a reward function returned, as floats and None; arrays and tensors are welcome.
 
+    Args:
+        values: what it returned.
+        count: of the completions.
+        weight: the function's factor in the total.
+
     Raises:
-        ValueError: it is not a list of `count` finite numbers or None; reads on after the function's name.
+        ValueError: it is not a list of `count` numbers or None, or one is too large for float32 to compute with, as it
+            is or times the weight; reads on after the function's name.
     """
-    values = values.tolist() if hasattr(values, "tolist") else values
+    with suppress(Exception):  # of what has no such method, a sparse tensor, whatever a user's class does
+        values = values.tolist()
     if not isinstance(values, (list, tuple)) or len(values) != count:
         what = f"{len(values)} values" if isinstance(values, (list, tuple)) else type(values).__name__
         raise ValueError(f"returned {what}; must return a list of {count} numbers")
-    values = [value.item() if hasattr(value, "item") else value for value in values]
-    for index, value in enumerate(values):
-        if value is not None and not (isinstance(value, Real) and isfinite(value)):
+    numbers = [None if value is None else _number(value) for value in values]
+    limit = LARGEST_REWARD / max(1.0, abs(weight))
+    for index, number in enumerate(numbers):
+        if number is not None and not abs(number) <= limit:  # NaN neither
+            why = f" ({LARGEST_REWARD:g} over its reward_weights of {weight:g})" if abs(weight) > 1 else ""
             raise ValueError(
-                f"returned {value!r:.40} for completion {index}; must be a finite number, or None when it does not "
-                "apply"
+                f"returned {_shown(values[index])} for completion {index}; must be a finite number of at most "
+                f"{limit:g} in size{why}, or None when it does not apply"
             )
-    return [None if value is None else float(value) for value in values]
+    return numbers
 
 
 def blame(error: BaseException) -> str:
@@ -109,6 +122,24 @@ def blame(error: BaseException) -> str:
         said, places = error.msg, [(error.filename or "?", error.lineno)]
     where = f" ({Path(places[-1][0]).name}:{places[-1][1]})" if places else ""
     return type(error).__name__ + (f": {said}" if said else "") + where
+
+
+def _number(value: Any) -> float:
+    """A value that a user's code returned, NaN where it is no number or none that float64 holds."""
+    try:
+        value = value.item() if hasattr(value, "item") else value
+        return float(value) if isinstance(value, (Real, Decimal)) else nan
+    except Exception:  # an integer of 400 digits, a tensor of two values, anything that a user's class does
+        return nan
+
+
+def _shown(value: Any) -> str:
+    """The first of what a user's value looks like, its type where it cannot be printed."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of 5,000 digits, a list in itself a thousand deep
+        text = type(value).__name__
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from rewards import check_values, metric_name
 from rewards.processes import TOKEN, bearers, command, end
-from rewards.runner import LENGTH
-from rewards.worker import ANSWER_BYTES
+from rewards.runner import HEAD, LOADING
+from rewards.worker import ANSWER_BYTES, LOADS, MISLED
 
 IMPORT_S = 300  # for the user's files; a first import of a big library takes minutes on a network drive
 GRACE_S = 15  # beyond its limits, for the worker to kill what it has to
@@ -90,10 +90,11 @@ class RewardPool:
             seed: of Python's and NumPy's random numbers in each call, so that a resumed run draws what it would have.
             on_wait: called about once a second while a function runs.
         """
-        self._seed, rows = seed, {**columns, "prompts": prompts, "completions": completions}
+        rows = {**columns, "prompts": prompts, "completions": completions}
         total, parts, failures = [0.0] * len(completions), {}, {}
         for name, weight in zip(self.names, self.weights, strict=True):
-            values, num_failed, reason = self._values(name, rows, on_wait)
+            job = {"name": name, "weight": weight, "seed": seed}
+            values, num_failed, reason = self._values(job, rows, on_wait)
             if reason:
                 failures[name] = (num_failed, reason)
             total = [t + (0.0 if v is None else weight * v) for t, v in zip(total, values, strict=True)]
@@ -110,11 +111,11 @@ class RewardPool:
         self._end()
 
     def _values(
-        self, name: str, rows: dict[str, list[Any]], on_wait: Callable[[], None] | None
+        self, job: dict[str, Any], rows: dict[str, list[Any]], on_wait: Callable[[], None] | None
     ) -> tuple[list[float | None], int, str | None]:
         """One function's values, on how many completions it failed (they have 0.0), and why the first of them."""
         count = len(rows["completions"])
-        said = self._ask({"name": name, "seed": self._seed, "arguments": rows}, on_wait)
+        said = self._ask({**job, "arguments": rows}, on_wait)
         if "values" in said:
             return said["values"], 0, None
         if not said["alone"] or count == 1:
@@ -122,7 +123,7 @@ class RewardPool:
         reason, values, failed = f"{said['failure']} when called with all of them", [0.0] * count, []
         for index in range(count):
             one = {column: value[index:index + 1] for column, value in rows.items()}
-            said = self._ask({"name": name, "seed": self._seed, "arguments": one}, on_wait)
+            said = self._ask({**job, "arguments": one}, on_wait)
             if "values" in said:
                 (values[index],) = said["values"]
                 continue
@@ -142,7 +143,8 @@ class RewardPool:
             command("worker", json.dumps(self._settings)), bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, TOKEN: self._token}, start_new_session=True)
         os.set_blocking(self._keeper.stdin.fileno(), False)
-        return self._exchange(b"", 0, IMPORT_S + GRACE_S, on_wait)
+        self._call = LOADING  # the number of a call, since this keeper was started
+        return self._exchange({}, IMPORT_S + GRACE_S, on_wait)
 
     def _ask(self, job: dict[str, Any], on_wait: Callable[[], None] | None) -> dict[str, Any]:
         """What the worker says to a job; a lost worker is started anew first."""
@@ -150,36 +152,41 @@ class RewardPool:
             said = self._start(on_wait)
             if "failure" in said:
                 return {**said, "alone": False}
-        request = pickle.dumps(job)
-        count = len(job["arguments"]["completions"]) if "arguments" in job else 0
-        limit_s = self.timeout_s + IMPORT_S + GRACE_S  # the worker may have to load the functions anew
-        return self._exchange(LENGTH.pack(len(request)) + request, count, limit_s, on_wait)
+        self._call += 1
+        return self._exchange(job, self.timeout_s + GRACE_S, on_wait)
 
-    def _exchange(
-        self, request: bytes, count: int, limit_s: float, on_wait: Callable[[], None] | None
-    ) -> dict[str, Any]:
-        """Send a request and wait for its answer; a worker that died, hangs or talks nonsense is ended.
+    def _exchange(self, job: dict[str, Any], limit_s: float, on_wait: Callable[[], None] | None) -> dict[str, Any]:
+        """Send a job, if any, and wait for its answer; a worker that died, hangs or talks nonsense is ended.
 
         Returns:
-            {"values": [count]} as `rewards.check_values` has them, or {"failure": why, "alone": bool}.
+            {"values": [N]} as `rewards.check_values` has them, or {"failure": why, "alone": bool}.
         """
+        request = pickle.dumps(job)
+        request = HEAD.pack(self._call, len(request)) + request if job else b""
         try:
             line = self._talk(request, limit_s, on_wait)
         except BaseException:  # from on_wait: the answer would be taken for that of the next request
             self._end()
             raise
         try:
-            said = json.loads(line)
+            call, _, text = line.partition(b" ")
+            if call != b"%d" % self._call or line.find(b"\n") != len(line) - 1:
+                raise ValueError("not one line, or of another call")
+            said = json.loads(text)
             if "failure" in said:
                 return {"failure": str(said["failure"]), "alone": said["alone"] is True}
-            return {"values": check_values(said["values"], count=count)}
+            count = len(job["arguments"]["completions"]) if "arguments" in job else 0
+            return {"values": check_values(said["values"], count=count, weight=job.get("weight", 1.0))}
         except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
             self._end()
-            return {"failure": "killed, stopped or misled the process that watches it", "alone": True}
+            return dict(MISLED)
 
     def _talk(self, request: bytes, limit_s: float, on_wait: Callable[[], None] | None) -> bytes:
-        """Write a request and read one line; no whole line when the worker is lost or says nothing for too long."""
-        give_up, line = time.monotonic() + limit_s, b""
+        """Write a request and read one line; no whole line when the worker is lost or says nothing for too long.
+
+        Where the worker says that it loads the functions first, it gets the time for that besides.
+        """
+        give_up, line, loads = time.monotonic() + limit_s, b"", b"%d %s\n" % (self._call, LOADS)
         with selectors.DefaultSelector() as selector:
             selector.register(self._keeper.stdout, selectors.EVENT_READ)
             if request:
@@ -202,6 +209,8 @@ class RewardPool:
                     if not part or len(line) > ANSWER_BYTES:
                         return b""
                     line += part
+                    if line.startswith(loads):
+                        give_up, line = time.monotonic() + IMPORT_S + limit_s, line[len(loads):]
         return line
 
     def _end(self) -> None:

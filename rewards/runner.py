@@ -1,7 +1,7 @@
 """The process that calls the reward functions: the only one that runs a user's code.
 
 It imports their files once and keeps their state between calls. `rewards.worker` starts it, watches it and ends it;
-what it is asked is a pickle from the trainer, what it answers is one line of JSON.
+what it is asked is a pickle from the trainer, what it answers is one line: the call's number, then JSON.
 """
 
 import json
@@ -18,17 +18,18 @@ from typing import Any, BinaryIO
 
 from rewards import blame, check_columns, check_values, load
 
-LENGTH = struct.Struct("!Q")  # bytes of the request that follows
+LOADING = 0  # the number of what is said when the functions are loaded; calls count from 1
+HEAD = struct.Struct("!QQ")  # the call's number, and bytes of the request that follows
 
 
-def read(stream: BinaryIO) -> bytes | None:
-    """The next request; None at the end of the stream."""
-    head = stream.read(LENGTH.size)
-    if len(head) < LENGTH.size:
+def read(stream: BinaryIO) -> tuple[int, bytes] | None:
+    """The next call's number and request; None at the end of the stream."""
+    head = stream.read(HEAD.size)
+    if len(head) < HEAD.size:
         return None
-    (length,) = LENGTH.unpack(head)
+    call, length = HEAD.unpack(head)
     request = stream.read(length)
-    return request if len(request) == length else None
+    return (call, request) if len(request) == length else None
 
 
 def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str
 
     Args:
         functions: by name.
-        request: pickle of {"name", "seed", "arguments"} or of {"columns"}.
+        request: pickle of {"name", "weight", "seed", "arguments"} or of {"columns"}.
 
     Returns:
         {"values": ...}, or {"failure": why, "alone": whether single completions may do better}.
@@ -56,7 +57,7 @@ def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str
     except BaseException as error:  # sys.exit() too
         return {"failure": f"raised {blame(error)}", "alone": True}
     try:
-        return {"values": check_values(values, count=len(job["arguments"]["completions"]))}
+        return {"values": check_values(values, count=len(job["arguments"]["completions"]), weight=job["weight"])}
     except ValueError as error:
         return {"failure": str(error), "alone": False}
 
@@ -70,7 +71,7 @@ def main() -> None:
     os.set_inheritable(answers, False)  # not for the processes that a function starts; `requests` is not anyway
     with suppress(OSError):  # when memory runs out, the kernel shall take this process and not the trainer
         Path("/proc/self/oom_score_adj").write_text("1000")
-    own_pid = os.getpid()
+    own_pid, call = os.getpid(), LOADING
     try:
         functions, said = load(*wanted), {"values": []}
     except ValueError as error:
@@ -82,8 +83,9 @@ def main() -> None:
             for printed in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # a function may have closed them
                     printed.flush()
-            out.write(json.dumps(said, allow_nan=False).encode() + b"\n")
+            out.write(b"%d %s\n" % (call, json.dumps(said, allow_nan=False).encode()))
             out.flush()
-            if (request := read(stream)) is None:
+            if (asked := read(stream)) is None:
                 return
+            call, request = asked
             said = answer(functions, request)

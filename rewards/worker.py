@@ -5,6 +5,9 @@ a call, memory and number of its processes, what it prints. Where a limit is bro
 end it kills every process that descends from it; the next call gets a new runner. A trainer that dies, however, closes
 the pipe of the requests, which ends the keeper and so everything.
 
+An answer is one line that begins with its call's number. A function that writes lines of its own to the runner's pipe
+can thus answer for itself alone: a runner whose line has another number is ended, and the call is made of a new one.
+
 This guards the run against accidents. It is no sandbox: a reward function has the rights of its user.
 """
 
@@ -22,12 +25,14 @@ from typing import Any
 import psutil
 
 from rewards.processes import command, descendants, end, use_more, watch_over_descendants
-from rewards.runner import LENGTH, read
+from rewards.runner import HEAD, LOADING, read
 
 MAX_PROCESSES = 64  # that a runner may have started and that still exist
 OUTPUT_BYTES = 2**16  # printed by a call and passed on to the trainer's stderr; the rest is dropped
 ANSWER_BYTES = 2**24
 LOOK_S, IDLE_LOOK_S = 0.05, 1.0  # how often the limits are looked at, within a call and between two
+LOADS = b"loads"  # said for a call before a new runner is started: the functions are loaded first
+MISLED = {"failure": "killed, stopped or misled the process that watches it", "alone": True}
 LEAVE_S = 2.0  # at the end of a run, for the runner to write out what its files hold and leave
 
 
@@ -53,20 +58,15 @@ class Keeper:
 
     def serve(self) -> None:
         """Answer the trainer until it closes the pipe."""
-        said = self._start()
+        call, said = LOADING, self._start()
         while True:
-            line = said if isinstance(said, bytes) else json.dumps(said).encode() + b"\n"
-            while line:
-                line = line[os.write(1, line):]
+            _tell(call, said if isinstance(said, bytes) else json.dumps(said).encode())
             self._idle()
-            request = read(sys.stdin.buffer)
-            if request is None:
+            asked = read(sys.stdin.buffer)
+            if asked is None:
                 return self._leave()
-            if self.runner is None:
-                said = self._start()
-                if self.runner is None:
-                    continue
-            said = self._ask(LENGTH.pack(len(request)) + request, self.timeout_s)
+            call, request = asked
+            said = self._answer(call, request)
 
     def end(self) -> None:
         """Kill the runner and all that descends from it."""
@@ -75,6 +75,21 @@ class Keeper:
             for pipe in (self.runner.stdin, self.runner.stdout, self.answers):
                 pipe.close()
         self.runner, self.open = None, set()
+
+    def _answer(self, call: int, request: bytes) -> bytes | dict[str, Any]:
+        """What a runner says to a request, a new one where there is none."""
+        is_new = self.runner is None
+        if is_new:
+            _tell(call, LOADS)
+            said = self._start()
+            if self.runner is None:
+                return said
+        said = self._ask(call, HEAD.pack(call, len(request)) + request, self.timeout_s)
+        if said is not MISLED or is_new:
+            return said
+        # The line may be left from another function's call, for which this one shall not pay.
+        self._say("an answer came that this call did not ask for; they are loaded anew")
+        return self._answer(call, request)
 
     def _start(self) -> bytes | dict[str, Any]:
         """Start a runner; its first answer says whether it could load the functions."""
@@ -87,15 +102,15 @@ class Keeper:
         os.set_blocking(self.runner.stdin.fileno(), False)
         self.answers = open(read_end, "rb", buffering=0)
         self.open = {self.answers, self.runner.stdout}
-        said = self._ask(b"", self.import_s)
+        said = self._ask(LOADING, b"", self.import_s)
         if isinstance(said, dict):
             return {"failure": f"reward_funcs={self.wanted[0]}: loading them {said['failure']}", "alone": False}
         if b'"failure"' in said:
             self.end()
         return said
 
-    def _ask(self, request: bytes, limit_s: float) -> bytes | dict[str, Any]:
-        """Pass a request on; the runner's answer, or a failure when it broke a limit or died, and was ended."""
+    def _ask(self, call: int, request: bytes, limit_s: float) -> bytes | dict[str, Any]:
+        """Pass a request on; the runner's answer, or a failure when it broke a limit, lied or died, and was ended."""
         start, said, reason = time.monotonic(), b"", None
         self.num_passed = self.num_dropped = 0
         self.next_look = start + LOOK_S
@@ -119,10 +134,11 @@ class Keeper:
             if time.monotonic() > start + limit_s:
                 reason = f"took more than {limit_s:g} s"
         self._drain()
-        if said.endswith(b"\n"):
-            return said
+        head = b"%d " % call
+        if said.startswith(head) and said.find(b"\n") == len(said) - 1:
+            return said[len(head):-1]
         self.end()
-        return {"failure": reason, "alone": True}
+        return MISLED if said.endswith(b"\n") else {"failure": reason, "alone": True}
 
     def _idle(self) -> None:
         """Between two calls: until the trainer says something."""
@@ -203,6 +219,13 @@ class Keeper:
 
     def _say(self, text: str) -> None:
         _write_error(f"\nreward functions {', '.join(self.wanted[0])}: {text}\n".encode())
+
+
+def _tell(call: int, text: bytes) -> None:
+    """Say something to the trainer about a call."""
+    line = b"%d %s\n" % (call, text)
+    while line:
+        line = line[os.write(1, line):]
 
 
 def _write_error(data: bytes) -> None:

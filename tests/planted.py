@@ -6,6 +6,7 @@ is tolerable.
 
 from typing import NamedTuple
 
+from tests.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
 from tests.planted_rows import COEFFICIENTS, PACKING, REFERENCE, SAMPLING, SCHEDULE, STOPPING, TREE, TYPES
 
 
@@ -183,6 +184,11 @@ LOSS = [
 _GROUPS = [
     ("rewards/math.py", ("test_rewards.py",), MATH),
     ("rewards/pool.py", ("test_reward_pool.py",), REWARDS),
+    ("rewards/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
+    ("rewards/worker.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
+    ("rewards/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
+    ("rewards/__init__.py", ("test_reward_values.py",), VALUES),
+    ("data/rows.py", ("test_data.py",), DEPTH),
     ("grpo/advantage.py", ("test_advantage.py",), ADVANTAGE),
     ("grpo/loss.py", ("test_loss.py",), LOSS),
     ("kernels/reference.py", ("test_kernels.py", "test_kernel_edges.py"), REFERENCE),

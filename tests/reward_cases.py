@@ -2,18 +2,41 @@
 
 import ctypes
 import os
+import random
 import re
 import signal
 import sys
+import threading
 import time
 
 calls = 0
+kept = []
 
 
 def counts(completions, **columns):
     global calls
     calls += 1
     return [None if text == "none" else calls for text in completions]
+
+
+def lengths(completions, **columns):
+    return [len(text) for text in completions]
+
+
+def draws(completions, **columns):
+    return [random.random() for _ in completions]
+
+
+def draws_one(completions, **columns):
+    (_,) = completions
+    return [random.random()]
+
+
+def forges(completions, line, **columns):
+    if line[0]:
+        os.write(int(sys.argv[1]), line[0].encode())  # the runner's pipe; its own answer comes later
+        time.sleep(0.3)
+    return [1.0 for _ in completions]
 
 
 def reads(completions, when, raw, deep, **columns):
@@ -33,6 +56,11 @@ def notes(completions, log, **columns):
 
 def one_by_one(completions, **columns):
     return [1.0 if len(completions) == 1 else {}["key"] for _ in completions]
+
+
+def swells_later(completions, **columns):
+    threading.Timer(0.1, lambda: kept.append(bytearray(b"x") * 2**30)).start()
+    return [1.0 for _ in completions]
 
 
 def few(completions, **columns):

@@ -6,6 +6,7 @@ Every misbehaviour is a real one, in a real worker. `bad` among the completions 
 import datetime
 import json
 import math
+import random
 import subprocess
 import sys
 import time
@@ -14,34 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 from ranks import ROOT
+from reward_pools import CASES, MISLED, score, starting
 
 import train
 from rewards import pool
 from rewards.math import correctness_reward, format_reward
 from rewards.pool import RewardPool
 
-CASES = ROOT / "tests" / "reward_cases.py"
-
 
 @pytest.fixture
 def start():
-    """Starts pools of functions in reward_cases.py; none of their processes may be left when they are closed."""
-    pools, others = [], set(psutil.Process().children(recursive=True))
-
-    def start(*names: str, weights: list[float] | None = None, timeout_s: float = 10.0, memory_gib: float = 4.0):
-        functions = [name if name in ("format", "correctness") else f"{CASES}:{name}" for name in names]
-        pools.append(RewardPool(functions, weights, timeout_s=timeout_s, memory_bytes=int(memory_gib * 2**30)))
-        return pools[-1]
-
-    yield start
-    for one in pools:
-        one.close()
-        assert pool.bearers(one._token) == []
-    assert set(psutil.Process().children(recursive=True)) <= others
-
-
-def score(pool: RewardPool, *completions: str, **columns):
-    return pool.score(prompts=["p"] * len(completions), completions=list(completions), columns=columns)
+    with starting() as start:
+        yield start
 
 
 def alive(process: psutil.Process) -> bool:
@@ -94,8 +79,8 @@ def test_a_column_that_is_missing_is_refused(start) -> None:
         ("exits", "ended with exit code 7"),
         ("dies", "was killed by signal 9"),
         ("breaks", "was killed by signal 11"),
-        ("kills_its_keeper", "killed, stopped or misled the process that watches it"),
-        ("lies", "killed, stopped or misled the process that watches it"),
+        ("kills_its_keeper", MISLED),
+        ("lies", MISLED),
     ],
 )
 def test_only_the_completion_at_fault_loses_its_reward_and_the_next_call_is_fine(start, name: str, reason: str) -> None:
@@ -107,13 +92,21 @@ def test_only_the_completion_at_fault_loses_its_reward_and_the_next_call_is_fine
     assert score(one, "good", "fine").parts[name] == [1.0, 1.0]
 
 
-def test_a_keeper_that_a_function_stopped_is_given_up_and_replaced(start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "IMPORT_S", 2)
-    monkeypatch.setattr(pool, "GRACE_S", 0.5)
-    one = start("stops_its_keeper", timeout_s=0.5)
-    reason = "killed, stopped or misled the process that watches it"
-    assert score(one, "bad").failures == {"stops_its_keeper": (1, reason)}
-    assert score(one, "good", "fine").total == [1.0, 1.0]
+def test_each_call_draws_from_the_seed_together_or_alone(start) -> None:
+    scored = score(start("draws", "draws_one"), "a", "b", seed="7/3/0")
+    drawn = random.Random("7/3/0")
+    first, second = drawn.random(), drawn.random()
+    assert scored.parts == {"draws": [first, second], "draws_one": [first, first]}
+
+
+def test_limits_hold_between_two_calls_too(start, capfd: pytest.CaptureFixture) -> None:
+    one, printed, give_up = start("swells_later", memory_gib=0.5), "", time.monotonic() + 30
+    assert score(one, "a").total == [1.0]
+    while "between two calls they used more than 0.5 GiB; they are loaded anew" not in printed:
+        assert time.monotonic() < give_up, printed
+        time.sleep(0.05)
+        printed += capfd.readouterr().err
+    assert score(one, "a").failures == {}
 
 
 def test_a_wrong_return_value_is_not_tried_again_and_fails_for_all(start) -> None:
@@ -122,10 +115,18 @@ def test_a_wrong_return_value_is_not_tried_again_and_fails_for_all(start) -> Non
     assert failures == {
         "few": (2, "returned 1 values; must return a list of 2 numbers"),
         "word": (2, "returned str; must return a list of 2 numbers"),
-        "not_a_number": (2, "returned nan for completion 0; must be a finite number, or None when it does not apply"),
+        "not_a_number": (2, "returned nan for completion 0; must be a finite number of at most 1e+15 in size, or None "
+                         "when it does not apply"),
         "lazy": (2, "returned generator; must return a list of 2 numbers"),
     }
     assert total == [1.0, 1.0] and all(parts[name] == [0.0, 0.0] for name in failures)
+
+
+def test_a_value_that_its_weight_makes_too_large_fails_where_it_arises_and_both_are_named(start) -> None:
+    total, _, failures = score(start("lengths", "counts", weights=[1e15, 1.0]), "a", "four")
+    assert total == [1.0, 1.0]
+    assert failures == {"lengths": (2, "returned 4 for completion 1; must be a finite number of at most 1 in size "
+                                       "(1e+15 over its reward_weights of 1e+15), or None when it does not apply")}
 
 
 def test_after_three_more_failures_the_rest_is_not_tried_and_counts_as_failed(start, tmp_path: Path) -> None:
