@@ -14,6 +14,7 @@ from grpo.door import Door, knock
 
 @pytest.fixture(autouse=True)
 def one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HELLO_S", 5.0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
 
@@ -101,6 +102,7 @@ def test_a_rank_that_does_not_come_is_named_in_time_and_the_others_are_told(monk
     monkeypatch.setattr(heartbeat, "gather_objects", gather_objects)
     start = time.monotonic()
     heart = heartbeat.Heart()
+    assert [(wire.rank, wire.process) for wire in heart.wires] == [(2, ["elsewhere", 7])]
     with pytest.raises(SystemExit):
         heart._judge()
     assert time.monotonic() - start < 2

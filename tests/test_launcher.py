@@ -57,8 +57,8 @@ def test_a_rank_of_a_process_with_pytorch_goes_on_and_is_killed_with_it() -> Non
     assert launcher.stdout.readline() == "goes on\n"
     ranks = psutil.Process(launcher.pid).children()
     launcher.kill()
-    launcher.communicate()
     assert len(ranks) == 1 and left_of(ranks) == []
+    launcher.communicate()
 
 
 def test_a_process_that_is_gone_has_no_torch_and_this_one_has() -> None:
@@ -71,7 +71,8 @@ def test_a_rank_behind_a_script_that_torchrun_started_goes_on() -> None:
 
 
 def test_a_plain_run_outlives_the_shell_that_started_it() -> None:
-    wait = "import os, time; parent = os.getppid()\nwhile os.getppid() == parent: time.sleep(0.01)\nprint('still')"
-    shell = begin("sh", "-c", '"$@" & read line', "sh", sys.executable, "-c", f"{RANK}; {wait}")
+    program = (f"import os, time; parent = os.getppid(); {RANK}\n"
+               "while os.getppid() == parent: time.sleep(0.01)\nprint('still')")
+    shell = begin("sh", "-c", '"$@" & read line', "sh", sys.executable, "-c", program)
     assert shell.stdout.readline() == "goes on\n"
     assert shell.communicate("\n") == ("still\n", "")
