@@ -13,6 +13,11 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 
+from grpo import launcher
+
+if __name__ == "__main__":
+    launcher.end_with_it()  # before the imports below: a launcher that is killed during them takes its ranks along
+
 import torch
 import torch.distributed as dist
 from tqdm import tqdm

@@ -4,8 +4,6 @@ import ctypes
 import datetime
 import os
 import platform
-import signal
-import sys
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ if not torch.cuda.is_available():
 
 import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when imported)
 
-PR_SET_PDEATHSIG = 1
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 2**20
 GLIBC = platform.libc_ver()[0] == "glibc"
 
@@ -36,8 +33,6 @@ def start(timeout_s: float) -> torch.device:
 
     Collective: every rank, once, first.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a launcher that is killed
     os.environ.setdefault("LOCAL_RANK", "0")
     device = torch.device("cpu")
     if torch.cuda.is_available():

@@ -9,7 +9,6 @@ every process ends; where rank 0 is the one that is gone, rank 1 says so. A rank
 import contextlib
 import json
 import os
-import secrets
 import selectors
 import signal
 import socket
@@ -19,12 +18,12 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+from grpo import door
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.options import spelled_out
 from grpo.pulse import describe, pulse
 
 BEAT_S = 1.0
-HELLO_S = 30.0
 SILENCE_S = 15.0  # of a rank whose connection stands
 GRACE_S = 1.5  # a death explains the errors that it causes elsewhere; so long it may come after them
 ALIKE_S = 5.0  # before the beat: for the launcher to end a rank whose refusal rank 0 has come to as well
@@ -96,22 +95,23 @@ def advise(text: str) -> None:
 
 
 class Wire:
-    """A connection that carries one JSON object a line."""
+    """A connection that carries one JSON object a line, to a rank, of which host and process id are known."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, number: int, process: list[Any]) -> None:
         self.socket, self.rest, self.heard = connection, b"", time.monotonic()
         self.lock = threading.Lock()
         self.said: dict[str, Any] = {}  # the last pulse from the other side
-        self.rank, self.process = 0, ["", 0]  # host and process id
-        connection.settimeout(HELLO_S)
+        self.rank, self.process = number, process
+        connection.settimeout(BEAT_S)
 
     def send(self, message: dict[str, Any]) -> None:
         """Send, or leave it: that the other side is gone is noticed where it is read."""
         with self.lock, contextlib.suppress(OSError):
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
+            # A line of its own, also behind one that the time-out has cut off.
+            self.socket.sendall(b"\n" + json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """What has come; None when the other side has closed."""
+        """What has come but for lines that were cut off; None when the other side has closed."""
         try:
             data = self.socket.recv(65536)
         except OSError:
@@ -120,7 +120,11 @@ class Wire:
             return None
         *lines, self.rest = (self.rest + data).split(b"\n")
         self.heard = time.monotonic()
-        return [json.loads(line) for line in lines]
+        messages = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                messages.append(json.loads(line))
+        return [message for message in messages if isinstance(message, dict)]
 
 
 class Heart:
@@ -133,33 +137,29 @@ class Heart:
         self.failure: dict[str, Any] | None = None  # set by the main thread
         self.leaving = threading.Event()
         self.selector = selectors.DefaultSelector()
-        self.listener: socket.socket | None = None
         self.wires: list[Wire] = []
         self.alarm: tuple[float, dict[str, Any]] | None = None  # when it was raised, and what it says
         self._connect()
         self.thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def _connect(self) -> None:
-        host, address = os.environ.get("MASTER_ADDR", "127.0.0.1"), None
-        if rank() == 0 and world_size() > 1:
-            family = socket.getaddrinfo(host, None)[0][0]
-            self.listener = socket.create_server(("", 0), family=family, backlog=world_size())
-            address = (self.listener.getsockname()[1], secrets.token_hex(16), *_process())
-        port, token, *first = gather_objects(address)[0] or (0, "", "", 0)
-        if rank() == 0:
-            while len(self.wires) < world_size() - 1:
-                wire = Wire(self.listener.accept()[0])
-                hello = (wire.receive() or [{}])[0]
-                if hello.get("token") == token:
-                    wire.rank, wire.process = hello["rank"], hello["process"]
-                    self.wires.append(wire)
+        if world_size() == 1:
+            return
+        ours = door.Door(world_size()) if rank() == 0 else None
+        everyone = gather_objects((_process(), ours and (ours.address, ours.tokens)))
+        if ours:
+            connections = ours.let_in()
         else:
-            self.wires = [Wire(socket.create_connection((host, port), HELLO_S))]
-            self.wires[0].process = first
-            self.wires[0].send({"token": token, "rank": rank(), "process": _process()})
-        for wire in self.wires:
-            wire.socket.settimeout(BEAT_S)
-            self.selector.register(wire.socket, selectors.EVENT_READ, wire)
+            address, tokens = everyone[0][1]
+            connections = {0: door.knock(address, tokens[rank()])}
+        for number, connection in connections.items():
+            self.wires.append(Wire(connection, number, everyone[number][0]))
+            self.selector.register(connection, selectors.EVENT_READ, self.wires[-1])
+        if ours and ours.missing:
+            who = describe({"rank": ", ".join(map(str, sorted(ours.missing)))})
+            self._raise_alarm({"rank": min(ours.missing), "code": 1, "text": (
+                f"error: {who} has not come to {door.spelled(ours.address)} within {door.HELLO_S:g} s: "
+                "it is stopped, or a firewall is between it and rank 0")})
 
     def leave(self) -> None:
         """Let the thread end; where others are a moment behind, GRACE_S covers it."""
@@ -167,8 +167,6 @@ class Heart:
         self.thread.join()
         for wire in self.wires:
             wire.socket.close()
-        if self.listener is not None:
-            self.listener.close()
 
     def _beat(self) -> None:
         due = time.monotonic()

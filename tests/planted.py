@@ -1,4 +1,5 @@
-"""Mistakes that a developer could make in what a token is worth, one replaced text each, for tests/mutations.py.
+"""Mistakes that a developer could make in what a token is worth, and in how ranks meet and end: one replaced text each,
+for tests/mutations.py.
 
 Each old text stands once in its file. None is meant to be without effect; a row that no test can notice says why that
 is tolerable.
@@ -6,6 +7,7 @@ is tolerable.
 
 from typing import NamedTuple
 
+from tests.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
 from tests.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
 from tests.planted_rows import COEFFICIENTS, PACKING, REFERENCE, SAMPLING, SCHEDULE, STOPPING, TREE, TYPES
 
@@ -199,5 +201,8 @@ _GROUPS = [
     ("grpo/sampling.py", ("test_sampling.py",), SAMPLING),
     ("grpo/stopping.py", ("test_stopping.py",), STOPPING),
     ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
+    ("grpo/launcher.py", ("test_launcher.py",), LAUNCHER),
+    ("grpo/door.py", ("test_door.py",), DOOR),
+    ("grpo/heartbeat.py", ("test_heartbeat.py", "test_door.py"), HEARTBEAT),
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

@@ -1,8 +1,10 @@
 """Accidents that tests plant into a rank of train.py before it starts; see tests/warm.py."""
 
+import contextlib
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +19,11 @@ from grpo.engine import Engine
 from grpo.json_lines import JsonLines
 from grpo.pulse import pulse
 
+# What anybody may say to an open port.
+PASSERS_BY = {
+    "a scanner": b"GET / HTTP/1.0\r\n\r\n", "nothing": b"", "no UTF-8": b"\xff\xfe\0\n", "a list": b'["token", 1]\n',
+    "a message": b'{"token": "\\ud800", "rank": [1]}\n', "a line without end": b"{" * 1_000_000, "a token": b"0" * 32,
+}
 # Places inside a phase: before each of these the accident happens.
 PLACES = {
     "forward": ("update", Engine, "__call__"), "backward": ("update", Engine, "backward"),
@@ -82,6 +89,23 @@ def quick() -> None:
 def deadlock(where: str, *, rank: int, step: int) -> None:
     """One rank waits for a message that the other does not send."""
     at(where, rank, step, lambda: dist.recv(torch.zeros(1), src=1 - rank, tag=99))
+
+
+def strangers() -> None:
+    """Everybody speaks to the heartbeat's port before the last rank does."""
+    if os.environ["RANK"] != "1":
+        return
+    connect, kept = socket.create_connection, []
+
+    def late(address: tuple[str, int], *options) -> socket.socket:
+        for said in PASSERS_BY.values():
+            kept.append(connect(address))
+            kept[-1].setblocking(False)
+            with contextlib.suppress(OSError):
+                kept[-1].sendall(said)
+        return connect(address, *options)
+
+    socket.create_connection = late
 
 
 def jump(where: str, *, rank: int, step: int) -> None:

@@ -166,6 +166,12 @@ def test_a_rank_that_is_killed_while_it_loads_ends_both(folder: Path, warm: Warm
     assert not (folder / "unborn").exists()
 
 
+def test_strangers_at_the_port_before_the_last_rank_neither_end_nor_delay_the_run(folder: Path, warm: Warm) -> None:
+    start = time.monotonic()
+    ended = warm.run(*options(folder, "strangers", max_steps=1), plant="strangers()")
+    assert ended.codes == [0, 0] and ended.messages() == [] and time.monotonic() - start < 25
+
+
 def test_an_interrupt_ends_both_with_one_line(folder: Path, warm: Warm) -> None:
     pids = warm.begin(*options(folder, "interrupted", max_steps=1000))
     wait_for_steps(folder / "interrupted", 2)

@@ -1,6 +1,7 @@
 """Who is to blame when a run stands still, worked out by hand; and what a user reads. One second."""
 
 import json
+import socket
 
 import pytest
 
@@ -76,6 +77,18 @@ def test_messages_name_rank_step_and_phase() -> None:
     except KeyError as error:
         *trace, last = heartbeat.words(error).splitlines()
     assert trace[0].startswith("Traceback") and last.endswith("] KeyError: 'k'")
+
+
+def test_a_line_that_is_cut_off_costs_itself_alone() -> None:
+    here, there = socket.socketpair()
+    wire = heartbeat.Wire(here, 1, ["host", 7])
+    there.sendall(b'{"pulse": {"rank": 1}}\n{"pulse": {"ra{"pulse": {}}\n["pulse"]\n\xff\n{"failed": 1}\n{"pul')
+    assert wire.receive() == [{"pulse": {"rank": 1}}, {"failed": 1}]
+    heartbeat.Wire(there, 0, ["host", 8]).send({"verdict": {"code": 1}})  # behind what its time-out has cut off
+    assert wire.receive() == [{"verdict": {"code": 1}}]
+    there.close()
+    assert wire.receive() is None
+    here.close()
 
 
 def test_a_log_with_broken_lines_is_continued_without_them(tmp_path) -> None:

@@ -1,6 +1,7 @@
 """A process that has imported everything and forks ranks of train.py at once: a start in a second instead of twelve.
 
-No launcher watches the ranks: what ends them, they do themselves. Reads one job a line from its standard input,
+No launcher watches the ranks: what ends them, they do themselves. They end with this process, as with torchrun. Reads
+one job a line from its standard input,
 
     {"argv": [...], "num_ranks": 2, "plant": "kill('rollout', rank=1, step=1)", "folder": "..."}
 
@@ -17,6 +18,7 @@ import time
 
 import plants
 import train
+from grpo import launcher
 
 PORTS = range(20_000, 30_000)  # below those that a system gives to outgoing connections
 
@@ -43,7 +45,9 @@ def run_rank(job: dict, rank: int, port: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["num_ranks"]),
-        "LOCAL_WORLD_SIZE": str(job["num_ranks"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        "LOCAL_WORLD_SIZE": str(job["num_ranks"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "warm"}
+    launcher.end_with_it()
     code = 70
     try:
         if job.get("plant"):
