@@ -1,4 +1,4 @@
-"""Mistakes that a developer could make in what a token is worth, one replaced text each, for tests/mutations.py.
+"""Mistakes that a developer could make, one replaced text each, for tests/mutations.py: here, in what a token is worth.
 
 Each old text stands once in its file. None is meant to be without effect; a row that no test can notice says why that
 is tolerable.
@@ -6,6 +6,7 @@ is tolerable.
 
 from typing import NamedTuple
 
+from tests.planted_run import RUN_GROUPS
 from tests.planted_rows import COEFFICIENTS, PACKING, REFERENCE, SAMPLING, SCHEDULE, STOPPING, TREE, TYPES
 
 
@@ -193,5 +194,6 @@ _GROUPS = [
     ("grpo/sampling.py", ("test_sampling.py",), SAMPLING),
     ("grpo/stopping.py", ("test_stopping.py",), STOPPING),
     ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
+    *RUN_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

@@ -212,6 +212,8 @@ COMMANDS = [
     (train.main, "--config .", ["config='.' must be a recipe file"]),
     (train.main, f"--train_dataset_id_or_path {'x' * 300}.json", ["File name too long", "train_dataset_id_or_path"]),
     (train.main, f"--reward_funcs {'x' * 300}.py:f", ["File name too long", "reward_funcs"]),
+    (train.main, "--micro_batch_tokens 300 --max_completion_length 300 --max_prompt_length 9",
+     ["micro_batch_tokens=300 must hold the longest prompt with one completion", "valid value: 309"]),
     (evaluation_command.main, "--num_shots", ["num_shots=[]", "at least one number"]),
     (evaluation_command.main, "--model data/nothing/here", ["data/nothing/here"]),
     (evaluation_command.main, "--shots 1", ["unknown option --shots", "--num_shots"]),
