@@ -16,10 +16,18 @@ from transformers import PreTrainedModel
 from grpo.config import Config
 from grpo.decoder import LORA_MODULES
 from grpo.inspection import check_finite, refusing
-from grpo.options import nearest, refuse
+from grpo.options import SHORT, nearest, refuse
 from grpo.policy import REFERENCE, TRAINED
 
 SAVED_ADAPTER = "a folder that peft's save_pretrained or a run of this project wrote"
+# What peft may say of an adapter that is plain LoRA: where its branches sit, how large they are, how they began.
+PLAIN = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "ensure_weight_tying", "eva_config",
+    "fan_in_fan_out",  # peft itself sets it right for a linear module
+}
+STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights; the others rewrite the base
 
 
 def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> PeftConfig:
@@ -57,15 +65,16 @@ def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
 
 
 def _copy_as_reference(model: PreTrainedModel) -> None:
-    """Copy the adapter under the name REFERENCE, frozen.
+    """Copy the adapter under the name REFERENCE, frozen, and without its dropout: a reference that draws is none.
 
     peft could load it a second time, but then leaves a tied head without its copy.
     """
     copies: dict[int, Any] = {}  # deepcopy's memory: what is tied stays tied
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            for parts in (module.lora_A, module.lora_B, module.lora_dropout):
+            for parts in (module.lora_A, module.lora_B):
                 parts[REFERENCE] = copy.deepcopy(parts[TRAINED], copies).requires_grad_(False)
+            module.lora_dropout[REFERENCE] = nn.Identity()
             module.scaling[REFERENCE] = module.scaling[TRAINED]
         elif isinstance(module, ModulesToSaveWrapper):
             saved = module.modules_to_save
@@ -100,22 +109,32 @@ def read_adapter_config(path: str) -> PeftConfig:
     if not (Path(path) / "adapter_model.safetensors").is_file():  # an adapter_model.bin would be unpickled
         refuse("adapter_name_or_path", path, "is no adapter folder: it has no adapter_model.safetensors", SAVED_ADAPTER)
     with refusing("adapter_name_or_path", path, "is no adapter", SAVED_ADAPTER):
+        said = PeftConfig.from_json_file(str(Path(path) / "adapter_config.json"))
         kind = PeftConfig.from_pretrained(path)
-    _check_kind(path, kind)
+    _check_kind(path, kind, said)
     return kind
 
 
-def _check_kind(path: str, kind: PeftConfig) -> None:
+def _check_kind(path: str, kind: PeftConfig, said: dict[str, Any]) -> None:
     """Refuse an adapter of another kind than plain LoRA on named linear layers.
+
+    Args:
+        path: its folder.
+        kind: its description.
+        said: the same as its file has it, with what peft does not know and passes over.
 
     Raises:
         ValueError: what it is.
     """
-    if not isinstance(kind, LoraConfig) or kind.use_dora or kind.bias != "none" or kind.lora_bias:
-        raise ValueError(f"adapter_name_or_path={path!r} is not plain LoRA (without DoRA, without biases); "
-                         f"nearest valid value: {SAVED_ADAPTER}")
-    if not kind.target_modules or kind.trainable_token_indices or kind.task_type not in (None, "CAUSAL_LM"):
-        refuse("adapter_name_or_path", path, "must be LoRA of target_modules alone, for the task CAUSAL_LM",
+    if type(kind) is not LoraConfig:  # that of AdaLoRA is derived from it
+        refuse("adapter_name_or_path", path, f"is not plain LoRA: peft_type is {said.get('peft_type')}", SAVED_ADAPTER)
+    default = LoraConfig().to_dict()
+    for name, value in (said | kind.to_dict()).items():
+        plain = value in STARTS if name == "init_lora_weights" else name in PLAIN
+        if value and not plain and value != default.get(name):
+            refuse("adapter_name_or_path", path, f"is not plain LoRA: {name} is {SHORT.repr(value)}", SAVED_ADAPTER)
+    if not kind.target_modules or kind.task_type not in (None, "CAUSAL_LM"):
+        refuse("adapter_name_or_path", path, "must be LoRA of target_modules, for the task CAUSAL_LM",
                SAVED_ADAPTER)
 
 

@@ -125,7 +125,9 @@ class Config:
     learning_rate: float = option(1e-5, "Peak step size of AdamW.", within="(0, inf)")
     lr_scheduler_type: str = option(
         "cosine", "Course of the learning rate after the warm-up.", choices=("cosine", "linear", "constant"))
-    warmup_ratio: float = option(0.0, "Share of the updates in which the rate rises from 0.", within="[0, 1)")
+    warmup_ratio: float = option(
+        0.0, "Share of the updates that warm up: step k of W has (k + 1) / W of the peak; transformers has k / W.",
+        within="[0, 1)")
     weight_decay: float = option(0.0, "AdamW's decay.", unit="per unit of learning rate", within="[0, inf)")
     adam_beta1: float = option(0.9, "AdamW's memory of the gradient.", within="[0, 1)")
     adam_beta2: float = option(0.999, "AdamW's memory of the squared gradient.", within="[0, 1)")

@@ -77,6 +77,8 @@ def weights(run: Run) -> list[Finding]:
     fresh = run.first_step == 0  # a resumed run has left its start
     moved = [name for name in trained if fresh and not _is_start(name, named, copied)]
     start = f"the adapter {adapter}" if adapter else "the base" if run.peft_config else "a copy of the model"
+    drops = dropout_cure(run) if run.config.beta > 0 else ""
+    start += " without the dropout it is trained with, so the KL begins above 0" if drops else ""
     return [
         judge("trained", f"{run.engine.num_trained():,} parameters, {len(trained)} tensors with a gradient"
               + _first(stray, "not to be trained"),
@@ -85,8 +87,15 @@ def weights(run: Run) -> list[Finding]:
         judge("finite", f"{len(named)} tensors looked through" + _first(broken, "not finite"),
               fail="model_name_or_path=weights without NaN and infinity" if broken else ""),
         judge("reference", (start if run.config.beta > 0 else "none, as beta is 0") + _first(moved, "not equal to it"),
-              fail="a reference that is what training starts from" if moved and run.config.beta > 0 else ""),
+              fail="a reference that is what training starts from" if moved and run.config.beta > 0 else "",
+              warn=drops),
     ]
+
+
+def dropout_cure(run: Run) -> str:
+    """What to set where a start adapter drops in the policy alone; a fresh one adds nothing yet, dropped or not."""
+    drops = run.config.adapter_name_or_path and run.peft_config.lora_dropout > 0
+    return "lora_dropout: 0 in its adapter_config.json" if drops else ""
 
 
 def _first(names: list[str], what: str) -> str:

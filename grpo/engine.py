@@ -18,6 +18,7 @@ from torch import nn
 from grpo.config import Config
 from grpo.decoder import Decoder
 from grpo.distributed import deepspeed, global_max, world_size
+from grpo.inspection import refusing
 from grpo.model import trainable
 from grpo.options import refuse
 from grpo.policy import Policy
@@ -62,6 +63,8 @@ def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
         refuse("deepspeed", config.deepspeed, f"zero_optimization.{where}: {wrong['msg']}", "without this key")
+    except TypeError as error:  # it lets only some of its own through
+        refuse("deepspeed", config.deepspeed, f"zero_optimization: {error}", "without this key")
     return generated
 
 
@@ -87,7 +90,10 @@ class Engine:
             eps=config.adam_epsilon,
             weight_decay=config.weight_decay,
         )
-        self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=zero_config(config, dtype))
+        settings = zero_config(config, dtype)
+        asked = refusing("deepspeed", config.deepspeed, "does not start", "without it")  # only here can it be tried
+        with asked if config.deepspeed else nullcontext():
+            self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         self.deepspeed.train()  # in eval mode activation checkpointing would be off without a word
         if self.stage == 0:
             self._adamw().state.clear()  # DeepSpeed's bfloat16 wrapper has already counted a step of zero gradients

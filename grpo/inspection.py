@@ -17,8 +17,8 @@ SAVED_MODEL = "a folder that save_pretrained wrote, or a Hub name"
 
 
 @contextmanager
-def refusing(name: str, value: str, rule: str, valid: str) -> Iterator[None]:
-    """Turn whatever a library raises about a user's files into the one line about the option that named them.
+def refusing(name: str, value: Any, rule: str, valid: str) -> Iterator[None]:
+    """Turn whatever a library raises about a user's files or settings into the one line about the option they came by.
 
     Raises:
         ValueError: as `refuse` does, with the library's words.

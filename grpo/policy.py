@@ -1,7 +1,8 @@
 """The policy: a 4-bit base with LoRA side branches, its frozen reference, and one forward that scores packed rows.
 
 The reference is the policy as it was at step 0: the base without the adapter, or, when training starts from an adapter,
-a frozen copy of that adapter, or, without any adapter, a frozen copy of the model. So the KL at step 0 is exactly 0.
+a frozen copy of that adapter, or, without any adapter, a frozen copy of the model. So the KL at step 0 is exactly 0,
+unless a start adapter has dropout: the policy drops while it trains, its reference and the sampler never do.
 (Taking the bare base as reference of a run that starts from an adapter is a common mistake elsewhere.)
 
 Everything that touches a weight happens inside `Policy.forward`, because that is where ZeRO-3 gathers the shards.

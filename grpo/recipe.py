@@ -51,11 +51,15 @@ DEEPSPEED = {
     "zero_optimization": dict, "data_types": dict, "communication_data_type": str, "steps_per_print": int,
     "wall_clock_breakdown": bool,
 }
+DEEPSPEED_FLOATS = ("fp32", "bf16", "fp16")
 DEEPSPEED_ELSEWHERE = {
     "train_batch_size": "prompts_per_step", "train_micro_batch_size_per_gpu": "micro_batch_tokens",
     "gradient_accumulation_steps": "micro_batch_tokens", "gradient_clipping": "max_grad_norm", "bf16": "torch_dtype",
     "fp16": "torch_dtype", "optimizer": "learning_rate", "scheduler": "lr_scheduler_type",
 }
+# Settings of zero_optimization that DeepSpeed has and this project has not.
+ZERO_NOT_OFFERED = dict.fromkeys(("offload_optimizer", "cpu_offload", "zenflow"), "it needs another AdamW") | {
+    "compute_grad_norm": "the norm is always needed"}
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -161,7 +165,7 @@ def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
     """Refuse DeepSpeed settings that this project decides itself, or that DeepSpeed would pass over.
 
     Raises:
-        ValueError: an unknown key, one that an option here stands for, a value of another type, or another stage.
+        ValueError: an unknown key, one that an option here stands for, a value that is not valid, or another stage.
     """
     for key, value in settings.items():
         if key in DEEPSPEED_ELSEWHERE:
@@ -170,15 +174,35 @@ def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
             refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED))
         if type(value) is not DEEPSPEED[key]:
             refuse("deepspeed", {key: value}, f"must have {ARTICLE[DEEPSPEED[key]]} there", "without this key")
+        if key == "steps_per_print" and value < 1:
+            refuse("deepspeed", {key: value}, "must have at least 1 there", 1)
+        if key == "communication_data_type":
+            _check_float(value, {key: value})
+    for key, value in settings.get("data_types", {}).items():
+        if key != "grad_accum_dtype":
+            refuse("deepspeed", {"data_types": {key: value}}, "has an unknown key", "grad_accum_dtype")
+        _check_float(value, {"data_types": {key: value}})
+        if zero_stage == 0:
+            refuse("deepspeed", {"data_types": {key: value}}, "needs zero_stage of at least 1", "without this key")
     zero = settings.get("zero_optimization", {})
     for key, value in zero.items():
-        if value == "auto" or key == "offload_optimizer":
-            why = "is filled in by another trainer" if value == "auto" else "is not offered: it needs another AdamW"
-            refuse("deepspeed", {"zero_optimization": {key: value}}, why, "without this key")
+        said = {"zero_optimization": {key: value}}
+        if type(key) is not str:
+            refuse("deepspeed", said, "has an unknown key", "without this key")
+        if value == "auto":
+            refuse("deepspeed", said, "is filled in by another trainer", "without this key")
+        if key in ZERO_NOT_OFFERED:
+            refuse("deepspeed", said, f"is not offered: {ZERO_NOT_OFFERED[key]}", "without this key")
     stage = zero.get("stage", zero_stage)
     if stage != zero_stage:
         valid = stage if stage in (0, 1, 2, 3) else "without stage"
         refuse("zero_stage", zero_stage, f"contradicts stage {SHORT.repr(stage)} of the option deepspeed", valid)
+
+
+def _check_float(value: Any, said: dict[str, Any]) -> None:
+    if value not in DEEPSPEED_FLOATS:
+        refuse("deepspeed", said, f"must have one of {', '.join(DEEPSPEED_FLOATS)} there",
+               nearest(str(value).lower(), DEEPSPEED_FLOATS))
 
 
 def _translate_dtype(values: dict[str, Any]) -> None:

@@ -43,6 +43,8 @@ def learning_rate(step: int, *, peak: float, scheduler: str, warmup_ratio: float
         linear     peak * (1 - x)                           x = (step - W) / (total - W)
         cosine     peak * (1 + cos(pi * x)) / 2
 
+    The warm-up is one step ahead of transformers', peak * step / W, whose first step learns nothing; the decays agree.
+
     Args:
         step: from 0.
         peak: the largest rate.

@@ -29,10 +29,10 @@ class StopRule:
     ) -> None:
         self.tokenizer = tokenizer
         self.stop_strings = stop_strings
-        self.kind_V = _kinds(tokenizer, tuple(stop_strings), vocab_size).copy()
+        kind_V, self.silent_V = _kinds(tokenizer, tuple(stop_strings), vocab_size)
+        self.kind_V = kind_V.copy()
         self.kind_V[[token for token in sorted(stop_token_ids) if token < vocab_size]] = ENDS  # no other is sampled
-        self.special = set(tokenizer.all_special_ids)
-        # Every token that shows in the text adds at least one byte; one more for what the first one cuts off.
+        # Every token that is not silent adds at least one byte; one more for what the first one cuts off.
         self.tail = max((len(stop.encode()) for stop in stop_strings), default=0) + 1
 
     def ended(self, token_NT: np.ndarray, row_M: np.ndarray, column_M: np.ndarray) -> np.ndarray:
@@ -56,8 +56,8 @@ class StopRule:
         """Does a stop string stand at the end of these tokens? Their tail tells, unless it is not what it seems."""
         tail = token_T[-self.tail :].tolist()
         text = self._decode([tail])[0]
-        # Cut inside a character, a tail may lose the text after it as well; special tokens show no byte of theirs.
-        if "\ufffd" in text or not self.special.isdisjoint(tail):
+        # Cut inside a character, a tail may lose the text after it as well; silent tokens show no byte of theirs.
+        if "\ufffd" in text or self.silent_V[tail].any():
             text = self._decode([token_T.tolist()])[0]
         return self.cut(text) != text
 
@@ -74,13 +74,17 @@ class StopRule:
 
 
 @lru_cache(maxsize=4)
-def _kinds(tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...], vocab_size: int) -> np.ndarray:
-    """[V] uint8: SUSPECT where a token's text holds the last character of a stop string, or a piece of a character."""
+def _kinds(
+    tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...], vocab_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """[V] uint8: SUSPECT where a token's text holds the last character of a stop string, or a piece of a character.
+
+    And [V] bool: is it silent? Special tokens and those that only the model has, beyond the tokenizer's, show nothing.
+    """
     endings = {stop[-1] for stop in stop_strings}
     if not endings:
-        return np.full(vocab_size, GOES_ON, dtype=np.uint8)
-    if " " in endings:  # which tokens bring a space cannot be told: some tokenizers drop it at the start of a text
-        return np.full(vocab_size, SUSPECT, dtype=np.uint8)
+        return np.full(vocab_size, GOES_ON, dtype=np.uint8), np.zeros(vocab_size, dtype=bool)
     pieces = tokenizer.batch_decode([[token] for token in range(vocab_size)], skip_special_tokens=True)
-    suspect = [not endings.isdisjoint(piece) or "\ufffd" in piece for piece in pieces]
-    return np.array(suspect, dtype=np.uint8) * SUSPECT
+    anywhere = " " in endings  # which tokens bring a space cannot be told: some tokenizers drop it at a text's start
+    suspect = [anywhere or not endings.isdisjoint(piece) or "\ufffd" in piece for piece in pieces]
+    return np.array(suspect, dtype=np.uint8) * SUSPECT, np.array([not piece for piece in pieces])

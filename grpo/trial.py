@@ -16,7 +16,7 @@ import torch.distributed as dist
 from grpo import checkpoint, update
 from grpo.advantage import group_advantages
 from grpo.distributed import gather_objects, global_max, global_sum, rank
-from grpo.doctor import shard
+from grpo.doctor import dropout_cure, shard
 from grpo.finding import Finding, judge
 from grpo.limit import TokenLimit
 from grpo.metrics import METRICS
@@ -54,7 +54,6 @@ def of_step(
     advantage_N = advantage_BG.flatten()
     work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
     if config.beta > 0:
-        torch.manual_seed(config.seed)
         update.score_reference(run.engine, work, config)
     findings += scores(run, work, advantage_N, rollout)
     return [*findings, gradient(run, work), saved(run)]
@@ -119,9 +118,11 @@ def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) 
                       "logprob_impl=reference, or a deepspeed setting that is deterministic")]
     if config.beta > 0:
         apart = float((logprob_NT - of_all_ranks(work.ref_logprob_NT)).abs().max())
-        findings.append(judge("kl at step 0", f"policy and reference are up to {apart:.3g} nats apart, 0 expected",
-                              fail="" if apart == 0 else "adapter_name_or_path: its frozen copy, or the base, is not "
-                              "what the run starts from"))
+        drops = dropout_cure(run)
+        cure = drops or "adapter_name_or_path: its frozen copy, or the base, is not what the run starts from"
+        findings.append(judge("kl at step 0", f"policy and reference are up to {apart:.3g} nats apart, 0 expected"
+                              + (" without dropout" if drops else ""),
+                              **{"warn" if drops else "fail": "" if apart == 0 else cure}))
     else:
         findings.append(judge("kl at step 0", "beta 0: there is no reference"))
     findings.append(sampler_gap(run, work.sampler_logprob_NT, logprob_NT, mask_NT))
@@ -146,7 +147,7 @@ def sampler_gap(run: Run, sampler_NT: torch.Tensor, logprob_NT: torch.Tensor, ma
     exact = run.ledger.dtype == torch.float32 and not run.config.tf32
     when = "in float32" if exact else "in bfloat16 or tf32"
     limits = [bound(name, when) for name in ("sampler_gap_mean", "sampler_gap_max")]
-    cure = "lora_dropout=0" if run.config.lora_dropout else "rollout_weights=lora; else the rollout copy is stale"
+    cure = dropout_cure(run) or "rollout_weights=lora; else the rollout copy is stale"
     return judge("sampler gap", f"{mean:.3g} nats on average and {most:.3g} at most; expected in {dtype}: below "
                  f"{limits[0]:g} and {limits[1]:g}", warn=cure if not most < limits[1] else "",
                  fail=cure if not mean < limits[0] else "")

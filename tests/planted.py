@@ -1,5 +1,4 @@
-"""Mistakes that a developer could make in what a token is worth, and in how ranks meet and end: one replaced text each,
-for tests/mutations.py.
+"""Mistakes that a developer could make, one replaced text each, for tests/mutations.py: here, in what a token is worth.
 
 Each old text stands once in its file. None is meant to be without effect; a row that no test can notice says why that
 is tolerable.
@@ -10,6 +9,7 @@ from typing import NamedTuple
 from tests.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
 from tests.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
 from tests.planted_rows import COEFFICIENTS, PACKING, REFERENCE, SAMPLING, SCHEDULE, STOPPING, TREE, TYPES
+from tests.planted_run import RUN_GROUPS
 
 
 class Planted(NamedTuple):
@@ -204,5 +204,6 @@ _GROUPS = [
     ("grpo/launcher.py", ("test_launcher.py",), LAUNCHER),
     ("grpo/door.py", ("test_door.py",), DOOR),
     ("grpo/heartbeat.py", ("test_heartbeat.py", "test_door.py"), HEARTBEAT),
+    *RUN_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

@@ -149,7 +149,21 @@ DEEPSPEED = [
     ("{zero_optimisation: {}}", ["unknown key", "nearest valid value: zero_optimization"]),
     ("{1: 2}", ["{1: 2}", "unknown key"]),
     ("{steps_per_print: often}", ["'often'", "must have a whole number there"]),
+    ("{steps_per_print: 0}", ["{'steps_per_print': 0}", "at least 1", "valid value: 1"]),
+    ("{wall_clock_breakdown: 1}", ["{'wall_clock_breakdown': 1}", "must have true or false there"]),
+    ("{communication_data_type: fp17}", ["'fp17'}", "must have one of fp32, bf16, fp16 there", "valid value: fp16"]),
+    ("{communication_data_type: null}", ["None}", "must have text there"]),
     ("{data_types: 3}", ["must have a mapping there"]),
+    ("{data_types: {grad_accum_dtype: fp17}}",
+     ["{'data_types': {'grad_accum_dtype': 'fp17'}}", "must have one of fp32, bf16, fp16 there", "valid value: fp16"]),
+    ("{data_types: {grad_accum_dtype: int8}}", ["'int8'", "must have one of fp32, bf16, fp16 there"]),
+    ("{data_types: {grad_accum_dtype: 3}}", ["must have one of fp32, bf16, fp16 there"]),
+    ("{data_types: {grad_acum_dtype: fp32}}", ["unknown key", "nearest valid value: grad_accum_dtype"]),
+    ("{data_types: {param_dtype: bf16}}", ["{'param_dtype': 'bf16'}", "unknown key"]),
+    ("{zero_optimization: {1: 2}}", ["{1: 2}", "unknown key"]),
+    ("{zero_optimization: {cpu_offload: true}}", ["{'cpu_offload': True}", "is not offered"]),
+    ("{zero_optimization: {zenflow: {}}}", ["{'zenflow': {}}", "is not offered"]),
+    ("{zero_optimization: {compute_grad_norm: false}}", ["{'compute_grad_norm': False}", "is not offered"]),
     ("{data_types: {}, data_types: {}}", ["must be a mapping"]),
 ]
 
@@ -160,6 +174,12 @@ def test_deepspeed_settings_that_would_be_passed_over_or_contradict_an_option_ar
 ) -> None:
     line = refused(train.main, ["--deepspeed", mapping], place, capsys)
     assert all(word in line for word in words), line
+    assert line.startswith(("error: deepspeed=", "error: zero_stage=")) and "; nearest valid value: " in line
+
+
+def test_without_zero_gradients_add_up_in_the_type_of_the_weights(place, capsys) -> None:
+    asked = ["--zero_stage", "0", "--deepspeed", "{data_types: {grad_accum_dtype: fp32}}"]
+    assert "needs zero_stage of at least 1" in refused(train.main, asked, place, capsys)
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused_by_every_command(place, capsys, monkeypatch) -> None:
@@ -192,6 +212,8 @@ COMMANDS = [
     (train.main, "--config .", ["config='.' must be a recipe file"]),
     (train.main, f"--train_dataset_id_or_path {'x' * 300}.json", ["File name too long", "train_dataset_id_or_path"]),
     (train.main, f"--reward_funcs {'x' * 300}.py:f", ["File name too long", "reward_funcs"]),
+    (train.main, "--micro_batch_tokens 300 --max_completion_length 300 --max_prompt_length 9",
+     ["micro_batch_tokens=300 must hold the longest prompt with one completion", "valid value: 309"]),
     (evaluation_command.main, "--num_shots", ["num_shots=[]", "at least one number"]),
     (evaluation_command.main, "--model data/nothing/here", ["data/nothing/here"]),
     (evaluation_command.main, "--shots 1", ["unknown option --shots", "--num_shots"]),

@@ -145,7 +145,7 @@ def test_the_command_line_takes_flags_lists_and_mappings(place):
 
 def test_trls_other_spellings_are_read(place):
     assert load(["--dtype", "bfloat16"]).torch_dtype == "bfloat16"
-    assert load(["--torch_dtype", "auto", "--bf16"]).torch_dtype == "bfloat16"
+    assert [load(["--torch_dtype=auto", f"--bf16={on}"]).torch_dtype for on in (True, False)] == ["bfloat16", "auto"]
     assert load(["--config", write(place / "a.yaml", "scale_rewards: false")]).scale_rewards == "none"
     assert load(["--config", write(place / "b.yaml", "save_strategy: no")]).save_strategy == "no"
 

@@ -202,6 +202,18 @@ def test_a_step_that_does_not_fit_in_memory_is_named(run: Run) -> None:
     assert wide.level == "fail" and "rollout_slots=5000000" in wide.cure
 
 
+@pytest.mark.parametrize(("keep", "free", "level"), [
+    # Gradients 10, optimizer 20, a row of 64 tokens 64 and the least one 8, 3 slots of 100: 394 where the slots stay.
+    (True, 394, "ok"), (True, 393, "warn"), (True, 337, "fail"), (False, 300, "ok"), (False, 299, "fail")])
+def test_a_step_s_memory_is_the_update_with_the_slots_or_the_larger_of_both(run, keep, free, level, monkeypatch):
+    ledger = SimpleNamespace(gradients=lambda: 10, optimizer=lambda: 20, update=lambda tokens, checkpointing: tokens)
+    config = replace(run.config, rollout_keep=keep, micro_batch_tokens=64, max_completion_length=8)
+    monkeypatch.setattr(doctor, "free_bytes", lambda device: free)
+    monkeypatch.setattr(doctor, "slot_bytes", lambda decoder, room: 100)
+    monkeypatch.setattr(doctor, "sample", lambda run: [replace(run.train_examples[0], prompt="")])
+    assert doctor.memory(replace(run, config=config, ledger=ledger, num_slots=3)).level == level
+
+
 def test_ranks_that_differ_are_named() -> None:
     alike = {"versions": "python 3.12.1", "options": "a", "data": doctor.fingerprint(["one", "two"]), "free": 1000}
     everyone = [alike, alike, alike | {"data": doctor.fingerprint(["two", "one"]), "free": 790}]

@@ -69,6 +69,23 @@ def test_memory_is_the_prefix_once_a_rest_once_a_group_and_own_tokens_once_a_row
     assert more == cache_of(num_slots=48, prefix_length=900).nbytes() - cache_of(prefix_length=900).nbytes()
 
 
+@pytest.mark.parametrize("prefix_length", [0, 5])
+def test_what_is_hidden_takes_no_part_however_low_the_scores_of_what_is_seen(prefix_length):
+    # Rests of 4 and 1 tokens in room for 4, own tokens up to columns 2 and 0: the second row has 3 + 2 places to hide,
+    # all keys 0. Every key that it may see scores 8 * 10 * -10 / sqrt(8) = -283, so it sees their values' mean.
+    cache = cache_of(prefix_length=prefix_length, num_slots=2)
+    for stored, length in ((cache.prefix_YCJPD, prefix_length), (cache.rest_YCAJQD[:, :, 0], 4),
+                           (cache.rest_YCAJQD[:, :, 1], 1)):
+        stored[:, 0, ..., :length, :], stored[:, 1, ..., :length, :] = -10.0, 7.0
+    cache.length_A[:2] = torch.tensor([4, 1])
+    cache.seat(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    cache.column_S[0] = 2
+    cache.own_YCSJTD.zero_()
+    heads_MED = torch.tensor([10.0] * 4 + [-10.0] * 2 + [7.0] * 2)[None, :, None].expand(2, 8, 8).contiguous()
+    attended_ME = cache.own_attention(2)(0, heads_MED).view(2, 4, 8)
+    torch.testing.assert_close(attended_ME[1], torch.full((4, 8), 7.0))
+
+
 def test_rows_sit_in_one_rectangle_whatever_their_order():
     # Slots 0..4 continue the prompts in places 2, 0, 2, 2, 0; place 1 is empty.
     seating = Seating(torch.tensor([2, 0, 2, 2, 0]))

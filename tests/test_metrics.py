@@ -1,6 +1,4 @@
-"""The metrics table refuses what it does not hold, a resumed log holds every step once, and an update that corrects
-for the sampler weighs and measures its tokens as the table says. Needs 6 s.
-"""
+"""The metrics table refuses what it does not hold, and a resumed log holds every step once. Needs 6 s."""
 
 import json
 import math
@@ -9,15 +7,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from grpo import summary, tally
+from grpo import summary
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import Config
 from grpo.log import SINKS, Log
 from grpo.metrics import METRICS, markdown_table, metric
-from grpo.policy import Scores
 from grpo.summary import reward_metrics, right_rows
-from grpo.types import Batch
-from grpo.update import Update, apply
 from rewards.pool import Scored
 
 
@@ -174,55 +169,3 @@ def test_right_is_correctness_where_there_is_one_and_any_reward_otherwise():
     parts = {"format": [0.5, 0.0, 0.0, 0.0], "correctness": [0.0, 1.0, math.nan, 0.0]}
     assert right_rows(reward_BG, parts).tolist() == [[False, True], [False, False]]
     assert right_rows(reward_BG, {"brevity": [0.5, 1.0, 0.0, -1.0]}).tolist() == [[True, True], [False, False]]
-
-
-class TableEngine:
-    """Stands for the engine: the policy is a table of log-probabilities, and a step raises all of them by 0.05."""
-
-    def __init__(self, logprob_NT):
-        self.logprob_NT = logprob_NT.requires_grad_()
-        self.grads = []
-
-    def __call__(self, batch, **options):
-        return Scores(self.logprob_NT[batch.row_K, batch.column_K], entropy_K=torch.zeros(len(batch.row_K)))
-
-    def backward(self, loss, last):
-        loss.backward()
-
-    def step(self, learning_rate):
-        self.grads.append(self.logprob_NT.grad)
-        self.logprob_NT = (self.logprob_NT.detach() + 0.05).requires_grad_()
-        return 1.0
-
-
-def micro_batch(rows, mask_NT):
-    """Both tokens of these rows are scored; what only a real engine reads is None."""
-    unused = dict.fromkeys(("token_L", "position_L", "segment_L", "parent_L", "source_K", "target_K"))
-    row_K, column_K = torch.cartesian_prod(torch.tensor(rows), torch.arange(2)).T
-    counted_N1 = torch.isin(torch.arange(2), torch.tensor(rows))[:, None]
-    return Batch(**unused, row_K=row_K, column_K=column_K, mask_NT=mask_NT & counted_N1)
-
-
-@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one micro-batch", "two"])
-@pytest.mark.parametrize(("correction", "weight", "logged"), [
-    ("truncated", [[0.5, 2.0], [1.0, 0.0]], {"correction_weight_mean": 3.5 / 3, "correction_capped_share": 1 / 3}),
-    ("masked", [[0.5, 0.0], [1.0, 0.0]], {"correction_weight_mean": 0.5, "correction_capped_share": 1 / 3}),
-    ("none", [[1.0, 1.0], [1.0, 0.0]], {}),
-])
-def test_an_update_weighs_both_iterations_by_the_policy_that_sampled(correction, weight, logged, split, monkeypatch):
-    # trainer / sampler: 0.25 / 0.5 = 0.5, 0.9 / 0.3 = 3, 0.4 / 0.4 = 1; the last token does not count. Advantages 1, -1
-    # over 3 tokens: gradient -weight A / 3, in the second iteration times the ratio exp(0.05), inside the clip.
-    for reduce in ("global_sum", "global_max"):
-        monkeypatch.setattr(tally, reduce, lambda values: values)
-    mask_NT = torch.tensor([[True, True], [True, False]])
-    engine = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log())
-    work = Update(
-        micro_batches=[micro_batch(rows, mask_NT) for rows in split], advantage_N=torch.tensor([1.0, -1.0]),
-        sampler_logprob_NT=torch.tensor([[0.5, 0.3], [0.4, math.nan]]).log(), denominator=3, num_tokens=3,
-        **dict.fromkeys(("rollout", "keep_N", "limit", "device")),  # for packing
-    )
-    metrics = apply(engine, work, Config(rollout_correction=correction, num_iterations=2, beta=0.0), 1.0)
-    expected_NT = -torch.tensor(weight) * torch.tensor([[1.0], [-1.0]]) / 3
-    torch.testing.assert_close(engine.grads, [expected_NT, expected_NT * math.exp(0.05)])
-    assert {name: metrics[name] for name in metrics if name.startswith("correction")} == pytest.approx(logged)
-    assert [name for name in metrics if name not in METRICS] == []

@@ -1,7 +1,11 @@
-"""grpo.schedule by hand: which prompts, which learning rate, how many steps. No time at all."""
+"""grpo.schedule by hand: which prompts, which learning rate, how many steps. 3 seconds, of imports."""
 
 import pytest
+import torch
+from transformers import get_scheduler
 
+from grpo.config import Config
+from grpo.options import options
 from grpo.schedule import learning_rate, prompts_of_step, total_steps
 
 
@@ -27,6 +31,19 @@ def test_no_seed_begins_with_another_ones_later_epoch():
 def test_the_learning_rate_warms_up_and_decays(scheduler, rates):
     found = [learning_rate(step, peak=2.0, scheduler=scheduler, warmup_ratio=0.3, total=6) for step in range(6)]
     assert found == pytest.approx([2.0 * rate for rate in rates], abs=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine"])
+def test_the_rate_is_that_of_transformers_but_one_step_ahead_in_the_warm_up_as_its_option_says(scheduler):
+    # 13 steps, of which ceil(0.3 * 13) = 4 warm up: 1/4, 2/4, 3/4, 4/4 here and 0/4, 1/4, 2/4, 3/4 there.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    name = scheduler.replace("constant", "constant_with_warmup")
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=13).lr_lambdas[0]
+    ours = [learning_rate(step, peak=2.0, scheduler=scheduler, warmup_ratio=0.3, total=13) / 2.0 for step in range(13)]
+    assert ours[:4] == [0.25, 0.5, 0.75, 1.0] and [theirs(step) for step in range(4)] == [0.0, 0.25, 0.5, 0.75]
+    assert ours[4:] == pytest.approx([theirs(step) for step in range(4, 13)], abs=1e-12)
+    said = options(Config)["warmup_ratio"].metadata["text"]
+    assert "step k of W has (k + 1) / W of the peak; transformers has k / W" in said
 
 
 def test_without_a_warm_up_the_first_step_has_the_peak():

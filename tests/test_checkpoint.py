@@ -1,0 +1,72 @@
+"""Which checkpoint is the newest, what is put back from one, and what a continuation may change. 4 seconds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from grpo import checkpoint, continuation
+from grpo.config import Config
+from grpo.options import options
+from grpo.types import Example
+
+# Where a run goes on, how fast, and what it tells; not what it computes.
+MAY_DIFFER = {
+    "plan", "doctor", "resume", "output_dir", "ddp_timeout", "trust_remote_code",
+    "zero_stage", "deepspeed", "micro_batch_tokens", "gradient_checkpointing", "gradient_checkpointing_kwargs",
+    "logprob_impl", "rollout_slots", "rollout_weights", "rollout_keep",
+    "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to",
+    "max_skipped_steps", "reward_timeout", "reward_memory", "max_reward_failures",
+}
+EXAMPLES = [Example(question="2 + 2", answer="", final_answer="4", prompt="2 + 2 =", columns={})]
+
+
+def test_step_10_is_newer_than_step_9(tmp_path: Path) -> None:
+    for name in ("step-9", "step-10", "step-100", ".step-200", "step-best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [folder.name for folder in checkpoint._numbered(tmp_path)] == ["step-100", "step-10", "step-9"]
+    old = checkpoint._superfluous(tmp_path, step=10, save_total_limit=1)
+    assert [folder.name for folder in old] == ["step-100", "step-9"]  # the first is of a course that was left
+
+
+def test_what_a_checkpoint_holds_is_put_back(tmp_path: Path) -> None:
+    tensors = dict(zip(("master", "exp_avg", "exp_avg_sq"), torch.arange(6.0).view(3, 2)))
+    save_file({f"w:{kind}": tensor.clone() for kind, tensor in tensors.items()}, tmp_path / "state.safetensors")
+    (tmp_path / "state.json").write_text(json.dumps({"step": 7, "optimizer_steps": 5, "skipped_steps": 2}))
+    weight, calls = torch.nn.Parameter(torch.zeros(2)), []
+    engine = SimpleNamespace(
+        trainable={"w": weight}, skipped_steps=0, start_optimizer=lambda steps: calls.append(steps),
+        set_state=lambda parameter, state: calls.append((parameter, state)))
+    assert checkpoint.restore(engine, tmp_path) == 7 and engine.skipped_steps == 2
+    started, (parameter, state) = calls
+    assert started == 5 and parameter is weight and state.keys() == tensors.keys()
+    assert all(torch.equal(state[kind], tensors[kind]) for kind in tensors)
+
+
+def resumed(config: Config, name: str) -> None:
+    """Continue a run whose recipe had another value of this option."""
+    said = continuation.facts(config, EXAMPLES, 3)
+    said["recipe"][name] = "another"
+    continuation.check(Path("step-3"), said, config, EXAMPLES)
+
+
+@pytest.mark.parametrize("name", options(Config))
+def test_an_option_that_decides_what_is_computed_may_not_change_on_resume(name: str) -> None:
+    if name in MAY_DIFFER:
+        resumed(Config(), name)
+        return
+    with pytest.raises(ValueError, match=rf"another recipe than step-3: {name} \('another' then, .* now\)"):
+        resumed(Config(), name)
+
+
+@pytest.mark.parametrize("name", ["max_steps", "num_train_epochs"])
+def test_the_length_of_a_run_may_change_where_the_rate_does_not_depend_on_it(name: str) -> None:
+    constant = Config(lr_scheduler_type="constant")
+    resumed(constant, name)
+    for depends in (replace(constant, warmup_ratio=0.1), Config(lr_scheduler_type="linear")):
+        with pytest.raises(ValueError, match=name):
+            resumed(depends, name)

@@ -1,0 +1,108 @@
+"""An update on one rank with a table for a policy: its iterations, weights, means and denominator by hand. 4 s."""
+
+import math
+
+import pytest
+import torch
+
+from grpo import tally, update
+from grpo.config import Config
+from grpo.limit import TokenLimit
+from grpo.metrics import METRICS
+from grpo.policy import Scores
+from grpo.types import Batch, Rollout
+from grpo.update import Update, apply, prepare
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch):
+    for module in (tally, update):
+        monkeypatch.setattr(module, "global_max", lambda values: values)
+    monkeypatch.setattr(tally, "global_sum", lambda values: values)
+    monkeypatch.setattr(update, "gather_objects", lambda value: [value])
+    monkeypatch.setattr(update, "rank", lambda: 0)
+    monkeypatch.setattr(update, "world_size", lambda: 1)
+
+
+class TableEngine:
+    """Stands for the engine: the policy is a table of log-probabilities, and a step raises all of them by 0.05.
+
+    The first step reports a gradient of norm 1, the second one of norm 2, and so on.
+    """
+
+    def __init__(self, logprob_NT):
+        self.logprob_NT = logprob_NT.requires_grad_()
+        self.grads = []
+
+    def __call__(self, batch, **options):
+        return Scores(self.logprob_NT[batch.row_K, batch.column_K], entropy_K=torch.zeros(len(batch.row_K)))
+
+    def backward(self, loss, last):
+        loss.backward()
+
+    def step(self, learning_rate):
+        self.grads.append(self.logprob_NT.grad)
+        self.logprob_NT = (self.logprob_NT.detach() + 0.05).requires_grad_()
+        return float(len(self.grads))
+
+
+def micro_batch(rows, mask_NT):
+    """Both tokens of these rows are scored; what only a real engine reads is None."""
+    unused = dict.fromkeys(("token_L", "position_L", "segment_L", "parent_L", "source_K", "target_K"))
+    row_K, column_K = torch.cartesian_prod(torch.tensor(rows), torch.arange(2)).T
+    counted_N1 = torch.isin(torch.arange(2), torch.tensor(rows))[:, None]
+    return Batch(**unused, row_K=row_K, column_K=column_K, mask_NT=mask_NT & counted_N1)
+
+
+def work_of(split):
+    """Two rows with advantages 1 and -1 in such micro-batches; the last of their four tokens does not count."""
+    mask_NT = torch.tensor([[True, True], [True, False]])
+    return Update(
+        micro_batches=[micro_batch(rows, mask_NT) for rows in split], advantage_N=torch.tensor([1.0, -1.0]),
+        sampler_logprob_NT=torch.tensor([[0.5, 0.3], [0.4, math.nan]]).log(), denominator=3, num_tokens=3,
+        **dict.fromkeys(("rollout", "keep_N", "limit", "device")),  # for packing
+    )
+
+
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one micro-batch", "two"])
+@pytest.mark.parametrize(("correction", "weight", "logged"), [
+    ("truncated", [[0.5, 2.0], [1.0, 0.0]], {"correction_weight_mean": 3.5 / 3, "correction_capped_share": 1 / 3}),
+    ("masked", [[0.5, 0.0], [1.0, 0.0]], {"correction_weight_mean": 0.5, "correction_capped_share": 1 / 3}),
+    ("none", [[1.0, 1.0], [1.0, 0.0]], {}),
+])
+def test_an_update_weighs_both_iterations_by_the_policy_that_sampled(correction, weight, logged, split):
+    # trainer / sampler: 0.25 / 0.5 = 0.5, 0.9 / 0.3 = 3, 0.4 / 0.4 = 1; the last token does not count. Advantages 1, -1
+    # over 3 tokens: gradient -weight A / 3, in the second iteration times the ratio exp(0.05), inside the clip.
+    engine, work = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log()), work_of(split)
+    metrics = apply(engine, work, Config(rollout_correction=correction, num_iterations=2, beta=0.0), 1.0)
+    expected_NT = -torch.tensor(weight) * torch.tensor([[1.0], [-1.0]]) / 3
+    torch.testing.assert_close(engine.grads, [expected_NT, expected_NT * math.exp(0.05)])
+    assert {name: metrics[name] for name in metrics if name.startswith("correction")} == pytest.approx(logged)
+    assert [name for name in metrics if name not in METRICS] == []
+
+
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one micro-batch", "two"])
+def test_all_iterations_compare_with_the_policy_of_the_first_and_are_measured_by_their_mean(split):
+    # Ratios 1, exp(0.05) and exp(0.1), clipped at 1.06: in the third iteration, for the two tokens of advantage 1.
+    engine = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log())
+    metrics = apply(engine, work_of(split), Config(num_iterations=3, beta=0.0, epsilon=0.06), 1.0)
+    first_NT = torch.tensor([[-1.0, -1.0], [1.0, 0.0]]) / 3
+    third_NT = torch.tensor([[0.0, 0.0], [1.0, 0.0]]) / 3
+    torch.testing.assert_close(engine.grads, [first_NT, first_NT * math.exp(0.05), third_NT * math.exp(0.1)])
+    loss = [-1 / 3, -math.exp(0.05) / 3, -(2 * 1.06 - math.exp(0.1)) / 3]
+    expected = {"grad_norm": (1 + 2 + 3) / 3, "loss": sum(loss) / 3, "clip_share_high": (0 + 0 + 2) / 9,
+                "clip_share_low": 0.0, "ratio_max": math.exp(0.1)}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("loss_type", "denominator"), [("dapo", 2 + 4), ("grpo", 4), ("dr_grpo", 4 * 8)])
+def test_a_masked_completion_is_a_sequence_without_tokens(loss_type, denominator):
+    # Four completions of 2, 3, 4 and 1 tokens, of which the second and the last were cut.
+    config = Config(loss_type=loss_type, mask_truncated_completions=True, max_completion_length=8)
+    rollout = Rollout(
+        prompt_ids=[[5, 6], [5, 7]], token_NT=torch.full((4, 4), 9), length_N=torch.tensor([2, 3, 4, 1]),
+        sampler_logprob_NT=torch.zeros(4, 4), truncated_N=torch.tensor([False, True, False, True]), text=[""] * 4)
+    limit = TokenLimit(100, needed=lambda num_tokens: 0, device=torch.device("cpu"))
+    work = prepare(rollout, torch.ones(4), config, limit, torch.device("cpu"))
+    assert (work.denominator, work.num_tokens) == (denominator, 6)
+    assert sum(batch.mask_NT for batch in work.micro_batches).sum(1).tolist() == [2, 0, 4, 0]
