@@ -23,8 +23,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data.prompts import STOP_STRINGS
-from grpo import checkpoint, distributed, doctor, heartbeat, heldout, output_lock, plan, skipped, trial
-from grpo import update
+from grpo import checkpoint, distributed, doctor, heartbeat, heldout, output_lock, plan, skipped, trial, update
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, trim_heap, world_size

@@ -6,6 +6,7 @@ is tolerable.
 
 from typing import NamedTuple
 
+from tests.planted_output import OUTPUT_GROUPS
 from tests.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
 from tests.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
 from tests.planted_rows import COEFFICIENTS, PACKING, REFERENCE, SAMPLING, SCHEDULE, STOPPING, TREE, TYPES
@@ -205,5 +206,6 @@ _GROUPS = [
     ("grpo/door.py", ("test_door.py",), DOOR),
     ("grpo/heartbeat.py", ("test_heartbeat.py", "test_door.py"), HEARTBEAT),
     *RUN_GROUPS,
+    *OUTPUT_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

@@ -17,7 +17,7 @@ from tiny_models import tiny_qwen2
 
 from grpo import trial
 from grpo.config import load
-from grpo.output_lock import lock
+from grpo.output_lock import claim, lock
 from grpo.run import Run
 
 
@@ -69,6 +69,16 @@ def test_a_second_run_in_the_folder_of_one_that_runs_is_refused(
     assert f"{output.name}' is in use by another run (process {os.getpid()} on " in message
     held.close()
     assert warm.run(*argv).codes == [0, 0]
+
+
+def test_a_folder_that_another_run_has_filled_meanwhile_is_refused(
+    begin: Callable[..., Run], folder: Path, tmp_path: Path
+) -> None:
+    run = begin(*options(folder, str(tmp_path / "raced")))  # found free, and a model takes a minute to load
+    claim(run.config).close()
+    (tmp_path / "raced" / "config.yaml").touch()
+    with pytest.raises(ValueError, match=r"output_dir=.*holds another run \(config.yaml\)"):
+        claim(run.config)
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
