@@ -65,7 +65,7 @@ POSITION = [
 ]
 
 SAVE = [
-    ("no moments before the first step", "        engine.start_optimizer(0)  # no step, no moments\n", "        pass\n"),
+    ("no moments before the first step", "engine.start_optimizer(0)  # no step, no moments", "pass"),
 ]
 
 TRIAL = [
