@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tiny_models import tiny_qwen2, tiny_tokenizer
+from tests.tiny_models import tiny_qwen2, tiny_tokenizer
 
 REWARD = """
 def vowels(completions, **columns):
