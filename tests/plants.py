@@ -153,15 +153,15 @@ def tell(where: str, *, step: int | None) -> None:
     at(where, 0, step, lambda: print("lingers", file=sys.stderr, flush=True))
 
 
-def linger(where: str, *, step: int | None) -> None:
-    """In this phase every sign of progress takes 0.4 s, on every rank."""
+def linger(where: str, *, step: int | None, seconds: float = 2.0) -> None:
+    """In this phase every sign of progress takes so long, on every rank."""
     progress = pulse.progress
     tell(where, step=step)
 
     def slowly() -> None:
         progress()
         if (pulse.phase, pulse.step) == (where, step):
-            time.sleep(0.4)
+            time.sleep(seconds)
 
     pulse.progress = slowly
 

@@ -13,7 +13,7 @@ from test_faults import launcher
 from grpo.checksums import damage
 from grpo.preemption import Stopped, StopRequest
 
-MOST_S = 8.0  # until a rank that is asked has ended; what it would have gone on with takes 15 s and more
+MOST_S = 30.0  # until ranks that are asked have ended; what they would have gone on with takes 40 s and more
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ def test_a_request_to_stop_leaves_what_can_be_done_again_saves_and_exits_with_0(
     folder: Path, warm: Warm, whole: Path, name: str, to: list[int], phase: str, step: int | None, done: int
 ) -> None:
     output = folder / f"{name}{phase}{step}"
-    pids = warm.begin(*evaluated(folder, output.name), plant=f"linger('{phase}', step={step})")
+    seconds = 2.0 if len(to) == 2 else 0.2  # a rank that nobody has told comes to the end of its 30 tokens first
+    pids = warm.begin(*evaluated(folder, output.name), plant=f"linger('{phase}', step={step}, seconds={seconds})")
     wait_for_phase(warm)
     start = time.monotonic()
     for rank in to:
         os.kill(pids[rank], getattr(signal, name))
     ended = warm.end()
-    # A rank that nobody told comes to the end of its completions first: 30 tokens of 0.4 s.
-    assert time.monotonic() - start < (MOST_S if len(to) == 2 else 25)
+    assert time.monotonic() - start < MOST_S
     assert ended.codes == [0, 0] and ended.messages() == [], ended.err[0]
     (saved,) = (output / "checkpoints").iterdir()
     assert saved.name == f"step-{done}" and not damage(saved)
@@ -77,7 +77,7 @@ def test_a_request_to_stop_leaves_what_can_be_done_again_saves_and_exits_with_0(
 
 def test_a_reward_that_takes_long_is_left_too(folder: Path, warm: Warm) -> None:
     (folder / "slow.py").write_text(
-        "import time\n\ndef slow(completions, **columns):\n    time.sleep(40)\n    return [1.0] * len(completions)\n")
+        "import time\n\ndef slow(completions, **columns):\n    time.sleep(50)\n    return [1.0] * len(completions)\n")
     changed = {"reward_funcs": f"{folder / 'slow.py'}:slow", "save_strategy": "no"}
     pids = warm.begin(*options(folder, "slow", **changed), plant="tell('reward', step=0)")
     wait_for_phase(warm)
