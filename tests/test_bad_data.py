@@ -85,7 +85,7 @@ def test_a_file_that_holds_no_problems_is_one_line(folder, capsys, name, content
 
 def test_what_is_no_file_of_problems_is_one_line(folder, tmp_path, capsys) -> None:
     (tmp_path / "train.jsonl").mkdir()
-    (tmp_path / "dangling.json").symlink_to("/nonexistent")
+    (tmp_path / "dangling.json").symlink_to(tmp_path / "nowhere")
     for path, word in (
         (tmp_path, "a folder must hold one of train.json"),
         (tmp_path / "train.jsonl", "a folder must hold one of train.json"),

@@ -162,9 +162,9 @@ def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
     assert load(tmp_path / "mine.jsonl")[0].prompt == "a\u2028b"
 
 
-def test_the_hub_out_of_reach_is_one_clear_line():
+def test_the_hub_out_of_reach_is_one_clear_line(tmp_path):
     code = "import data; data.load_examples('openai/gsm8k', 'train', num_shots=0, seed=0)"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     last_line = run.stderr.strip().split("\n")[-1]
     assert last_line.startswith("ValueError: dataset='openai/gsm8k': no file or folder of this name, and not to be had")
