@@ -239,7 +239,7 @@ BAD = [
     ("--report_to tensorbord", "report_to='tensorbord'", "one of tensorboard, mlflow, wandb", "tensorboard"),
     ("--model_name_or_path ./empty", "model_name_or_path='./empty'", "holds config.json", "model"),
     ("--model_name_or_path empty", "model_name_or_path='empty'", "holds config.json", "model"),
-    ("--model_name_or_path /no/such/model", "model_name_or_path='/no/such/model'", "holds config.json",
+    ("--model_name_or_path ./no/such/model", "model_name_or_path='./no/such/model'", "holds config.json",
      "a folder that save_pretrained wrote, or a Hub name"),
     ("--adapter_name_or_path ./model", "adapter_name_or_path='./model'", "adapter_config.json",
      "a folder that save_pretrained wrote, or a Hub name"),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -51,16 +50,6 @@ def test_columns_reach_the_reward_functions_by_name(tmp_path):
     del columns["prompt"]
     function, = rewards.load([f"{reward_file}:f"]).values()
     assert function(prompts=["a", "b"], completions=["x", "x"], **columns) == [True, False]
-
-
-@pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"a": ', "}")])
-def test_a_column_nested_a_hundred_deep_can_be_pickled_and_one_deeper_is_refused(tmp_path, opened, closed):
-    path = tmp_path / "mine.jsonl"
-    for depth in (100, 101):
-        path.write_text(f'{{"prompt": "a"}}\n{{"prompt": "b", "x": {opened * depth}1{closed * depth}}}\n')
-        if depth == 100:
-            assert pickle.loads(pickle.dumps(load(path)[1].columns))["prompt"] == "b"
-    assert "row 2, column 'x' is nested 101 deep" in message(path)
 
 
 def test_prompt_column_takes_another_column_as_it_is(tmp_path):
@@ -175,7 +164,7 @@ def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
 
 def test_the_hub_out_of_reach_is_one_clear_line(tmp_path):
     code = "import data; data.load_examples('openai/gsm8k', 'train', num_shots=0, seed=0)"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     last_line = run.stderr.strip().split("\n")[-1]
     assert last_line.startswith("ValueError: dataset='openai/gsm8k': no file or folder of this name, and not to be had")
