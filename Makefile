@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv/bin/python
 # One process for each GPU; two on a CPU.
 NPROC ?= $(shell $(VENV) -c 'import torch; print(torch.cuda.device_count() or 2)')
+# Of `make test`.
+WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: install train test lint bench
@@ -35,7 +37,7 @@ train: install
 	$(VENV) -m torch.distributed.run --standalone --nproc_per_node=$(NPROC) train.py $(ARGS)
 
 test: install
-	$(VENV) -m pytest $(ARGS)
+	$(VENV) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: install
 	$(VENV) -m flake8 $(ARGS)

@@ -47,8 +47,10 @@ def begin() -> Iterator[Callable]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    # With pytest-xdist a file stays in one worker, for its fixtures' sake. All that start ranks share one: two such
+    # tests at once would be four processes on two cores, and some of them count seconds.
+    ranks = {item.module for item in items if "warm" in item.fixturenames or hasattr(item.module, "launch")}
     for item in items:
-        if item.get_closest_marker("gpu"):
+        item.add_marker(pytest.mark.xdist_group("ranks" if item.module in ranks else item.module.__name__))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
