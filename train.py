@@ -148,20 +148,19 @@ def train(run: Run) -> int:
     start, position, log = time.perf_counter(), Position(run.first_step), None
     if rank() == 0:
         begin_output(run)
-    with stop_request.listening():
-        try:
-            if run.test_examples and run.first_step == 0:
-                heldout.evaluate(run, "before")
-            pulse.enter("log")
-            log = open_log(run) if rank() == 0 else None
-            take_steps(run, position, log)
-            pulse.enter("export")
-            exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
-            if run.test_examples:
-                heldout.evaluate(run, "after")
-        except Stopped:
-            position.save(run, must=True)
-            exported = None
+    try:
+        if run.test_examples and run.first_step == 0:
+            heldout.evaluate(run, "before")
+        pulse.enter("log")
+        log = open_log(run) if rank() == 0 else None
+        take_steps(run, position, log)
+        pulse.enter("export")
+        exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
+        if run.test_examples:
+            heldout.evaluate(run, "after")
+    except Stopped:
+        position.save(run, must=True)
+        exported = None
     pulse.enter("log")
     if log:
         log.flush()
@@ -269,6 +268,7 @@ def main(argv: list[str]) -> int:
             opened.callback(run.rewards.close)
             if not config.doctor:
                 run = doctor.admit(run)
+                opened.enter_context(stop_request.listening())  # also while a failure is told: torchrun sends SIGTERM
             if not (config.doctor or config.resume):
                 opened.enter_context(output_lock.claim(config))  # before the folder is made
         except ValueError as error:
