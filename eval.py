@@ -24,7 +24,9 @@ from grpo.capacity import choose_slots, free_bytes
 from grpo.decoder import Decoder
 from grpo.evaluation import Answer
 from grpo.model import dtype_of, load_decoder
-from grpo.options import check, command_line, convert, option, options, refuse, spelled_out
+from grpo.options.command_line import command_line
+from grpo.options.option import check, convert, option, options
+from grpo.options.refusal import refuse, spelled_out
 from grpo.preflight import check_writable
 from grpo.report import NOTE, draw_shares, image, page, percent, table
 from grpo.types import Example

@@ -29,7 +29,7 @@ from grpo.config import load
 from grpo.distributed import gather_objects, rank, trim_heap, world_size
 from grpo.finding import Finding, agree, count, failures
 from grpo.log import Log
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.position import Position
 from grpo.preemption import Stopped, stop_request
 from grpo.pulse import describe, pulse

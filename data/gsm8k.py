@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.prompts import COMPLETION, build_prompt, check_num_shots
 from data.rows import SPLITS, Row, find_splits, read
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.preflight import check_writable
 from grpo.types import Example
 

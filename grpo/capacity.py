@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from grpo.decoder import PREFILL_TOKENS
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 from grpo.packing import common_prefix_length
 
 SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here, and for fragments

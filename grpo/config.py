@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from grpo import recipe
-from grpo.options import check, command_line, default_of, option, options, refuse
+from grpo.options.command_line import command_line
+from grpo.options.option import check, default_of, option, options
+from grpo.options.refusal import refuse
 from grpo.preflight import check_surroundings, world_size
 
 TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config import Config
-from grpo.options import options
+from grpo.options.option import options
 from grpo.types import Example
 
 # Options that say where, how fast and how loud, not what is computed.

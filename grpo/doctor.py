@@ -22,7 +22,7 @@ from grpo.continuation import fingerprint
 from grpo.distributed import gather_objects, rank
 from grpo.finding import Finding, agree, failures, judge
 from grpo.ledger import size
-from grpo.options import options
+from grpo.options.option import options
 from grpo.policy import REFERENCE, TRAINED
 from grpo.problems import of_problems, sample
 from grpo.run import Run

@@ -20,7 +20,7 @@ from grpo.decoder import Decoder
 from grpo.distributed import deepspeed, global_max, world_size
 from grpo.inspection import refusing
 from grpo.model import trainable
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 from grpo.policy import Policy
 from grpo.pulse import pulse
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from grpo.config import Config
 from grpo.distributed import gather_objects, rank
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 from grpo.preflight import check_output_dir
 
 NAME = ".lock"

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.options import nearest, refuse
+from grpo.options.refusal import nearest, refuse
 
 if TYPE_CHECKING:
     from grpo.config import Config
@@ -95,14 +95,21 @@ def _looks_local(name: str) -> bool:
 def _check_folder(name: str, value: str | None, *, holding: str) -> None:
     if value is None or not (_looks_local(value) or Path(value).exists()) or (Path(value) / holding).is_file():
         return
-    siblings = [str(path.parent) for path in Path(value).parent.glob(f"*/{holding}")]
-    valid = nearest(value, siblings) if siblings else "a folder that save_pretrained wrote, or a Hub name"
-    refuse(name, value, f"must be a folder that holds {holding}", valid)
+    valid = _alike(value, [path.parent for path in Path(value).parent.glob(f"*/{holding}")])
+    refuse(name, value, f"must be a folder that holds {holding}",
+           valid or "a folder that save_pretrained wrote, or a Hub name")
 
 
 def _refuse_missing(name: str, value: str, rule: str) -> None:
-    siblings = [str(path) for path in Path(value.rpartition(":")[0] or value).parent.glob("[!.]*") if path.exists()]
-    refuse(name, value, rule, nearest(value, siblings) if siblings else "a path that exists")
+    path = value.rpartition(":")[0] or value
+    valid = _alike(path, [one for one in Path(path).parent.glob("[!.]*") if one.exists()])
+    refuse(name, value, rule, valid or "a path that exists")
+
+
+def _alike(value: str, paths: list[Path]) -> Path | None:
+    """The one of the paths whose own name is nearest."""
+    named = {path.name: path for path in paths}
+    return named.get(nearest(Path(value).name, named))
 
 
 def _check_start(config: "Config") -> None:

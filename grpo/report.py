@@ -18,7 +18,7 @@ from grpo import evaluation
 from grpo.evaluation import Answer
 from grpo.json_lines import read
 from grpo.metrics import COLUMNS, METRICS, metric
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.watch import warnings
 
 MODES = ("greedy", "sampled")

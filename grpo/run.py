@@ -37,7 +37,7 @@ from grpo.model import (
     sampling_dtype,
     stop_token_ids,
 )
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 from grpo.packing import common_prefix_length
 from grpo.plan import after_slots, ledger_of, of_a_row
 from grpo.policy import Policy

@@ -5,7 +5,7 @@ import sys
 import torch
 
 from grpo.distributed import gather_objects, rank
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.preemption import stop_request
 from grpo.pulse import pulse
 from grpo.run import Run

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from grpo.loss import KL_ESTIMATORS, kl_divergence
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 from kernels import huggingface, reference
 from kernels.checks import check_kl, check_tokens
 from kernels.choice import choose

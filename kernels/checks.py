@@ -3,7 +3,7 @@
 import torch
 
 from grpo.loss import KL_ESTIMATORS
-from grpo.options import nearest, refuse
+from grpo.options.refusal import nearest, refuse
 
 KL_KINDS = (*KL_ESTIMATORS, "exact", "reverse")
 

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from grpo.options import nearest, refuse
+from grpo.options.refusal import nearest, refuse
 from kernels.tiles import MIN_CAPABILITY, architecture, prefers_hybrid
 
 IMPLEMENTATIONS = ("auto", "reference", "triton", "hybrid")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from grpo import checkpoint, continuation
 from grpo.config import Config
-from grpo.options import options
+from grpo.options.option import options
 from grpo.types import Example
 
 # Where a run goes on, how fast, and what it tells; not what it computes.

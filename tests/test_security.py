@@ -24,7 +24,7 @@ from grpo import evaluation, report
 from grpo.config import Config
 from grpo.evaluation import Answer
 from grpo.log import Log
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "</pre><script>alert(\"'\")</script>\0\x1b[2J\x9b31m\u202e\u2028\ud800 <b>#### 1"
