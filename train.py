@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 
+from data.example import Example
 from grpo import launcher
 
 if __name__ == "__main__":
@@ -39,7 +40,7 @@ from grpo.run import Run, build
 from grpo.schedule import learning_rate, prompts_of_step
 from grpo.scoring import completion_columns, end_if_rewards_fail, score_completions
 from grpo.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
-from grpo.types import Example, Rollout
+from grpo.types import Rollout
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 

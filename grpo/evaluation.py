@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from data.example import Example
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.decoder import Decoder
 from grpo.rollout import generate
-from grpo.types import Example, Rollout
+from grpo.types import Rollout
 from rewards.math import TOLERANCE, correctness_reward, format_reward, gold_number, parse_number
 
 SCORES = ("strict", "lenient", "format", "truncated")  # fields of an Answer

@@ -5,6 +5,7 @@ That order: quantise and inject LoRA while every rank still holds whole weights,
 
 import logging
 import warnings
+from data.example import Example
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,6 @@ from grpo.packing import common_prefix_length
 from grpo.plan import after_slots, ledger_of, of_a_row
 from grpo.policy import Policy
 from grpo.schedule import total_steps
-from grpo.types import Example
 from rewards.math import gold_number
 from rewards.pool import RewardPool
 
