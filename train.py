@@ -12,6 +12,8 @@ import math
 import sys
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
 
 from data.example import Example
 from grpo import launcher
@@ -264,14 +266,15 @@ def main(argv: list[str]) -> int:
                 return 0
             distributed.start(config.ddp_timeout)
             heartbeat.start(config.ddp_timeout)
+            claim = partial(output_lock.claim, Path(config.output_dir), resume=config.resume)
             if config.resume:
-                opened.enter_context(output_lock.claim(config))  # before a checkpoint is read
+                opened.enter_context(claim())  # before a checkpoint is read
             run = build(config)
             opened.callback(run.rewards.close)
             if not config.doctor:
                 run = doctor.admit(run)
             if not (config.doctor or config.resume):
-                opened.enter_context(output_lock.claim(config))  # before the folder is made
+                opened.enter_context(claim())  # before the folder is made
         except ValueError as error:
             return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
         except (Exception, KeyboardInterrupt) as error:

@@ -251,7 +251,7 @@ def load(argv: list[str]) -> Config:
     batch_notes = recipe.derive(values, world_size=in_force.pop("plan") or world_size(), **in_force)
     notes = [*notes, *more_notes, *batch_notes, *_without_effect(values)]
     config = Config(**values, notes=tuple(notes))
-    check_surroundings(config)
+    check_surroundings({name: getattr(config, name) for name in options(Config)})
     return config
 
 
