@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from data import load_examples
 from data.prompts import STOP_STRINGS
 from grpo import evaluation
-from grpo.capacity import choose_slots, free_bytes
+from grpo.capacity import choose_slots
 from grpo.decoder import Decoder
+from grpo.distributed import free_bytes
 from grpo.evaluation import Answer
 from grpo.model import dtype_of, load_decoder
 from grpo.options.command_line import command_line

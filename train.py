@@ -62,8 +62,7 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     # 1. Take this rank's share of the step's prompts, and the policy as it is.
     clock.enter("sync")
     examples, prompt_index = my_prompts(run, step)
-    run.decoder.move(run.device)
-    run.engine.sync(run.decoder)
+    run.sync()
     with stop_request.may_end_this():
         # 2. Sample G completions per prompt from the rollout copy; no rank waits for another.
         clock.enter("rollout")
@@ -231,8 +230,7 @@ def first_step(run: Run) -> list[Finding]:
     clock = Clock(0)
     clock.enter("sync")
     examples, prompt_index = my_prompts(run, 0)
-    run.decoder.move(run.device)
-    run.engine.sync(run.decoder)
+    run.sync()
     clock.enter("rollout")
     rollout = sample(run, examples, prompt_index, 0)
     clock.enter("reward")

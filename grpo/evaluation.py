@@ -209,6 +209,11 @@ def compare(before: list[Answer], after: list[Answer]) -> dict[str, float]:
     }
 
 
+def answers_path(output_dir: Path, mode: str, when: str) -> Path:
+    """Where a run keeps its held-out answers: `mode` is greedy or sampled, `when` is before or after."""
+    return output_dir / "evaluation" / f"{mode}_{when}.jsonl"
+
+
 def save(answers: list[Answer], path: Path) -> None:
     """Write answers as JSON lines, so that a resumed run still has its scores from before the training."""
     path.parent.mkdir(parents=True, exist_ok=True)

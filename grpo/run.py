@@ -22,10 +22,10 @@ from grpo import checkpoint, continuation, distributed
 from grpo.adapter import add_adapter
 from grpo.advantage import group_advantages
 from grpo.budget import Budget, Lengths, choose_budget
-from grpo.capacity import Room, choose_slots, free_bytes
+from grpo.capacity import Room, choose_slots
 from grpo.config import Config
 from grpo.decoder import Decoder
-from grpo.distributed import global_max, world_size
+from grpo.distributed import free_bytes, global_max, world_size
 from grpo.engine import Engine
 from grpo.ledger import Ledger, size
 from grpo.limit import TokenLimit
@@ -75,6 +75,12 @@ class Run:
     ledger: Ledger
     left_out: int
     announcement: list[str]
+
+    def sync(self) -> None:
+        """Bring the policy's weights, as they are, to the sampler. Collective: every rank, once per sampling phase."""
+        self.decoder.move(self.device)
+        self.engine.copy_to(self.decoder.tensors())
+        self.decoder.merge()
 
 
 def build(config: Config) -> Run:
