@@ -9,6 +9,7 @@ the prompt, and less without its interval, so the table has a row per number and
 import json
 import sys
 from collections.abc import Sequence
+from data.example import Example
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from transformers import PreTrainedTokenizerBase
 from data import load_examples
 from data.prompts import STOP_STRINGS
 from grpo import evaluation
-from grpo.capacity import choose_slots, free_bytes
+from grpo.capacity import choose_slots
 from grpo.decoder import Decoder
+from grpo.distributed import free_bytes
 from grpo.evaluation import Answer
 from grpo.model import dtype_of, load_decoder
-from grpo.options import check, command_line, convert, option, options, refuse, spelled_out
+from grpo.options.command_line import command_line
+from grpo.options.option import check, convert, option, options
+from grpo.options.refusal import refuse, spelled_out
 from grpo.preflight import check_writable
 from grpo.report import NOTE, draw_shares, image, page, percent, table
-from grpo.types import Example
 
 MOST_SLOTS = 256  # beyond that a step gets no faster per row
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")

@@ -12,7 +12,10 @@ import math
 import sys
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
 
+from data.example import Example
 from grpo import launcher
 
 if __name__ == "__main__":
@@ -29,7 +32,7 @@ from grpo.config import load
 from grpo.distributed import gather_objects, rank, trim_heap, world_size
 from grpo.finding import Finding, agree, count, failures
 from grpo.log import Log
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.position import Position
 from grpo.preemption import Stopped, stop_request
 from grpo.pulse import describe, pulse
@@ -39,7 +42,7 @@ from grpo.run import Run, build
 from grpo.schedule import learning_rate, prompts_of_step
 from grpo.scoring import completion_columns, end_if_rewards_fail, score_completions
 from grpo.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
-from grpo.types import Example, Rollout
+from grpo.types import Rollout
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 
@@ -59,8 +62,7 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     # 1. Take this rank's share of the step's prompts, and the policy as it is.
     clock.enter("sync")
     examples, prompt_index = my_prompts(run, step)
-    run.decoder.move(run.device)
-    run.engine.sync(run.decoder)
+    run.sync()
     with stop_request.may_end_this():
         # 2. Sample G completions per prompt from the rollout copy; no rank waits for another.
         clock.enter("rollout")
@@ -227,8 +229,7 @@ def first_step(run: Run) -> list[Finding]:
     clock = Clock(0)
     clock.enter("sync")
     examples, prompt_index = my_prompts(run, 0)
-    run.decoder.move(run.device)
-    run.engine.sync(run.decoder)
+    run.sync()
     clock.enter("rollout")
     rollout = sample(run, examples, prompt_index, 0)
     clock.enter("reward")
@@ -262,15 +263,16 @@ def main(argv: list[str]) -> int:
                 return 0
             distributed.start(config.ddp_timeout)
             heartbeat.start(config.ddp_timeout)
+            claim = partial(output_lock.claim, Path(config.output_dir), resume=config.resume)
             if config.resume:
-                opened.enter_context(output_lock.claim(config))  # before a checkpoint is read
+                opened.enter_context(claim())  # before a checkpoint is read
             run = build(config)
             opened.callback(run.rewards.close)
             if not config.doctor:
                 run = doctor.admit(run)
                 opened.enter_context(stop_request.listening())  # also while a failure is told: torchrun sends SIGTERM
             if not (config.doctor or config.resume):
-                opened.enter_context(output_lock.claim(config))  # before the folder is made
+                opened.enter_context(claim())  # before the folder is made
         except ValueError as error:
             return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
         except (Exception, KeyboardInterrupt) as error:

@@ -33,7 +33,7 @@ SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_120": 99, "gfx942": 64}
 CARDS = {"sm_80": "A100", "sm_90": "H100, H200", "sm_120": "RTX 50", "gfx942": "MI300"}
 HIDDEN_SIZES = (896, 3584)
 TOKENS = (16_384, 64)  # a full batch, and so few that another tile may run
-FLAGS = {"REF": False, "REVERSE": False, "GIVEN": False, "UPCAST": False}
+FLAGS = {"REF": False, "GIVEN": False, "UPCAST": False}
 SWEEP = FLAGS | {"ONLINE": False, "EMIT": False, "TILED": False}
 KERNELS = {
     "sweep (no gradient)": (sweep.sweep, SWEEP),
@@ -46,7 +46,7 @@ KERNELS = {
     "sweep (hybrid, stores E)": (sweep.sweep, SWEEP | {"GIVEN": True, "EMIT": True}),
     "slope (hybrid)": (slope.slope, FLAGS | {"GIVEN": True}),
     "target": (sweep.target, {"INNER": 1024}),
-    "merge": (sweep.merge, {"ROWS": 128, "FINAL": True, "REF": False, "REVERSE": False}),
+    "merge": (sweep.merge, {"ROWS": 128, "FINAL": True, "REF": False}),
     "stash": (slope.stash, {"ROWS": 16, "COLUMNS": 128}),
 }
 HALF = ("hidden", "weight", "ref_hidden", "ref_weight", "emitted", "grad", "stashed")

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from data.example import Example
 from data.prompts import build_prompt
-from grpo.types import Example
 
 
 def load_examples(

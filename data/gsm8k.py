@@ -8,16 +8,15 @@ prompt column: one path serves both.
 
 import argparse
 import json
+import os
 import re
 import sys
 import warnings
 from pathlib import Path
 
+from data.example import Example
 from data.prompts import COMPLETION, build_prompt, check_num_shots
 from data.rows import SPLITS, Row, find_splits, read
-from grpo.options import spelled_out
-from grpo.preflight import check_writable
-from grpo.types import Example
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 ANSWER_MARK = "####"
@@ -96,7 +95,8 @@ def main() -> None:
     try:
         prepare(arguments.input, Path(arguments.output_dir), num_shots=arguments.num_shots, seed=arguments.seed)
     except ValueError as error:
-        print(f"error: {spelled_out(str(error))}", file=sys.stderr)
+        seen = (letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(error))
+        print(f"error: {''.join(seen)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -106,7 +106,9 @@ def prepare(path_or_name: str, output_dir: Path, *, num_shots: int, seed: int) -
     Raises:
         ValueError: a file is there already, or the data cannot be loaded.
     """
-    check_writable("output_dir", output_dir)
+    there = next(path for path in (output_dir, *output_dir.parents) if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"output_dir={str(output_dir)!r} cannot be made: {there} is no folder that may be written to")
     for file in (output_dir / f"{split}.json" for split in SPLITS):
         if file.exists():
             raise ValueError(f"output_dir={str(output_dir)!r}: holds {file.name} already; must be a new folder")

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import add, mul, sub
 
+from data.example import Example
 from data.prompts import COMPLETION, build_prompt
-from grpo.types import Example
 
 # Of ten checksum residues, those that belong to each split.
 SPLITS = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}

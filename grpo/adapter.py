@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from grpo.config import Config
 from grpo.decoder import LORA_MODULES
 from grpo.inspection import check_finite, refusing
-from grpo.options import SHORT, nearest, refuse
+from grpo.options.refusal import SHORT, nearest, refuse
 from grpo.policy import REFERENCE, TRAINED
 
 SAVED_ADAPTER = "a folder that peft's save_pretrained or a run of this project wrote"

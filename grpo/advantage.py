@@ -11,7 +11,7 @@ Where this departs from the paper (DeepSeekMath, arXiv 2402.03300, section 4.1.2
 
 import torch
 
-from grpo.options import nearest, refuse
+from grpo.options.refusal import nearest, refuse
 
 SCALES = ("group", "batch", "none")
 GATES = ("none", "outcome")

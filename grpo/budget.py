@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from grpo.capacity import SHARE
 from grpo.ledger import Ledger, size
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 
 ENOUGH_TOKENS = 16_384  # rows of so many keep a GPU busy: longer ones are no reason to recompute activations
 MOST_TOKENS = 32_768

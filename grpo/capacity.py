@@ -3,21 +3,17 @@
 Axes as in `grpo/kv_cache.py`: S slots, T room of a row's own tokens, Q room of a prompt's rest, P prefix tokens.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import psutil
-import torch
 from transformers import PretrainedConfig
 
 from grpo.decoder import PREFILL_TOKENS
-from grpo.options import refuse
+from grpo.distributed import MIB
+from grpo.options.refusal import refuse
 from grpo.packing import common_prefix_length
 
 SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here, and for fragments
-MIB = 2**20
 ROW_TOKEN_BYTES = 12  # of a sampled token and its log-probability, kept until the end of the phase
 
 
@@ -36,19 +32,6 @@ class Room(NamedTuple):
     num_slots: int
     words: str
     num_bytes: int
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that this rank may still take: of its GPU, or its share of what the machine or container has left."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        held = int(limit.with_name("memory.current").read_text())
-        counts = dict(line.split() for line in limit.with_name("memory.stat").read_text().splitlines())
-        free = min(free, int(most) - held + int(counts["inactive_file"]))  # cached files give way
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def slot_bytes(decoder: Sampler, room: int) -> int:

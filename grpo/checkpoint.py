@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from grpo.checksums import damage, seal, sync
 from grpo.distributed import gather_objects, rank
 from grpo.engine import MOMENTS, Engine
-from grpo.model import public_name
+from grpo.policy import public_name
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 WRITE_ERRORS = (OSError, SafetensorError)

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from grpo import recipe
-from grpo.options import check, command_line, default_of, option, options, refuse
+from grpo.options.command_line import command_line
+from grpo.options.option import check, default_of, option, options
+from grpo.options.refusal import refuse
 from grpo.preflight import check_surroundings, world_size
 
 TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
@@ -249,7 +251,7 @@ def load(argv: list[str]) -> Config:
     batch_notes = recipe.derive(values, world_size=in_force.pop("plan") or world_size(), **in_force)
     notes = [*notes, *more_notes, *batch_notes, *_without_effect(values)]
     config = Config(**values, notes=tuple(notes))
-    check_surroundings(config)
+    check_surroundings({name: getattr(config, name) for name in options(Config)})
     return config
 
 

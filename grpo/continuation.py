@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data.example import Example
 from grpo.config import Config
-from grpo.options import options
-from grpo.types import Example
+from grpo.options.option import options
 
 # Options that say where, how fast and how loud, not what is computed.
 FREE = {

@@ -4,8 +4,10 @@ import ctypes
 import datetime
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -20,6 +22,7 @@ import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when imported)
 
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 2**20
 GLIBC = platform.libc_ver()[0] == "glibc"
+MIB = 2**20
 
 
 def start(timeout_s: float) -> torch.device:
@@ -51,6 +54,19 @@ def start(timeout_s: float) -> torch.device:
         dist.init_process_group(backend, timeout=timeout, **alone)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this rank may still take: of its GPU, or its share of what the machine or container has left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        held = int(limit.with_name("memory.current").read_text())
+        counts = dict(line.split() for line in limit.with_name("memory.stat").read_text().splitlines())
+        free = min(free, int(most) - held + int(counts["inactive_file"]))  # cached files give way
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def trim_heap() -> None:

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from grpo import checkpoint
-from grpo.capacity import free_bytes, slot_bytes
+from grpo.capacity import slot_bytes
 from grpo.config import Config
 from grpo.continuation import fingerprint
-from grpo.distributed import gather_objects, rank
+from grpo.distributed import free_bytes, gather_objects, rank
 from grpo.finding import Finding, agree, failures, judge
 from grpo.ledger import size
-from grpo.options import options
+from grpo.options.option import options
 from grpo.policy import REFERENCE, TRAINED
 from grpo.problems import of_problems, sample
 from grpo.run import Run

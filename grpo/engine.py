@@ -16,12 +16,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from grpo.config import Config
-from grpo.decoder import Decoder
 from grpo.distributed import deepspeed, global_max, world_size
 from grpo.inspection import refusing
-from grpo.model import trainable
-from grpo.options import refuse
-from grpo.policy import Policy
+from grpo.options.refusal import refuse
+from grpo.policy import Policy, trainable
 from grpo.pulse import pulse
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -172,20 +170,18 @@ class Engine:
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     @torch.no_grad()
-    def sync(self, decoder: Decoder) -> None:
-        """Copy the trained tensors into the rollout copy and prove that all ranks hold the same.
+    def copy_to(self, target: dict[str, torch.Tensor]) -> None:
+        """Copy the trained tensors, whole, into those of the same public names, and prove that all ranks got the same.
 
         Raises:
             FloatingPointError: a trained weight is not finite; on every rank.
             RuntimeError: the copies differ between ranks.
 
-        Collective: every rank, once per rollout phase.
+        Collective: every rank.
         """
-        target = decoder.tensors()
         with self.gathered(self.trainable.values()):
             for name, parameter in self.trainable.items():
                 target[name].copy_(parameter)
-        decoder.merge()
         checksum = float(sum(target[name].sum(dtype=torch.float64) for name in self.trainable))
         if not math.isfinite(checksum):
             raise FloatingPointError("a trained weight is not finite: lower learning_rate, from the last checkpoint")

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from data.example import Example
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.decoder import Decoder
 from grpo.rollout import generate
-from grpo.types import Example, Rollout
+from grpo.types import Rollout
 from rewards.math import TOLERANCE, correctness_reward, format_reward, gold_number, parse_number
 
 SCORES = ("strict", "lenient", "format", "truncated")  # fields of an Answer
@@ -206,6 +207,11 @@ def compare(before: list[Answer], after: list[Answer]) -> dict[str, float]:
         "accuracy_after": sum(right_after) / len(after),
         "p_value": paired_test(right_before, right_after),
     }
+
+
+def answers_path(output_dir: Path, mode: str, when: str) -> Path:
+    """Where a run keeps its held-out answers: `mode` is greedy or sampled, `when` is before or after."""
+    return output_dir / "evaluation" / f"{mode}_{when}.jsonl"
 
 
 def save(answers: list[Answer], path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from grpo import door
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.pulse import describe, pulse
 
 BEAT_S = 1.0

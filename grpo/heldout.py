@@ -7,7 +7,6 @@ from grpo import evaluation
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.preemption import stop_request
 from grpo.pulse import pulse
-from grpo.report import answers_path
 from grpo.run import Run
 
 
@@ -20,8 +19,7 @@ def evaluate(run: Run, when: str) -> None:
     Collective: every rank.
     """
     pulse.enter("evaluate")
-    run.decoder.move(run.device)
-    run.engine.sync(run.decoder)
+    run.sync()
     mine = list(range(rank(), len(run.test_examples), world_size()))
     for mode, temperature, num_samples in (("greedy", 0.0, 1), ("sampled", run.config.temperature, 4)):
         with stop_request.may_end_this():
@@ -41,7 +39,7 @@ def evaluate(run: Run, when: str) -> None:
             )
         everyone = [answer for part in gather_objects(answers) for answer in part]
         if rank() == 0:
-            evaluation.save(everyone, answers_path(run.output_dir, mode, when))
+            evaluation.save(everyone, evaluation.answers_path(run.output_dir, mode, when))
 
 
 def summarize(run: Run, seconds: float) -> dict[str, float]:
@@ -49,7 +47,8 @@ def summarize(run: Run, seconds: float) -> dict[str, float]:
     summary: dict[str, float] = {"steps": run.num_steps, "ranks": world_size(), "seconds": round(seconds, 1)}
     if run.test_examples:
         for prefix, mode in (("", "sampled"), ("greedy_", "greedy")):
-            before, after = (evaluation.load(answers_path(run.output_dir, mode, when)) for when in ("before", "after"))
+            paths = [evaluation.answers_path(run.output_dir, mode, when) for when in ("before", "after")]
+            before, after = map(evaluation.load, paths)
             compared = evaluation.compare(before, after)
             summary |= {f"{prefix}{name}": value for name, value in compared.items()}
     (run.output_dir / "summary.json").write_text(json.dumps(summary, indent=2))

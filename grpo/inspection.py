@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 
 LONGEST = 200  # characters of a library's own words
 SAVED_MODEL = "a folder that save_pretrained wrote, or a Hub name"

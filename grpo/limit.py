@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from grpo.capacity import MIB, free_bytes
-from grpo.distributed import rank
+from grpo.distributed import MIB, free_bytes, rank
 
 
 class TokenLimit:

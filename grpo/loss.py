@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from grpo.options import nearest, refuse
+from grpo.options.refusal import nearest, refuse
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo")
 KL_ESTIMATORS = ("k1", "k2", "k3", "k3_unbiased")

@@ -10,7 +10,6 @@ import timeit
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +18,7 @@ from grpo.decoder import Decoder, check_supported
 from grpo.distributed import global_max
 from grpo.inspection import SAVED_MODEL, check_code, check_tokenizer, check_vocabulary, check_weights, refusing
 from grpo.linear import Branch, PackedWeight, Weight
-from grpo.policy import REFERENCE, TRAINED
+from grpo.policy import REFERENCE, TRAINED, public_name, trainable
 
 NF4_BLOCK = 64  # weights that share one scale
 CLEARLY_FASTER = 1.5  # a ratio that noise does not reach
@@ -134,18 +133,6 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     found = {token for token in (tokenizer.eos_token_id, *listed) if token is not None}
     check_vocabulary(tokenizer, found, model.config.vocab_size)
     return found
-
-
-def public_name(name: str) -> str:
-    """A parameter's name without peft's wrappers: what the decoder, an export and a checkpoint call it."""
-    for wrapper in (".base_layer", f".modules_to_save.{TRAINED}", f".{TRAINED}"):
-        name = name.replace(wrapper, "")
-    return name
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters being trained, by public name; a tied weight once."""
-    return {public_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def sampling_dtype(model: PreTrainedModel) -> tuple[torch.dtype, str]:

@@ -9,16 +9,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
-from grpo.config import Config
 from grpo.distributed import gather_objects, rank
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 from grpo.preflight import check_output_dir
 
 NAME = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what a file system without locks answers
 
 
-def claim(config: Config) -> AbstractContextManager:
+def claim(output_dir: Path, *, resume: bool) -> AbstractContextManager:
     """Keep other runs out of output_dir until what is returned is closed: on rank 0 the locked file, else nothing.
 
     Raises:
@@ -29,8 +28,8 @@ def claim(config: Config) -> AbstractContextManager:
     file, problem = nullcontext(), ""
     if rank() == 0:
         try:
-            file = lock(Path(config.output_dir))
-            check_output_dir(Path(config.output_dir), resume=config.resume)
+            file = lock(output_dir)
+            check_output_dir(output_dir, resume=resume)
         except ValueError as error:
             problem = str(error)
     problem = gather_objects(problem)[0]

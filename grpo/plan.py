@@ -15,7 +15,7 @@ from grpo.config import Config
 from grpo.decoder import MODEL_TYPES
 from grpo.ledger import Item, Ledger, size
 from grpo.model import read_config
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 from grpo.recipe import PROJECTIONS
 
 GPU_BYTES = 80 * 10**9  # where no GPU is to be seen

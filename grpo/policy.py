@@ -27,6 +27,18 @@ TRAINED = "default"  # peft's name for the adapter being trained
 REFERENCE = "reference"  # the frozen copy of a start adapter; where it does not exist the base alone answers
 
 
+def public_name(name: str) -> str:
+    """A parameter's name without peft's wrappers: what the decoder, an export and a checkpoint call it."""
+    for wrapper in (".base_layer", f".modules_to_save.{TRAINED}", f".{TRAINED}"):
+        name = name.replace(wrapper, "")
+    return name
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters being trained, by public name; a tied weight once."""
+    return {public_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 class Head(nn.Module):
     """The language-model head as log-probabilities, its weight read inside its own forward, where ZeRO-3 gathers it."""
 

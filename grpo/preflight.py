@@ -3,12 +3,9 @@
 import importlib.util
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from grpo.options import nearest, refuse
-
-if TYPE_CHECKING:
-    from grpo.config import Config
+from grpo.options.refusal import nearest, refuse
 
 DATA_SUFFIXES = (".json", ".jsonl")
 # What a run writes to output_dir, and would write over.
@@ -23,8 +20,8 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def check_surroundings(config: "Config") -> None:
-    """Refuse what cannot run here.
+def check_surroundings(values: dict[str, Any]) -> None:
+    """Refuse what cannot run here; `values` are those of all options by name.
 
     Every rank looks at output_dir, so no rank may write there before all have come through.
 
@@ -32,28 +29,28 @@ def check_surroundings(config: "Config") -> None:
         ValueError: prompts that do not divide over the ranks, a missing file, folder or package, or an output_dir
             whose content does not fit `resume`.
     """
-    _check_ranks(config.prompts_per_step, config.plan or world_size())
+    _check_ranks(values["prompts_per_step"], values["plan"] or world_size())
     for name in PATHS:
-        _check_path(name, getattr(config, name))
-    _check_folder("model_name_or_path", config.model_name_or_path, holding="config.json")
-    _check_folder("tokenizer_name_or_path", config.tokenizer_name_or_path, holding="tokenizer_config.json")
-    _check_folder("adapter_name_or_path", config.adapter_name_or_path, holding="adapter_config.json")
+        _check_path(name, values[name])
+    _check_folder("model_name_or_path", values["model_name_or_path"], holding="config.json")
+    _check_folder("tokenizer_name_or_path", values["tokenizer_name_or_path"], holding="tokenizer_config.json")
+    _check_folder("adapter_name_or_path", values["adapter_name_or_path"], holding="adapter_config.json")
     for name in ("train_dataset_id_or_path", "test_dataset_id_or_path"):
-        dataset = getattr(config, name)
+        dataset = values[name]
         is_local = dataset and (_looks_local(dataset) or dataset.endswith(DATA_SUFFIXES))
         if is_local and not Path(dataset).expanduser().exists():
             _refuse_missing(name, dataset, "must be an existing file or folder")
-    for entry in config.reward_funcs:
+    for entry in values["reward_funcs"]:
         path = entry.rpartition(":")[0]
         _check_path("reward_funcs", path)
         if path.endswith(".py") and not Path(path).is_file():
             _refuse_missing("reward_funcs", entry, "must name an existing file before the colon")
-    for package in config.report_to:
+    for package in values["report_to"]:
         if importlib.util.find_spec(package) is None:
             refuse("report_to", package, f"needs the package {package}, which is not installed here", "none")
-    if config.plan is None:  # a plan writes nothing
-        check_output_dir(Path(config.output_dir), resume=config.resume)
-        _check_start(config)
+    if values["plan"] is None:  # a plan writes nothing
+        check_output_dir(Path(values["output_dir"]), resume=values["resume"])
+        _check_start(values)
 
 
 def check_writable(name: str, path: Path) -> None:
@@ -95,23 +92,30 @@ def _looks_local(name: str) -> bool:
 def _check_folder(name: str, value: str | None, *, holding: str) -> None:
     if value is None or not (_looks_local(value) or Path(value).exists()) or (Path(value) / holding).is_file():
         return
-    siblings = [str(path.parent) for path in Path(value).parent.glob(f"*/{holding}")]
-    valid = nearest(value, siblings) if siblings else "a folder that save_pretrained wrote, or a Hub name"
-    refuse(name, value, f"must be a folder that holds {holding}", valid)
+    valid = _alike(value, [path.parent for path in Path(value).parent.glob(f"*/{holding}")])
+    refuse(name, value, f"must be a folder that holds {holding}",
+           valid or "a folder that save_pretrained wrote, or a Hub name")
 
 
 def _refuse_missing(name: str, value: str, rule: str) -> None:
-    siblings = [str(path) for path in Path(value.rpartition(":")[0] or value).parent.glob("[!.]*") if path.exists()]
-    refuse(name, value, rule, nearest(value, siblings) if siblings else "a path that exists")
+    path = value.rpartition(":")[0] or value
+    valid = _alike(path, [one for one in Path(path).parent.glob("[!.]*") if one.exists()])
+    refuse(name, value, rule, valid or "a path that exists")
 
 
-def _check_start(config: "Config") -> None:
+def _alike(value: str, paths: list[Path]) -> Path | None:
+    """The one of the paths whose own name is nearest."""
+    named = {path.name: path for path in paths}
+    return named.get(nearest(Path(value).name, named))
+
+
+def _check_start(values: dict[str, Any]) -> None:
     """Refuse to start from what the export writes over: it is the reference of a resumed run."""
-    name, folder = ("adapter_name_or_path", "adapter") if config.use_peft else ("model_name_or_path", "model")
-    start, export = getattr(config, name), Path(config.output_dir, folder)
+    name, folder = ("adapter_name_or_path", "adapter") if values["use_peft"] else ("model_name_or_path", "model")
+    start, export = values[name], Path(values["output_dir"], folder)
     if start and Path(start).resolve().is_relative_to(export.resolve()):
-        refuse(name, start, f"is where this run's export goes: output_dir={config.output_dir!r} holds it",
-               f"a copy elsewhere, or output_dir={config.output_dir}-2")
+        refuse(name, start, f"is where this run's export goes: output_dir={values['output_dir']!r} holds it",
+               f"a copy elsewhere, or output_dir={values['output_dir']}-2")
 
 
 def check_output_dir(path: Path, *, resume: bool) -> None:

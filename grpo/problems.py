@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Callable
 from math import isnan
 
+from data.example import Example
 from data.prompts import COMPLETION, STOP_STRINGS
 from grpo.finding import Finding, judge
 from grpo.pulse import pulse
 from grpo.run import Run
-from grpo.types import Example
 from rewards import BUILT_IN
 from rewards.math import ANSWER_LINE, CORRECTNESS_REWARD, FORMAT_REWARD, gold_number
 from rewards.pool import Scored

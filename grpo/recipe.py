@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.options import ARTICLE, SHORT, check, convert, nearest, option, options, read_yaml, refuse
+from grpo.options.option import ARTICLE, check, convert, option, options
+from grpo.options.refusal import SHORT, nearest, refuse
+from grpo.options.strict_yaml import read_yaml
 
 
 @dataclass
@@ -71,7 +73,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         recipes = [str(one) for one in [*path.parent.glob("*.yaml"), *Path("recipes").glob("*.yaml")]]
-        refuse("config", str(path), "must be a recipe file", nearest(str(path), recipes or ["recipes/toy.yaml"]))
+        refuse("config", str(path), "must be a recipe file", nearest(str(path), recipes) or "recipes/toy.yaml")
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -108,8 +110,9 @@ def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[s
     result, notes = {}, []
     for name, value in values.items():
         if name not in own | foreign:
-            known = nearest(str(name), own | foreign)
-            raise ValueError(f"unknown option {name}={SHORT.repr(value)}; nearest known one: {known}")
+            near = nearest(str(name), own | foreign)
+            hint = f"nearest known one: {near}" if near else "see --help"
+            raise ValueError(f"unknown option {name}={SHORT.repr(value)}; {hint}")
         one = (own | foreign)[name]
         value = convert(one, SPELLINGS.get(name, {}).get(str(value).lower(), value))
         if name in foreign:
@@ -171,7 +174,7 @@ def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
         if key in DEEPSPEED_ELSEWHERE:
             refuse("deepspeed", {key: value}, f"is said by the option {DEEPSPEED_ELSEWHERE[key]}", "without this key")
         if key not in DEEPSPEED:
-            refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED))
+            refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED) or "without it")
         if type(value) is not DEEPSPEED[key]:
             refuse("deepspeed", {key: value}, f"must have {ARTICLE[DEEPSPEED[key]]} there", "without this key")
         if key == "steps_per_print" and value < 1:
@@ -202,7 +205,7 @@ def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
 def _check_float(value: Any, said: dict[str, Any]) -> None:
     if value not in DEEPSPEED_FLOATS:
         refuse("deepspeed", said, f"must have one of {', '.join(DEEPSPEED_FLOATS)} there",
-               nearest(str(value).lower(), DEEPSPEED_FLOATS))
+               nearest(str(value).lower(), DEEPSPEED_FLOATS) or "without this key")
 
 
 def _translate_dtype(values: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from grpo import evaluation
 from grpo.evaluation import Answer
 from grpo.json_lines import read
 from grpo.metrics import COLUMNS, METRICS, metric
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.watch import warnings
 
 MODES = ("greedy", "sampled")
@@ -39,11 +39,6 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 13px
 """
 
 Evaluations = dict[str, tuple[list[Answer], list[Answer]]]
-
-
-def answers_path(output_dir: Path, mode: str, when: str) -> Path:
-    """Where a run keeps its held-out answers: `mode` is greedy or sampled, `when` is before or after."""
-    return output_dir / "evaluation" / f"{mode}_{when}.jsonl"
 
 
 def write_report(output_dir: str | Path) -> Path:
@@ -160,7 +155,7 @@ def _cell(value: Any) -> str:
 
 def _read_evaluations(output_dir: Path) -> Evaluations:
     """The modes that were scored before the training and after it, those that were not left out."""
-    paths = {mode: [answers_path(output_dir, mode, when) for when in ("before", "after")] for mode in MODES}
+    paths = {mode: [evaluation.answers_path(output_dir, mode, when) for when in ("before", "after")] for mode in MODES}
     return {
         mode: (evaluation.load(before), evaluation.load(after))
         for mode, (before, after) in paths.items() if before.exists() and after.exists()

@@ -5,6 +5,7 @@ That order: quantise and inject LoRA while every rank still holds whole weights,
 
 import logging
 import warnings
+from data.example import Example
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,10 @@ from grpo import checkpoint, continuation, distributed
 from grpo.adapter import add_adapter
 from grpo.advantage import group_advantages
 from grpo.budget import Budget, Lengths, choose_budget
-from grpo.capacity import Room, choose_slots, free_bytes
+from grpo.capacity import Room, choose_slots
 from grpo.config import Config
 from grpo.decoder import Decoder
-from grpo.distributed import global_max, world_size
+from grpo.distributed import free_bytes, global_max, world_size
 from grpo.engine import Engine
 from grpo.ledger import Ledger, size
 from grpo.limit import TokenLimit
@@ -37,12 +38,11 @@ from grpo.model import (
     sampling_dtype,
     stop_token_ids,
 )
-from grpo.options import refuse
+from grpo.options.refusal import refuse
 from grpo.packing import common_prefix_length
 from grpo.plan import after_slots, ledger_of, of_a_row
 from grpo.policy import Policy
 from grpo.schedule import total_steps
-from grpo.types import Example
 from rewards.math import gold_number
 from rewards.pool import RewardPool
 
@@ -75,6 +75,12 @@ class Run:
     ledger: Ledger
     left_out: int
     announcement: list[str]
+
+    def sync(self) -> None:
+        """Bring the policy's weights, as they are, to the sampler. Collective: every rank, once per sampling phase."""
+        self.decoder.move(self.device)
+        self.engine.copy_to(self.decoder.tensors())
+        self.decoder.merge()
 
 
 def build(config: Config) -> Run:

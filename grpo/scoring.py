@@ -4,12 +4,13 @@ import sys
 
 import torch
 
+from data.example import Example
 from grpo.distributed import gather_objects, rank
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.preemption import stop_request
 from grpo.pulse import pulse
 from grpo.run import Run
-from grpo.types import Example, Rollout
+from grpo.types import Rollout
 from rewards.pool import Scored
 
 

@@ -10,30 +10,14 @@ Axes, one letter each; a tensor's name ends in its axes:
 Masks are bool and True means "counts in the loss". Log-probabilities are natural logarithms (nats), float32.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
+from data.example import Example
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One problem of a dataset.
-
-    Args:
-        question: the problem as text, without any template.
-        answer: the worked solution as text; empty when the dataset has none.
-        final_answer: the gold answer as text, what the rewards compare with; empty when the dataset has none.
-        prompt: the text the policy continues.
-        columns: every column of the dataset row by name; reward functions receive these, as in TRL.
-    """
-
-    question: str
-    answer: str
-    final_answer: str
-    prompt: str
-    columns: dict[str, Any] = field(default_factory=dict)
+__all__ = ["Batch", "Example", "Rollout", "RolloutCost"]
 
 
 @dataclass(frozen=True, kw_only=True)

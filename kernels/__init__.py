@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from grpo.loss import KL_ESTIMATORS, kl_divergence
-from grpo.options import refuse
 from kernels import huggingface, reference
-from kernels.checks import check_kl, check_tokens
+from kernels.checks import check_choice, check_tokens, refuse
 from kernels.choice import choose
 
 __all__ = ["LogprobOutput", "choose", "fused_logprob"]
@@ -44,8 +42,6 @@ def fused_logprob(
     temperature: float = 1.0,
     ref_hidden_LH: torch.Tensor | None = None,
     ref_weight_VH: torch.Tensor | None = None,
-    ref_logprob_L: torch.Tensor | None = None,
-    mask_L: torch.Tensor | None = None,
     kl: str | None = None,
     entropy: bool = False,
     impl: str = "auto",
@@ -59,14 +55,10 @@ def fused_logprob(
         weight_VH: [V, H] float, the language-model head.
         token_L: [L] int64 in [0, V).
         temperature: divides the logits; tokens sampled at T are scored at T.
-        ref_hidden_LH: [L, H] float, the reference's hidden states; "exact" and "reverse" need them, the estimates take
-            them in place of ref_logprob_L.
+        ref_hidden_LH: [L, H] float, the reference's hidden states, for the KL.
         ref_weight_VH: [V, H] float, the reference's head, for the same; None means weight_VH.
-        ref_logprob_L: [L] float, nats, log-probability under the reference, for the estimates.
-        mask_L: [L] bool, True where a row counts; None: all do. The others never reach a matrix product; their outputs
-            and gradients are 0. On the CPU it is read without waiting for the GPU.
-        kl: None; "exact" KL(policy || ref) or "reverse" KL(ref || policy), over the vocabulary; or an estimate from the
-            token alone, "k1", "k2", "k3", "k3_unbiased" (`grpo.loss.kl_divergence`).
+        kl: None, or "exact": KL(policy || ref) over the vocabulary. Estimates from the token alone are
+            `grpo.loss.kl_divergence`.
         entropy: also compute the entropy.
         impl: "auto", "reference", "triton" or "hybrid"; see `choose`.
 
@@ -81,68 +73,17 @@ def fused_logprob(
     num_tokens, hidden_size = hidden_LH.shape
     name, _ = choose(impl, hidden_LH.device, dtype=hidden_LH.dtype, hidden_size=hidden_size, num_tokens=num_tokens)
     if kl is not None:
-        check_kl(kl, ref_hidden_LH=ref_hidden_LH, ref_logprob_L=ref_logprob_L)
+        check_choice("kl", kl, ("exact",))
+        if ref_hidden_LH is None:
+            refuse("ref_hidden_LH", None, f"must be given for kl={kl!r}", "a tensor")
     if not temperature > 0:
         refuse("temperature", temperature, "must be > 0", 1.0)
-    options = {"temperature": temperature, "entropy": entropy, "name": name}
-    given_L = (hidden_LH, token_L, ref_hidden_LH, ref_logprob_L)
-    if mask_L is None:
-        return _outputs(weight_VH, ref_weight_VH, *given_L, kl=kl, **options)
-    row_K = mask_L.nonzero()[:, 0].to(hidden_LH.device)
-    output = _outputs(weight_VH, ref_weight_VH, *(None if x is None else x[row_K] for x in given_L), kl=kl, **options)
-    return LogprobOutput(*(None if x is None else x.new_zeros(num_tokens).index_copy(0, row_K, x) for x in output))
-
-
-def _outputs(
-    weight_VH: torch.Tensor,
-    ref_weight_VH: torch.Tensor | None,
-    hidden_KH: torch.Tensor,
-    token_K: torch.Tensor,
-    ref_hidden_KH: torch.Tensor | None,
-    ref_logprob_K: torch.Tensor | None,
-    *,
-    kl: str | None,
-    **options: Any,
-) -> LogprobOutput:
-    """`fused_logprob` of the rows that count."""
-    if kl not in KL_ESTIMATORS:
-        return _compute(hidden_KH, weight_VH, token_K, ref_hidden_KH, ref_weight_VH, kl=kl, **options)
-    if ref_logprob_K is not None:
-        output = _compute(hidden_KH, weight_VH, token_K, **options)
-    elif ref_weight_VH is None and not torch.is_grad_enabled():
-        both = _compute(torch.cat([hidden_KH, ref_hidden_KH]), weight_VH, token_K.repeat(2), **options)
-        (output, ref_logprob_K) = _halves(both)
-    else:
-        with torch.no_grad():
-            ref_weight_VH = weight_VH if ref_weight_VH is None else ref_weight_VH
-            ref_logprob_K = _compute(ref_hidden_KH, ref_weight_VH, token_K, **options).logprob_L
-        output = _compute(hidden_KH, weight_VH, token_K, **options)
-    return output._replace(kl_L=kl_divergence(output.logprob_L, ref_logprob_K, estimator=kl))
-
-
-def _halves(both: LogprobOutput) -> tuple[LogprobOutput, torch.Tensor]:
-    """The policy's outputs and the reference's log-probabilities, of rows that were computed in one launch."""
-    logprob_K, ref_logprob_K = both.logprob_L.chunk(2)
-    return LogprobOutput(logprob_K, None if both.entropy_L is None else both.entropy_L.chunk(2)[0]), ref_logprob_K
-
-
-def _compute(
-    hidden_LH: torch.Tensor,
-    weight_VH: torch.Tensor,
-    token_L: torch.Tensor,
-    ref_hidden_LH: torch.Tensor | None = None,
-    ref_weight_VH: torch.Tensor | None = None,
-    *,
-    name: str,
-    temperature: float,
-    entropy: bool,
-    kl: str | None = None,
-) -> LogprobOutput:
-    rows = (hidden_LH, weight_VH, token_L)
-    options = {"temperature": temperature, "ref_hidden_LH": ref_hidden_LH, "ref_weight_VH": ref_weight_VH}
+    options = {
+        "temperature": temperature, "entropy": entropy, "ref_hidden_LH": None if kl is None else ref_hidden_LH,
+        "ref_weight_VH": ref_weight_VH}
     if name == "reference":
         check_tokens(token_L, len(weight_VH))
-        return LogprobOutput(*reference.fused_logprob(*rows, **options, kl=kl, entropy=entropy))
+        return LogprobOutput(*reference.fused_logprob(hidden_LH, weight_VH, token_L, **options))
     from kernels import fused  # imports Triton, which not every machine has
 
-    return LogprobOutput(*fused.fused_logprob(*rows, **options, kl=kl, entropy=entropy, hybrid=name == "hybrid"))
+    return LogprobOutput(*fused.fused_logprob(hidden_LH, weight_VH, token_L, **options, hybrid=name == "hybrid"))

@@ -1,20 +1,20 @@
 """What `fused_logprob` refuses, in one line each."""
 
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
 import torch
 
-from grpo.loss import KL_ESTIMATORS
-from grpo.options import nearest, refuse
 
-KL_KINDS = (*KL_ESTIMATORS, "exact", "reverse")
+def refuse(name: str, value: Any, rule: str, valid: Any) -> NoReturn:
+    """Raise ValueError: field, value, rule and the nearest valid value."""
+    raise ValueError(f"{name}={value!r} {rule}; nearest valid value: {valid}")
 
 
-def check_kl(kl: str, *, ref_hidden_LH: torch.Tensor | None, ref_logprob_L: torch.Tensor | None) -> None:
-    """Refuse an unknown KL, and one without what it needs of the reference."""
-    if kl not in KL_KINDS:
-        refuse("kl", kl, f"must be one of {', '.join(KL_KINDS)}", nearest(kl, KL_KINDS))
-    if ref_hidden_LH is None and (kl not in KL_ESTIMATORS or ref_logprob_L is None):
-        needed = "ref_logprob_L" if kl in KL_ESTIMATORS else "ref_hidden_LH"
-        refuse(needed, None, f"must be given for kl={kl!r}", "a tensor")
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is none of the choices."""
+    if value not in choices:
+        refuse(name, value, f"must be one of {', '.join(choices)}", get_close_matches(value, choices, 1, 0)[0])
 
 
 def check_tokens(token_L: torch.Tensor, num_words: int) -> None:

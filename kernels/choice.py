@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from grpo.options import nearest, refuse
+from kernels.checks import check_choice, refuse
 from kernels.tiles import MIN_CAPABILITY, architecture, prefers_hybrid
 
 IMPLEMENTATIONS = ("auto", "reference", "triton", "hybrid")
@@ -30,8 +30,7 @@ def choose(
         ValueError: the name is unknown, or that implementation cannot run.
     """
     device = torch.device(device)
-    if impl not in IMPLEMENTATIONS:
-        refuse("impl", impl, f"must be one of {', '.join(IMPLEMENTATIONS)}", nearest(impl, IMPLEMENTATIONS))
+    check_choice("impl", impl, IMPLEMENTATIONS)
     obstacle = _obstacle(device, dtype)
     if impl in ("triton", "hybrid") and obstacle:
         refuse("impl", impl, f"cannot run: {obstacle}", "reference")

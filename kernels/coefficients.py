@@ -11,8 +11,7 @@ class Coefficients(NamedTuple):
     With logp = log softmax(z), p = exp(logp), logq and q of the reference, and upstream gradients g of logprob, e of
     entropy and k of kl, the gradient with respect to z_v is, over the temperature,
 
-        exact     p (a + b logp + c logq) + g 1[v = y]     a = -g - e entropy - k kl   b = k - e   c = -k
-        reverse   p (a + b logp) + c q    + g 1[v = y]     a = -g - e entropy + k      b = -e      c = -k
+        p (a + b logp + c logq) + g 1[v = y]     a = -g - e entropy - k kl   b = k - e   c = -k
 
     Args:
         a_L, b_L, c_L, g_L: [L] float32 (or float64), each already over the temperature.
@@ -31,7 +30,6 @@ def coefficients(
     like_L: torch.Tensor,
     *,
     temperature: float,
-    reverse: bool,
 ) -> Coefficients:
     """The four numbers of each row.
 
@@ -41,11 +39,9 @@ def coefficients(
         kl_L: [L] nats; the same.
         like_L: [L] tells type and device.
         temperature: divides the logits.
-        reverse: the KL is KL(ref || policy).
     """
     zero_L = torch.zeros_like(like_L)
     g_L, e_L, k_L = (zero_L if grad is None else grad for grad in grads)
-    a_L = -g_L - e_L * (zero_L if entropy_L is None else entropy_L)
-    a_L = a_L + k_L if reverse else a_L - k_L * (zero_L if kl_L is None else kl_L)
-    b_L = -e_L if reverse else k_L - e_L
-    return Coefficients(*(x_L / temperature for x_L in (a_L, b_L, -k_L, g_L)))
+    entropy_L, kl_L = (zero_L if value_L is None else value_L for value_L in (entropy_L, kl_L))
+    a_L = -g_L - e_L * entropy_L - k_L * kl_L
+    return Coefficients(*(x_L / temperature for x_L in (a_L, k_L - e_L, -k_L, g_L)))

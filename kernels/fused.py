@@ -2,13 +2,13 @@
 
 Three modes, by what needs a gradient (L V H multiply-adds are one GEMM):
 
-    no gradient      1 GEMM    `sweep` multiplies and folds at once; the logits stay in registers (2 with an exact KL)
+    no gradient      1 GEMM    `sweep` multiplies and folds at once; the logits stay in registers (2 with a KL)
     frozen head      2 GEMMs   d logprob / d hidden = (W_y - sum_v p_v W_v) / T does not depend on what comes after, so
                                the forward pass forms it: `sweep` also stores E = 2^(z - z_y), a second GEMM adds up
                                U = E W, and D = (W_y - U / s) / T is stashed. Backward is one product, g D.
     trained head     4 GEMMs   forward as without gradient; backward computes the logits again, one slice of the
                                vocabulary at a time, and multiplies their gradient (`slope`) with the head and with the
-                               hidden states. So does a gradient of the entropy, or of an exact KL (2 GEMMs more)
+                               hidden states. So does a gradient of the entropy, or of a KL (2 GEMMs more)
 
 In the hybrid, cuBLAS writes float32 products of BLOCK tokens and some words, and the same kernels fold those. In either
 case float32 logits, and the same bits with or without a gradient: where policy and reference are the same, the KL is 0.
@@ -17,10 +17,10 @@ A token less likely than 2^-100 overflows E. Such rows are found after the pass 
 the GPU) and computed again, around the running maximum.
 
 Memory beyond inputs and outputs, L tokens, H hidden, in bytes for 2-byte operands; nothing grows with V but V / span:
-    no gradient      12 L ceil(V / span), 24 with an exact KL; span is 4096 words from 2,048 tokens on
+    no gradient      12 L ceil(V / span), 24 with a KL; span is 4096 words from 2,048 tokens on
     frozen head      2 L H (saved: D), and for at most BLOCK tokens at a time the above + 4 H each + 2 TILE
     trained head     forward as without gradient; backward 4 L H + (2 L + 4 H) words, words = max(2048, 2 TILE / L)
-    hybrid           4 TILE more in forward, 4 L words in backward; both twice with an exact KL
+    hybrid           4 TILE more in forward, 4 L words in backward; both twice with a KL
 At 16,384 tokens and H = 896 that is 8, 80 and 141 MB. The gradient of the head is written once, slice by slice,
 in its own type.
 """
@@ -52,16 +52,15 @@ def fused_logprob(
     temperature: float,
     ref_hidden_LH: torch.Tensor | None,
     ref_weight_VH: torch.Tensor | None,
-    kl: str | None,
     entropy: bool,
     hybrid: bool,
 ) -> Outputs:
     """As `kernels.reference.fused_logprob`; with `hybrid`, cuBLAS multiplies and Triton folds."""
     ref_weight_VH = weight_VH if ref_weight_VH is None else ref_weight_VH
     grad = torch.is_grad_enabled()
-    stashes = grad and hidden_LH.requires_grad and not weight_VH.requires_grad and kl is None
+    stashes = grad and hidden_LH.requires_grad and not weight_VH.requires_grad and ref_hidden_LH is None
     return _FusedLogprob.apply(
-        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, kl, entropy, hybrid, stashes
+        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, entropy, hybrid, stashes
     )
 
 
@@ -75,23 +74,22 @@ class _FusedLogprob(torch.autograd.Function):
         ref_hidden_LH: torch.Tensor | None,
         ref_weight_VH: torch.Tensor,
         temperature: float,
-        kl: str | None,
         entropy: bool,
         hybrid: bool,
         stashes: bool,
     ) -> Outputs:
-        problem = Problem.of(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, kl, hybrid)
+        problem = Problem.of(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, hybrid)
         stashed_LH = torch.empty_like(problem.hidden_LH) if stashes else None
         logprob_L, entropy_L, lse_L, _, *ref = score(problem, stashed_LH)
         kl_L, ref_lse_L = ref[:2] if ref else (None, None)
-        ctx.options = (temperature, kl, hybrid)
+        ctx.options = (temperature, hybrid)
         ctx.set_materialize_grads(False)
         # The head goes in as the Parameter it is: ZeRO-3 frees its data now and gathers it again before the backward.
         inputs = (hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH)
         again = (None,) * 5 if stashes and not entropy else inputs
         ctx.save_for_backward(*again, stashed_LH, lse_L, ref_lse_L, entropy_L, kl_L)
         # Copies, because autograd must not see two outputs share one storage.
-        return logprob_L.clone(), entropy_L.clone() if entropy else None, None if kl is None else kl_L.clone()
+        return logprob_L.clone(), entropy_L.clone() if entropy else None, kl_L.clone() if ref else None
 
     @staticmethod
     @once_differentiable
@@ -102,17 +100,17 @@ class _FusedLogprob(torch.autograd.Function):
         grad_kl_L: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
         hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, stashed_LH, *row = ctx.saved_tensors
-        nothing = (None,) * 8
+        nothing = (None,) * 7
         if stashed_LH is not None and grad_entropy_L is None:
             if grad_logprob_L is None:
                 return None, None, *nothing
             return torch.mul(stashed_LH, grad_logprob_L[:, None], out=torch.empty_like(stashed_LH)), None, *nothing
-        temperature, kl, hybrid = ctx.options
+        temperature, hybrid = ctx.options
         ref_hidden_LH = None if grad_kl_L is None else ref_hidden_LH
-        problem = Problem.of(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, kl, hybrid)
+        problem = Problem.of(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, hybrid)
         lse_L, ref_lse_L, entropy_L, kl_L = row
         grads = (grad_logprob_L, grad_entropy_L, grad_kl_L)
-        rows = coefficients(grads, entropy_L, kl_L, lse_L, temperature=temperature, reverse=kl == "reverse")
+        rows = coefficients(grads, entropy_L, kl_L, lse_L, temperature=temperature)
         coefficient_6L = torch.stack([*rows, lse_L, lse_L if ref_lse_L is None else ref_lse_L])
         return *gradients(problem, coefficient_6L, *ctx.needs_input_grad[:2]), *nothing
 

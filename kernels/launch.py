@@ -27,7 +27,6 @@ class Problem:
         ref_hidden_LH: [L, H] for a KL, else None.
         ref_weight_VH: [V, H].
         temperature: divides the logits.
-        reverse: the KL is KL(ref || policy).
         hybrid: cuBLAS multiplies.
         tile: what one program works on.
         span: words whose sums are one part of the total.
@@ -39,7 +38,6 @@ class Problem:
     ref_hidden_LH: torch.Tensor | None
     ref_weight_VH: torch.Tensor
     temperature: float
-    reverse: bool
     hybrid: bool
     tile: Tile
     span: int
@@ -53,7 +51,6 @@ class Problem:
         ref_hidden_LH: torch.Tensor | None,
         ref_weight_VH: torch.Tensor,
         temperature: float,
-        kl: str | None,
         hybrid: bool,
     ) -> "Problem":
         """The tile and the span follow from the sizes, so that calls with and without gradient add up alike."""
@@ -61,7 +58,7 @@ class Problem:
         tile = FOLD if hybrid else _tile(hidden_LH, weight_VH, two_sums=ref_hidden_LH is not None)
         rows = (hidden_LH.contiguous(), weight_VH.contiguous(), token_L.contiguous())
         ref = (ref_hidden_LH, ref_weight_VH.contiguous())
-        return cls(*rows, *ref, temperature, kl == "reverse", hybrid, tile, span_of(len(token_L)))
+        return cls(*rows, *ref, temperature, hybrid, tile, span_of(len(token_L)))
 
     @property
     def grad_dtype(self) -> torch.dtype:
@@ -99,7 +96,6 @@ class Problem:
             "UPCAST": mixed or not self.hidden_LH.is_cuda,  # the interpreter multiplies bfloat16 wrongly
             "GIVEN": self.hybrid,
             "REF": self.ref_hidden_LH is not None,
-            "REVERSE": self.reverse,
             "num_warps": tile.num_warps,
             "num_stages": tile.num_stages,
             # z - r must be 0 where the two are equal, which a multiplication fused into the subtraction breaks.
@@ -170,7 +166,7 @@ def _merge(
     strides = (*part_KPL.stride()[:2], *out_KPL.stride()[:2])
     ref = problem.ref_hidden_LH is not None
     grid = (triton.cdiv(num_tokens, 128), triton.cdiv(num_parts, group))
-    flags = {"ROWS": 128, "FINAL": final, "REF": ref, "REVERSE": problem.reverse}
+    flags = {"ROWS": 128, "FINAL": final, "REF": ref}
     _launch(forward.merge, grid, part_KPL, out_KPL, logit_L, num_tokens, num_parts, group, *strides, **flags)
 
 
@@ -214,7 +210,7 @@ def specialises(device: torch.device, dtype: torch.dtype, hidden_size: int, tile
     sums = []
     for shape in (without_specialisation(tile), tile):
         rows = (hidden_LH, weight_VH, token_L, None, weight_VH)
-        problem = Problem(*rows, hidden_size**0.5, reverse=False, hybrid=False, tile=shape, span=tile.words)
+        problem = Problem(*rows, hidden_size**0.5, hybrid=False, tile=shape, span=tile.words)
         part_KPL = torch.empty(3, 2, len(hidden_LH), device=device)
         try:
             sweep(problem, slice(0, len(weight_VH)), part_KPL, None, emit=False)

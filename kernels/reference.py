@@ -9,12 +9,11 @@ maximum m of a row,
 and from them, with p = softmax(z), q likewise of the reference, and lse = m + log s,
 
     logprob_l = z_y - lse                 entropy_l = -sum_v p_v log p_v = log s - t / s
-    exact_l   = sum_v p_v (log p_v - log q_v) + q_v - p_v                 KL(policy || ref)
-    reverse_l = sum_v q_v (log q_v - log p_v) + p_v - q_v                 KL(ref || policy)
+    kl_l      = sum_v p_v (log p_v - log q_v) + q_v - p_v                 KL(policy || ref)
 
-The last two terms of a KL add up to 0 over the vocabulary; with them an error of lse enters only squared, so float32 is
-right to a few 1e-8 even for tiny KLs. If policy and reference are the same, every summand is exactly 0. A KL needs lse
-first, so it makes a second sweep.
+The last two terms of the KL add up to 0 over the vocabulary; with them an error of lse enters only squared, so float32
+is right to a few 1e-8 even for tiny KLs. If policy and reference are the same, every summand is exactly 0. The KL needs
+lse first, so it makes a second sweep.
 
 Gradients, in two ways. The log-probability's with a frozen head does not depend on what comes after,
 
@@ -56,7 +55,6 @@ def fused_logprob(
     temperature: float,
     ref_hidden_LH: torch.Tensor | None,
     ref_weight_VH: torch.Tensor | None,
-    kl: str | None,
     entropy: bool,
 ) -> Outputs:
     """Log-probability of each token, and on request the entropy and the KL of its distribution.
@@ -66,9 +64,8 @@ def fused_logprob(
         weight_VH: [V, H] float, the language-model head.
         token_L: [L] int64 in [0, V).
         temperature: divides the logits, > 0.
-        ref_hidden_LH: [L, H] float, the reference's hidden states; needed for a KL.
+        ref_hidden_LH: [L, H] float, the reference's hidden states; None: no KL.
         ref_weight_VH: [V, H] float, the reference's head; None means weight_VH.
-        kl: "exact" for KL(policy || ref), "reverse" for KL(ref || policy), or None.
         entropy: compute the entropy.
 
     Returns:
@@ -78,9 +75,10 @@ def fused_logprob(
     """
     if ref_weight_VH is None:
         ref_weight_VH = weight_VH
-    stashes = torch.is_grad_enabled() and hidden_LH.requires_grad and not weight_VH.requires_grad and kl is None
+    grad = torch.is_grad_enabled()
+    stashes = grad and hidden_LH.requires_grad and not weight_VH.requires_grad and ref_hidden_LH is None
     return _FusedLogprob.apply(
-        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, kl, entropy, stashes
+        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, entropy, stashes
     )
 
 
@@ -164,7 +162,6 @@ class _FusedLogprob(torch.autograd.Function):
         ref_hidden_LH: torch.Tensor | None,
         ref_weight_VH: torch.Tensor,
         temperature: float,
-        kl: str | None,
         entropy: bool,
         stashes: bool,
     ) -> Outputs:
@@ -175,14 +172,13 @@ class _FusedLogprob(torch.autograd.Function):
         if stashes:
             stashed_LH.div_(-sums.sum_L[:, None]).add_(weight_VH[token_L]).div_(temperature)
         ref_lse_L, kl_L = None, None
-        if kl is not None:
+        if ref_hidden_LH is not None:
             ref = _Logits(ref_hidden_LH, ref_weight_VH, temperature)
             ref_lse_L = ref.sums(token_L, entropy=False, stash=False).lse_L
             kl_L = torch.zeros_like(lse_L)
             for words in policy.slices():
-                logp_LC, logq_LC = policy.tile(words) - lse_L[:, None], ref.tile(words) - ref_lse_L[:, None]
-                kl_L += _divergence(logp_LC, logq_LC) if kl == "exact" else _divergence(logq_LC, logp_LC)
-        ctx.temperature, ctx.kl = temperature, kl
+                kl_L += _divergence(policy.tile(words) - lse_L[:, None], ref.tile(words) - ref_lse_L[:, None])
+        ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         # The head goes in as the Parameter it is: ZeRO-3 frees its data now and gathers it again before the backward.
         inputs = (hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH)
@@ -201,14 +197,13 @@ class _FusedLogprob(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, stashed_LH, *rows = ctx.saved_tensors
         lse_L, ref_lse_L, entropy_L, kl_L = rows
-        nothing = (None,) * 7
+        nothing = (None,) * 6
         if stashed_LH is not None and grad_entropy_L is None:
             grad_LH = None if grad_logprob_L is None else (grad_logprob_L[:, None] * stashed_LH).to(ctx.hidden_dtype)
             return grad_LH, None, *nothing
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grads = (grad_logprob_L, grad_entropy_L, grad_kl_L)
-        reverse = ctx.kl == "reverse"
-        rows = coefficients(grads, entropy_L, kl_L, lse_L, temperature=ctx.temperature, reverse=reverse)
+        rows = coefficients(grads, entropy_L, kl_L, lse_L, temperature=ctx.temperature)
         policy = _Logits(hidden_LH, weight_VH, ctx.temperature)
         ref = None if grad_kl_L is None else _Logits(ref_hidden_LH, ref_weight_VH, ctx.temperature)
         grad_hidden_LH = torch.zeros_like(policy.hidden_LH) if needs_hidden else None
@@ -216,7 +211,7 @@ class _FusedLogprob(torch.autograd.Function):
         for words in policy.slices():
             logp_LC = policy.tile(words).sub_(lse_L[:, None])
             logq_LC = None if ref is None else ref.tile(words).sub_(ref_lse_L[:, None])
-            grad_LC = _slope(logp_LC, logq_LC, rows, reverse=reverse)
+            grad_LC = _slope(logp_LC, logq_LC, rows)
             column_L, inside_L = _place(token_L, words)
             grad_LC.scatter_add_(1, column_L[:, None], torch.where(inside_L, rows.g_L, 0.0)[:, None])
             del logp_LC, logq_LC
@@ -229,16 +224,12 @@ class _FusedLogprob(torch.autograd.Function):
         return grad_hidden_LH, grad_weight_VH, *nothing
 
 
-def _slope(
-    logp_LC: torch.Tensor, logq_LC: torch.Tensor | None, rows: Coefficients, *, reverse: bool
-) -> torch.Tensor:
+def _slope(logp_LC: torch.Tensor, logq_LC: torch.Tensor | None, rows: Coefficients) -> torch.Tensor:
     """[L, C] gradient with respect to a tile of logits, but for the tokens' own."""
     slope_LC = logp_LC.exp()
     factor_LC = logp_LC.mul_(rows.b_L[:, None]).add_(rows.a_L[:, None])
     if logq_LC is None:
         return slope_LC.mul_(factor_LC)
-    if reverse:
-        return slope_LC.mul_(factor_LC).add_(logq_LC.exp_().mul_(rows.c_L[:, None]))
     return slope_LC.mul_(factor_LC.add_(logq_LC.mul_(rows.c_L[:, None])))
 
 
@@ -249,6 +240,6 @@ def _place(token_L: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Ten
 
 
 def _divergence(logp_LC: torch.Tensor, logq_LC: torch.Tensor) -> torch.Tensor:
-    """[L] the tile's part of KL(p || q)."""
+    """[L] the tile's part of the KL."""
     p_LC, q_LC = logp_LC.exp(), logq_LC.exp()
     return (p_LC * (logp_LC - logq_LC) + q_LC - p_LC).sum(dim=1)

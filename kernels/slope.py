@@ -17,7 +17,7 @@ from kernels.logits import logits, operand
 def slope(hidden, weight, ref_hidden, ref_weight, token, coefficients, grad, num_rows, num_words, first, last, scale,
           stride_coefficient, H: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, INNER: tl.constexpr,
           DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, UPCAST: tl.constexpr, GIVEN: tl.constexpr,
-          REF: tl.constexpr, REVERSE: tl.constexpr):
+          REF: tl.constexpr):
     """grad [num_rows, last - first] = that line, for `ROWS` tokens and `WORDS` of the words [first, last).
 
     coefficients [6, num_rows] float32: a, b, c, g, lse and the reference's lse, the last two in base 2. GIVEN: `hidden`
@@ -49,10 +49,7 @@ def slope(hidden, weight, ref_hidden, ref_weight, token, coefficients, grad, num
         c_R = tl.load(place_R + 2 * stride_coefficient, mask=inside_R, other=0.0)
         ref_lse_R = tl.load(place_R + 5 * stride_coefficient, mask=inside_R, other=0.0)
         log2q_RW = ref_RW - ref_lse_R[:, None]
-        if REVERSE:
-            slope_RW = p_RW * slope_RW + c_R[:, None] * tl.exp2(log2q_RW)
-        else:
-            slope_RW = p_RW * (slope_RW + c_R[:, None] * (log2q_RW * LN2))
+        slope_RW = p_RW * (slope_RW + c_R[:, None] * (log2q_RW * LN2))
     else:
         slope_RW = p_RW * slope_RW
     own_RW = words[None, :] == tl.load(token + rows, mask=inside_R, other=-1).to(tl.int32)[:, None]

@@ -12,10 +12,9 @@ Two shifts: m = z_y, the token's own logit (`target` computes it from one row of
 rescaling, and makes E = 2^(z - z_y) 1 at the token. It overflows where a token is less likely than 2^-100; there m is
 the running maximum (`ONLINE`), exact for any logits. With a reference's logits r, and its own m_r, s_r and lse_r,
 
-    exact     c = sum_v 2^(z_v - m) (z_v - r_v)        kl = ln2 (c / s   - (lse - lse_r))      KL(policy || ref)
-    reverse   c = sum_v 2^(r_v - m_r) (r_v - z_v)      kl = ln2 (c / s_r - (lse_r - lse))      KL(ref || policy)
+    c = sum_v 2^(z_v - m) (z_v - r_v)        kl = ln2 (c / s - (lse - lse_r))                  KL(policy || ref)
 
-each exactly 0 where the two are equal: c is then a sum of zeros and the two lse the same.
+exactly 0 where the two are equal: c is then a sum of zeros and the two lse the same.
 
 One program owns `ROWS` tokens and `span` words. Row blocks are the fast index, so that the programs that run together
 share one slice of the head in L2: hidden and weight are each read about once from memory, and what is written is three
@@ -67,8 +66,7 @@ def weights(logit_RW, top_R, ONLINE: tl.constexpr):
 def sweep(hidden, weight, ref_hidden, ref_weight, shift, ref_shift, stats, emitted, num_rows, num_words, first, last,
           span, scale, stride_stat, stride_span, emit, H: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
           INNER: tl.constexpr, DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, UPCAST: tl.constexpr,
-          GIVEN: tl.constexpr, ONLINE: tl.constexpr, EMIT: tl.constexpr, TILED: tl.constexpr, REF: tl.constexpr,
-          REVERSE: tl.constexpr):
+          GIVEN: tl.constexpr, ONLINE: tl.constexpr, EMIT: tl.constexpr, TILED: tl.constexpr, REF: tl.constexpr):
     """Sums of `ROWS` tokens over `span` of the words [first, last), to stats[stat, span, row].
 
     GIVEN: `hidden` and `ref_hidden` are not hidden states but [num_rows, last - first] products. EMIT: also store
@@ -122,10 +120,7 @@ def sweep(hidden, weight, ref_hidden, ref_weight, shift, ref_shift, stats, emitt
         if REF:
             ref_weight_RW, _, ref_top_R, ref_shrink_R = weights(ref_RW, ref_top_R, ONLINE)
             ref_sum_R = ref_shrink_R * ref_sum_R + tl.sum(ref_weight_RW, 1)
-            if REVERSE:
-                cross_R = ref_shrink_R * cross_R + tl.sum(ref_weight_RW * (ref_RW - logit_RW), 1)
-            else:
-                cross_R = shrink_R * cross_R + tl.sum(weight_RW * (logit_RW - ref_RW), 1)
+            cross_R = shrink_R * cross_R + tl.sum(weight_RW * (logit_RW - ref_RW), 1)
     place = stats + part * stride_span + rows
     tl.store(place, top_R, mask=inside_R)
     tl.store(place + stride_stat, sum_R, mask=inside_R)
@@ -138,7 +133,7 @@ def sweep(hidden, weight, ref_hidden, ref_weight, shift, ref_shift, stats, emitt
 
 @triton.jit
 def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_part, stride_merged_stat,
-          stride_merged_part, ROWS: tl.constexpr, FINAL: tl.constexpr, REF: tl.constexpr, REVERSE: tl.constexpr):
+          stride_merged_part, ROWS: tl.constexpr, FINAL: tl.constexpr, REF: tl.constexpr):
     """Adds up `group` parts of stats[stat, part, row], in order, for `ROWS` tokens.
 
     FINAL: the outputs (logprob, entropy, lse, s, and with REF kl, lse of the reference, s of the reference), in nats
@@ -173,10 +168,7 @@ def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_
             ref_part_scale = tl.exp2(ref_part_top - new)
             ref_sums = ref_old_scale * ref_sums + ref_part_scale * ref_part_sum
             ref_top = new
-            if REVERSE:
-                cross = ref_old_scale * cross + ref_part_scale * part_cross
-            else:
-                cross = old_scale * cross + part_scale * part_cross
+            cross = old_scale * cross + part_scale * part_cross
     place = merged + tl.program_id(1) * stride_merged_part + rows
     if FINAL:
         logit_y = tl.load(logit + rows, mask=inside, other=0.0)
@@ -190,8 +182,7 @@ def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_
             ref_lse = ref_top + tl.log2(ref_sums)
             # lse - ref_lse, but right where that is tiny; rounded to nearest, or x / x is not always 1.
             lead = (top - ref_top) + tl.log2(tl.div_rn(sums, ref_sums))
-            kl = cross / ref_sums + lead if REVERSE else cross / sums - lead
-            tl.store(place + 4 * stride_merged_stat, kl * LN2, mask=inside)
+            tl.store(place + 4 * stride_merged_stat, (cross / sums - lead) * LN2, mask=inside)
             tl.store(place + 5 * stride_merged_stat, ref_lse, mask=inside)
             tl.store(place + 6 * stride_merged_stat, ref_sums, mask=inside)
     else:

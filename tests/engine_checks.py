@@ -24,6 +24,7 @@ from benchmarks.memory import peak_bytes
 from grpo import checkpoint, distributed, update
 from grpo.adapter import add_adapter
 from grpo.config import Config
+from grpo.decoder import Decoder
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.engine import Engine
 from grpo.limit import TokenLimit
@@ -66,6 +67,12 @@ def parts(run: Config):
     if run.gradient_checkpointing == "true":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(model, impl=run.logprob_impl).train(), decoder, peft_config
+
+
+def sync(engine: Engine, decoder: Decoder) -> None:
+    """As `Run.sync`."""
+    engine.copy_to(decoder.tensors())
+    decoder.merge()
 
 
 def rollout(num_prompts: int = NUM_PROMPTS, seed: int = 0) -> Rollout:
@@ -294,7 +301,7 @@ def check_triton_kernels_run_inside_the_engine() -> None:
         if "lora_B" in name:
             parameter.data.zero_()
     engine = Engine(policy, run, torch.bfloat16)
-    engine.sync(decoder)
+    sync(engine, decoder)
     before, after = (metrics["kl"] for metrics in train_steps(engine, decoder, run, 2))
     assert before == 0.0 and after > 1e-6, (before, after)
 
@@ -303,7 +310,7 @@ def train_steps(engine: Engine, decoder, run: Config, steps: int, rate: float = 
     """A few updates on drawn completions; the metrics of each."""
     metrics = []
     for step in range(first, first + steps):
-        engine.sync(decoder)
+        sync(engine, decoder)
         whole = rollout(seed=step)
         share = NUM_PROMPTS // world_size()
         mine = part_of(whole, rank() * share, (rank() + 1) * share)
@@ -350,13 +357,14 @@ def check_copy_equals_engine_after_updates() -> None:
         engine = Engine(policy, run, torch.float32)
         # Whole trained tensors, in float32, and for the merged form one layer's largest product twice: nothing else.
         trained = 4 * engine.num_trained()
-        assert peak_bytes(lambda: engine.sync(decoder), "cpu") < 1.1 * trained + 60_000 * ("rollout_weights" in options)
+        most = 1.1 * trained + 60_000 * ("rollout_weights" in options)
+        assert peak_bytes(lambda: sync(engine, decoder), "cpu") < most
         for step in range(2):
             train_steps(engine, decoder, run, 1, first=step)
             whole = rollout(seed=77)
             stale = (decoder_logprobs(decoder, whole) - engine_logprobs(engine, whole, run)).abs().max()
             assert stale > 1e-3, (options, stale)
-            engine.sync(decoder)
+            sync(engine, decoder)
             with engine.gathered(engine.trainable.values()):
                 for name, parameter in engine.trainable.items():
                     assert torch.equal(decoder.tensors()[name], parameter), name
@@ -431,7 +439,7 @@ def check_ranks_decode_different_lengths() -> None:
     policy, decoder, _ = parts(run)
     engine = Engine(policy, run, torch.float32)
     for step in range(2):
-        engine.sync(decoder)
+        sync(engine, decoder)
         result = generate(
             decoder, [[5, 6, 7]], tokenizer=tiny_tokenizer(), num_generations=2, temperature=1.0, stop_token_ids=set(),
             max_completion_length=3 if rank() == 0 else 40, stop_strings=[], seed=0, step=step, prompt_index=[rank()],
@@ -587,7 +595,7 @@ def check_nan_on_one_rank_skips_the_step_on_both() -> None:
         run = config(**options)
         policy, decoder, _ = parts(run)
         engine = Engine(policy, run, getattr(torch, run.torch_dtype))
-        engine.sync(decoder)
+        sync(engine, decoder)
         before = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
         whole = rollout(seed=6)
         advantage_N = advantages(whole)
@@ -597,7 +605,7 @@ def check_nan_on_one_rank_skips_the_step_on_both() -> None:
         update.score_reference(engine, work, run)
         metrics = update.apply(engine, work, run, 1e-2)
         assert metrics["grad_norm"] == float("inf") and engine.skipped_steps == 1, (options, metrics)
-        engine.sync(decoder)
+        sync(engine, decoder)
         assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.tensors().items()), options
         metrics = train_steps(engine, decoder, run, 1)[0]
         assert metrics["grad_norm"] < 1e6 and engine.skipped_steps == 1, options
@@ -608,13 +616,13 @@ def check_a_step_in_which_nothing_counts_has_loss_0() -> None:
     run = config(mask_truncated_completions=True)
     policy, decoder, _ = parts(run)
     engine, whole = Engine(policy, run, torch.float32), rollout()
-    engine.sync(decoder)
+    sync(engine, decoder)
     start = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
     whole.truncated_N.fill_(True)
     work = update.prepare(whole, advantages(whole), run, limit_of(run), CPU)
     update.score_reference(engine, work, run)
     metrics = update.apply(engine, work, run, 1e-2)
-    engine.sync(decoder)
+    sync(engine, decoder)
     assert metrics["loss"] == metrics["grad_norm"] == metrics["num_tokens"] == 0.0, metrics
     assert all(torch.equal(tensor, start[name]) for name, tensor in decoder.tensors().items())
 
@@ -632,11 +640,11 @@ def check_learning_rate_takes_effect() -> None:
     run = config()
     policy, decoder, _ = parts(run)
     engine = Engine(policy, run, torch.float32)
-    engine.sync(decoder)
+    sync(engine, decoder)
     start = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
     for rate, moves in ((0.0, False), (1e-2, True)):
         train_steps(engine, decoder, run, 1, rate=rate)
-        engine.sync(decoder)
+        sync(engine, decoder)
         moved = any(not torch.equal(tensor, start[name]) for name, tensor in decoder.tensors().items())
         assert moved == moves, rate
 
@@ -646,7 +654,7 @@ def check_an_error_in_the_rollout_leaves_the_engine_whole() -> None:
     run = config()
     policy, decoder, _ = parts(run)
     engine = Engine(policy, run, torch.float32)
-    engine.sync(decoder)
+    sync(engine, decoder)
     try:
         generate(decoder, [[]], tokenizer=tiny_tokenizer(), num_generations=2, max_completion_length=3, temperature=1.0,
                  stop_token_ids=set(), stop_strings=[], seed=0, step=0, prompt_index=[0])

@@ -7,7 +7,7 @@ PARTS = [
 
 OUTPUT_LOCK = [
     ("two may share a lock", "fcntl.LOCK_EX", "fcntl.LOCK_SH"),
-    ("nobody looks a second time", "            check_output_dir(Path(config.output_dir), resume=config.resume)\n", ""),
+    ("nobody looks a second time", "            check_output_dir(output_dir, resume=resume)\n", ""),
     ("nobody says who has it", 'file.write(f"process {os.getpid()} on {socket.gethostname()}\\n")', "pass"),
 ]
 
@@ -17,7 +17,7 @@ PREFLIGHT = [
     ("an empty folder is a run", "any(path.iterdir()) if path.is_dir() else os.path.lexists(path)",
      "os.path.lexists(path)"),
     ("a start behind a link", "Path(start).resolve().is_relative_to", "Path(start).is_relative_to"),
-    ("a start adapter may be written over", '("adapter_name_or_path", "adapter") if config.use_peft else '
+    ("a start adapter may be written over", '("adapter_name_or_path", "adapter") if values["use_peft"] else '
      '("model_name_or_path", "model")', '("model_name_or_path", "model")'),
 ]
 

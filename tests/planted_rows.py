@@ -35,7 +35,6 @@ REFERENCE = [
     ("sign of the stash", "div_(-sums.sum_L[:, None])", "div_(sums.sum_L[:, None])"),
     ("the stash not normalised", "div_(-sums.sum_L[:, None])", "neg_()"),
     ("the token's own row of the head", ".add_(weight_VH[token_L])", ""),
-    ("KLs swapped", 'if kl == "exact" else', 'if kl != "exact" else'),
     ("sign of the KL", "p_LC * (logp_LC - logq_LC) + q_LC - p_LC", "p_LC * (logq_LC - logp_LC) + p_LC - q_LC"),
     ("the KL weighed by q", "p_LC * (logp_LC - logq_LC) + q_LC - p_LC", "q_LC * (logp_LC - logq_LC) + q_LC - p_LC"),
     ("an error of lse enters the KL", "p_LC * (logp_LC - logq_LC) + q_LC - p_LC", "p_LC * (logp_LC - logq_LC)"),
@@ -45,9 +44,9 @@ REFERENCE = [
     ("a one-hot in every tile", "torch.where(inside_L, rows.g_L, 0.0)[:, None]", "rows.g_L[:, None]"),
     ("a and b swapped", "logp_LC.mul_(rows.b_L[:, None]).add_(rows.a_L[:, None])",
      "logp_LC.mul_(rows.a_L[:, None]).add_(rows.b_L[:, None])"),
-    ("log q for q", "logq_LC.exp_().mul_(rows.c_L[:, None])", "logq_LC.mul_(rows.c_L[:, None])"),
+    ("q for log q", "logq_LC.mul_(rows.c_L[:, None])", "logq_LC.exp_().mul_(rows.c_L[:, None])"),
     ("half precision kept", "torch.promote_types(hidden_LH.dtype, torch.float32)", "hidden_LH.dtype"),
-    ("the KL's gradient lost behind a stash", "and not weight_VH.requires_grad and kl is None",
+    ("the KL's gradient lost behind a stash", "and not weight_VH.requires_grad and ref_hidden_LH is None",
      "and not weight_VH.requires_grad"),
     ("the entropy's gradient lost behind a stash", "if stashed_LH is not None and grad_entropy_L is None:",
      "if stashed_LH is not None:"),
@@ -57,10 +56,9 @@ REFERENCE = [
 
 COEFFICIENTS = [
     ("sign of the entropy", "-g_L - e_L * ", "-g_L + e_L * "),
-    ("sign of the KL's value", "a_L - k_L * (zero_L", "a_L + k_L * (zero_L"),
-    ("sign of the reverse KL", "a_L + k_L if reverse", "a_L - k_L if reverse"),
-    ("sign of the entropy's slope", "else k_L - e_L", "else k_L + e_L"),
-    ("sign of the reference's slope", "(a_L, b_L, -k_L, g_L)", "(a_L, b_L, k_L, g_L)"),
+    ("sign of the KL's value", "- k_L * kl_L", "+ k_L * kl_L"),
+    ("sign of the entropy's slope", "k_L - e_L,", "k_L + e_L,"),
+    ("sign of the reference's slope", ", -k_L, g_L)", ", k_L, g_L)"),
     ("gradients without the temperature", "x_L / temperature for", "x_L for"),
 ]
 

@@ -179,13 +179,13 @@ def poison(*, rank: int, first: int, last: int) -> None:
 
 def spoil(*, step: int) -> None:
     """A trained weight becomes something that is no number, on every rank."""
-    sync = Engine.sync
+    copy_to = Engine.copy_to
 
-    def spoiling(engine: Engine, decoder: object) -> None:
+    def spoiling(engine: Engine, target: dict[str, torch.Tensor]) -> None:
         if pulse.step == step:
             for parameter in engine.trainable.values():
                 state = engine.state(parameter)
                 engine.set_state(parameter, state | {"master": torch.full_like(state["master"], float("nan"))})
-        sync(engine, decoder)
+        copy_to(engine, target)
 
-    Engine.sync = spoiling
+    Engine.copy_to = spoiling

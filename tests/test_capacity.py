@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_models import decoder_of, tiny_qwen2
 
-from grpo import capacity
-from grpo.capacity import choose_slots, free_bytes, slot_bytes
+from grpo import distributed
+from grpo.capacity import choose_slots, slot_bytes
 from grpo.decoder import Decoder
+from grpo.distributed import free_bytes
 from grpo.slots import Slots
 
 CPU = torch.device("cpu")
@@ -109,8 +110,8 @@ def test_a_completion_that_does_not_fit_once_is_refused_in_one_line(decoder, ask
 @pytest.fixture
 def machine(monkeypatch, tmp_path: Path) -> Path:
     """A machine with 1,000,000 bytes free, one rank, and no container; the folder holds a container's limits."""
-    monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
-    monkeypatch.setattr(capacity, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setattr(distributed.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+    monkeypatch.setattr(distributed, "Path", lambda path: tmp_path / Path(path).name)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     return tmp_path
 

@@ -1,6 +1,7 @@
 """Which checkpoint is the newest, what is put back from one, and what a continuation may change. 4 seconds."""
 
 import json
+from data.example import Example
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,7 @@ from safetensors.torch import save_file
 
 from grpo import checkpoint, continuation
 from grpo.config import Config
-from grpo.options import options
-from grpo.types import Example
+from grpo.options.option import options
 
 # Where a run goes on, how fast, and what it tells; not what it computes.
 MAY_DIFFER = {

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from grpo.config import Config, load
-from grpo.options import options
+from grpo.options.option import options
 from grpo.recipe import ForeignNames
 
 ROOT = Path(__file__).parent.parent
@@ -200,7 +200,7 @@ BAD = [
     ("--loss_type bnpo", "loss_type='bnpo'", "depends on how the batch is split", "dapo"),
     ("--loss_type dr-grpo", "loss_type='dr-grpo'", "one of dapo, grpo, dr_grpo", "dr_grpo"),
     ("--lr_scheduler_type cosin", "lr_scheduler_type='cosin'", "one of cosine, linear, constant", "cosine"),
-    ("--kl_estimator k4", "kl_estimator='k4'", "one of k1, k2, k3, k3_unbiased, exact", "k3"),
+    ("--kl_estimator exakt", "kl_estimator='exakt'", "one of k1, k2, k3, k3_unbiased, exact", "exact"),
     ("--rollout_correction truncate", "rollout_correction='truncate'", "one of none, truncated, masked", "truncated"),
     ("--rollout_correction_cap 0.5", "rollout_correction_cap=0.5", "[1, inf)", "1"),
     ("--scale_rewards groups", "scale_rewards='groups'", "one of group, batch, none", "group"),
@@ -237,19 +237,21 @@ BAD = [
     ("--gradient_accumulation_steps 2", "gradient_accumulation_steps=2", "needs per_device",
      "per_device_train_batch_size=16"),
     ("--report_to tensorbord", "report_to='tensorbord'", "one of tensorboard, mlflow, wandb", "tensorboard"),
-    ("--model_name_or_path ./empty", "model_name_or_path='./empty'", "holds config.json", "model"),
-    ("--model_name_or_path empty", "model_name_or_path='empty'", "holds config.json", "model"),
+    ("--model_name_or_path ./empty", "model_name_or_path='./empty'", "holds config.json",
+     "a folder that save_pretrained wrote, or a Hub name"),
+    ("--model_name_or_path ./modle", "model_name_or_path='./modle'", "holds config.json", "model"),
     ("--model_name_or_path ./no/such/model", "model_name_or_path='./no/such/model'", "holds config.json",
      "a folder that save_pretrained wrote, or a Hub name"),
     ("--adapter_name_or_path ./model", "adapter_name_or_path='./model'", "adapter_config.json",
      "a folder that save_pretrained wrote, or a Hub name"),
     ("--train_dataset_id_or_path trane.jsonl", "train_dataset_id_or_path='trane.jsonl'", "existing", "train.jsonl"),
-    ("--test_dataset_id_or_path ./gone", "test_dataset_id_or_path='./gone'", "existing", "model"),
+    ("--test_dataset_id_or_path ./gone", "test_dataset_id_or_path='./gone'", "existing", "a path that exists"),
     ("--config toi.yaml", "config='toi.yaml'", "must be a recipe file", "toy.yaml"),
     ("--config list.yaml", "config='list.yaml'", "must hold a mapping, not a list", "a file like recipes/toy.yaml"),
     ("--config broken.yaml", "config='broken.yaml'", "must be YAML", "a file like recipes/toy.yaml"),
     ("--config train.jsonl", "unknown option question='q'", "nearest known one", "epsilon"),
     ("--num_generation 8", "unknown option --num_generation", "nearest known one", "--num_generations"),
+    ("--optim adamw", "unknown option --optim", "see", "unknown option --optim; see --help"),
     ("--seed", "argument --seed", "expected one argument",
      "expected one argument; a value that starts with a minus is written --option=-1e-3"),
     ("--resume", "resume=True", "needs a checkpoint", "False"),

@@ -249,15 +249,15 @@ def test_text_that_never_ends_is_named(run: Run) -> None:
 
 
 def test_a_stale_rollout_copy_and_a_reference_that_is_not_the_start_are_named(run: Run, monkeypatch) -> None:
-    sync = run.engine.sync
+    copy_to = run.engine.copy_to
 
-    def too_early(decoder) -> None:
+    def too_early(target: dict[str, torch.Tensor]) -> None:
         with changed(run, "layers.0.self_attn.v_proj.lora_B", 0.0):
-            sync(decoder)
+            copy_to(target)
 
     with changed(run, "layers.0.self_attn.v_proj.lora_B", 2.0):
         assert named(doctor.weights(run), "reference").level == "fail"
-        monkeypatch.setattr(run.engine, "sync", too_early)
+        monkeypatch.setattr(run.engine, "copy_to", too_early)
         found = train.first_step(run)
     assert named(found, "sampler gap").level == "fail"
     assert named(found, "kl at step 0").level == "fail"

@@ -9,12 +9,12 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import eval as eval_script
+from data.example import Example
 from data.prompts import STOP_STRINGS, build_prompt
 from grpo.evaluation import (
     Answer, accuracy_interval, compare, evaluate, last_number_right, load, num_right, paired_test, save,
     summarize, wilson_interval,
 )
-from grpo.types import Example
 from tests.tiny_models import SHAPE, decoder_of, tiny_qwen2, tiny_tokenizer
 
 # What a tiny model is taught to answer, by heart. The gold answer of each is 9.

@@ -75,10 +75,10 @@ def test_a_folder_that_another_run_has_filled_meanwhile_is_refused(
     begin: Callable[..., Run], folder: Path, tmp_path: Path
 ) -> None:
     run = begin(*options(folder, str(tmp_path / "raced")))  # found free, and a model takes a minute to load
-    claim(run.config).close()
+    claim(run.output_dir, resume=False).close()
     (tmp_path / "raced" / "config.yaml").touch()
     with pytest.raises(ValueError, match=r"output_dir=.*holds another run \(config.yaml\)"):
-        claim(run.config)
+        claim(run.output_dir, resume=False)
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:

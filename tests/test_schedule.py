@@ -5,7 +5,7 @@ import torch
 from transformers import get_scheduler
 
 from grpo.config import Config
-from grpo.options import options
+from grpo.options.option import options
 from grpo.schedule import learning_rate, prompts_of_step, total_steps
 
 

@@ -24,7 +24,7 @@ from grpo import evaluation, report
 from grpo.config import Config
 from grpo.evaluation import Answer
 from grpo.log import Log
-from grpo.options import spelled_out
+from grpo.options.refusal import spelled_out
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "</pre><script>alert(\"'\")</script>\0\x1b[2J\x9b31m\u202e\u2028\ud800 <b>#### 1"
@@ -110,8 +110,8 @@ def test_a_models_text_stays_text_on_every_page_and_in_every_file(tmp_path) -> N
     answer = Answer(index=0, question=HOSTILE, final_answer=HOSTILE, completion=HOSTILE, strict=False, lenient=True,
                     format=False, truncated=False)
     for when in ("before", "after"):
-        evaluation.save([answer], report.answers_path(tmp_path, "greedy", when))
-        assert evaluation.load(report.answers_path(tmp_path, "greedy", when)) == [answer]
+        evaluation.save([answer], evaluation.answers_path(tmp_path, "greedy", when))
+        assert evaluation.load(evaluation.answers_path(tmp_path, "greedy", when)) == [answer]
     log = Log(tmp_path, report_to=[], total_steps=1, first_step=0, settings=asdict(Config()))
     log.write_completions(0, {"question": [HOSTILE], "completion": [HOSTILE], "reward": [0.0]})
     log.close()

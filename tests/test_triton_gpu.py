@@ -53,7 +53,7 @@ def test_every_tile_computes_the_same(name, monkeypatch):
         skip_without_descriptors()
     monkeypatch.setattr("kernels.launch.tile_of", lambda *args, **options: tile)
     modes = ["no gradient", "frozen head", "trained head"]
-    modes += ["exact", "reverse, two heads"] if name in TWO_SUMS else []
+    modes += ["exact", "exact, two heads"] if name in TWO_SUMS else []
     case = draw(300, 5000, 128).to(torch.bfloat16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that warp specialisation is off, where it is

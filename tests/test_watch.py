@@ -10,7 +10,7 @@ import pytest
 
 from grpo.config import Config
 from grpo.metrics import METRICS, markdown_table
-from grpo.options import options
+from grpo.options.option import options
 from grpo.range import Range
 from grpo.watch import AGAIN, RANGES, Watch, warnings
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from data import warmup, wordproblems
+from data.example import Example
 from data.wordproblems import TEMPLATES, Problem, solve
-from grpo.types import Example
 from rewards.math import correctness_reward
 
 ROOT = Path(__file__).parents[1]

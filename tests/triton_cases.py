@@ -116,7 +116,7 @@ class Mode(NamedTuple):
         leaves: the inputs that need a gradient.
         loss: the outputs that are differentiated.
         kl: as in `fused_logprob`.
-        ref: what is given of the reference: "logprob", "shared" (hidden states) or "separate" (and a head of its own).
+        ref: what is given of the reference: "shared" (hidden states) or "separate" (and a head of its own).
         entropy: as in `fused_logprob`.
     """
 
@@ -139,17 +139,6 @@ MODES = {
     "exact, two heads": Mode(BOTH, ("kl_L",), "exact", "separate"),
     "exact, two heads, no gradient": Mode((), (), "exact", "separate", entropy=True),
     "exact as a value": Mode(BOTH, ("logprob_L",), "exact", "shared"),
-    "reverse": Mode(BOTH, ("kl_L",), "reverse", "shared"),
-    "reverse, two heads": Mode(BOTH, ALL, "reverse", "separate", entropy=True),
-    "reverse, no gradient": Mode((), (), "reverse", "shared"),
-    "k1": Mode((HIDDEN,), ("kl_L",), "k1", "logprob"),
-    "k2": Mode((HIDDEN,), ("kl_L",), "k2", "logprob"),
-    "k3": Mode(BOTH, ("kl_L", "logprob_L"), "k3", "logprob"),
-    "k3_unbiased": Mode((HIDDEN,), ("kl_L",), "k3_unbiased", "logprob"),
-    "k3 of hidden states, no gradient": Mode((), (), "k3", "shared", entropy=True),
-    "k3 of hidden states, two heads, no gradient": Mode((), (), "k3", "separate"),
-    "k3 of hidden states": Mode((HIDDEN,), ("kl_L",), "k3", "shared"),
-    "k3_unbiased of hidden states, two heads": Mode(BOTH, ("kl_L",), "k3_unbiased", "separate"),
 }
 
 
@@ -161,7 +150,6 @@ def whole_logits(
     temperature: float = 1.0,
     ref_hidden_LH: torch.Tensor | None = None,
     ref_weight_VH: torch.Tensor | None = None,
-    ref_logprob_L: torch.Tensor | None = None,
     kl: str | None = None,
     entropy: bool = False,
 ) -> LogprobOutput:
@@ -171,18 +159,9 @@ def whole_logits(
     entropy_L = -(logp_LV.exp() * logp_LV).sum(dim=1) if entropy else None
     if kl is None:
         return LogprobOutput(logprob_L, entropy_L)
-    if ref_hidden_LH is not None:
-        ref_weight_VH = weight_VH.detach() if ref_weight_VH is None else ref_weight_VH
-        logq_LV = (ref_hidden_LH @ ref_weight_VH.T / temperature).log_softmax(dim=1)
-        ref_logprob_L = logq_LV.gather(1, token_L[:, None])[:, 0]
-    if kl == "exact":
-        return LogprobOutput(logprob_L, entropy_L, (logp_LV.exp() * (logp_LV - logq_LV)).sum(dim=1))
-    if kl == "reverse":
-        return LogprobOutput(logprob_L, entropy_L, (logq_LV.exp() * (logq_LV - logp_LV)).sum(dim=1))
-    d_L = logprob_L - ref_logprob_L
-    k2_L, k3_L = d_L ** 2 / 2, (-d_L).exp() - 1 + d_L
-    kl_L = {"k1": d_L, "k2": k2_L, "k3": k3_L, "k3_unbiased": k2_L + (k3_L - k2_L).detach()}[kl]
-    return LogprobOutput(logprob_L, entropy_L, kl_L)
+    ref_weight_VH = weight_VH.detach() if ref_weight_VH is None else ref_weight_VH
+    logq_LV = (ref_hidden_LH @ ref_weight_VH.T / temperature).log_softmax(dim=1)
+    return LogprobOutput(logprob_L, entropy_L, (logp_LV.exp() * (logp_LV - logq_LV)).sum(dim=1))
 
 
 def call(case: Case, mode: Mode, impl: str | Callable, *, temperature: float = 0.7, **options: Any) -> LogprobOutput:
@@ -191,9 +170,6 @@ def call(case: Case, mode: Mode, impl: str | Callable, *, temperature: float = 0
     ref = {} if mode.ref is None else {"ref_hidden_LH": case.ref_hidden_LH}
     if mode.ref == "separate":
         ref["ref_weight_VH"] = case.ref_weight_VH
-    if mode.ref == "logprob":
-        rows = (case.ref_hidden_LH.double(), case.weight_VH.detach().double(), case.token_L)
-        ref = {"ref_logprob_L": whole_logits(*rows, temperature=temperature).logprob_L.float()}
     with torch.set_grad_enabled(bool(mode.leaves)):
         return function(*case[:3], temperature=temperature, kl=mode.kl, entropy=mode.entropy, **ref, **options)
 

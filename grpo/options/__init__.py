@@ -1,0 +1,1 @@
+"""Options: what they are, how they are spelled, how a mistake is refused."""
