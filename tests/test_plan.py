@@ -153,7 +153,7 @@ def test_a_copy_in_cpu_memory_counts_while_sampling_only(folder, capsys, monkeyp
     ("0.5B", ["--plan", "0"], r"plan=0 must lie in \[1, inf\); nearest valid value: 1"),
     ("0.5B", ["--plan", "eight"], "plan='eight' must be a whole number.*"),
     ("0.5B", ["--plan", "1", "--gradient_checkpointing", "maybe"],
-     "gradient_checkpointing='maybe' must be one of auto, true, false; nearest valid value: .*"),
+     "gradient_checkpointing='maybe' must be one of auto, true, false$"),
     ("0.5B", ["--plan", "1", "--gradient_checkpointing", "false", "--max_completion_length", "30000", "--rollout_slots",
               "1"], "gradient_checkpointing='false' and max_completion_length=30000 .* nearest valid value: true"),
 ])
