@@ -81,11 +81,6 @@ class Config:
     temperature: float = option(
         1.0, "Logits are divided by it, in sampling and in scoring.", within="(0, inf)",
         why="greedy text has no exploration and no log-probability")
-    top_p: float = option(
-        1.0, "Only 1 in training.", within="[1, 1]", why="truncated sampling biases the ratio; eval.py allows it")
-    top_k: int = option(
-        0, "Only 0 (off) in training.", within="[0, 0]", why="truncated sampling biases the ratio; eval.py allows it")
-
     rollout_slots: int | None = option(
         None, "Completions that a rank continues at once; none: all of a step, as far as half of the free memory "
         "reaches.", unit="completions", within="[1, inf)")

@@ -28,6 +28,10 @@ class ForeignNames:
         unit="completions", within="[1, inf)")
     gradient_accumulation_steps: int | None = option(
         None, "See per_device_train_batch_size.", unit="micro-batches, 1 where not given", within="[1, inf)")
+    top_p: float | None = option(
+        None, "Only 1 in training.", within="[1, 1]", why="truncated sampling biases the ratio; eval.py allows it")
+    top_k: int | None = option(
+        None, "Only 0 (off) in training.", within="[0, 0]", why="truncated sampling biases the ratio")
     packing: bool | None = option(None, "Rows are always packed.")
     attn_implementation: str | None = option(None, "Attention is always sdpa.")
     logging_strategy: str | None = option(None, "Logging always counts steps.", choices=("steps", "epoch", "no"))
@@ -36,6 +40,8 @@ class ForeignNames:
 
 # Foreign name -> the one thing this project does, and why a recipe that asks for another is not followed.
 WITHOUT_EFFECT = {
+    "top_p": (1.0, "training samples from the whole distribution"),
+    "top_k": (0, "training samples from the whole distribution"),
     "packing": (True, "rows are always packed, and packing changes no gradient"),
     "attn_implementation": ("sdpa", "a packed row needs a tree mask, which sdpa takes"),
     "logging_strategy": ("steps", "metrics are written every logging_steps steps"),

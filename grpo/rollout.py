@@ -34,7 +34,7 @@ STEPS, AHEAD = {"cpu": 1, "cuda": 8}, {"cpu": 0, "cuda": 1}
 @torch.no_grad()
 def generate(
     decoder: Decoder, prompts: list[list[int]], *, tokenizer: PreTrainedTokenizerBase, num_generations: int,
-    max_completion_length: int, temperature: float, top_p: float = 1.0, top_k: int = 0, stop_token_ids: set[int],
+    max_completion_length: int, temperature: float, top_p: float = 1.0, stop_token_ids: set[int],
     stop_strings: list[str], seed: int, step: int, prompt_index: list[int], num_slots: int | None = None,
     share_prefix: bool = True, progress: Callable[[int, int], None] | None = None,
 ) -> Rollout:
@@ -48,7 +48,6 @@ def generate(
         max_completion_length: tokens after which an unfinished row is truncated, at least 1.
         temperature: of sampling; 0 is greedy.
         top_p: as in `sample`, for evaluation.
-        top_k: as in `sample`, for evaluation.
         stop_token_ids: every end-of-sequence id.
         stop_strings: texts that end a row; the text given to rewards ends before them.
         seed: key of the noise.
@@ -77,7 +76,7 @@ def generate(
         decoder, prompts, num_slots=min(num_slots or num_rows, num_rows), num_generations=num_generations,
         room=max_completion_length,
         noise=lambda row_X: _noise(seed, step, prompt_index_B, num_generations, row_X, max_completion_length),
-        sample=partial(sample, temperature=temperature, top_p=top_p, top_k=top_k), share_prefix=share_prefix)
+        sample=partial(sample, temperature=temperature, top_p=top_p), share_prefix=share_prefix)
     windows: deque[Window] = deque()
     while rows.num_done < num_rows:
         slots.admit()

@@ -1,8 +1,8 @@
 """From logits to tokens, with noise that belongs to a token and not to a machine.
 
 Every uniform number is a hash of (seed, step, prompt, sample, position), so the same text is drawn at any world size,
-in any batch order and on any device, up to floating-point ties in the logits. `top_p` and `top_k` serve evaluation
-only: training samples from the whole distribution, because the policy ratio is taken under it.
+in any batch order and on any device, up to floating-point ties in the logits. `top_p` serves evaluation only:
+training samples from the whole distribution, because the policy ratio is taken under it.
 """
 
 import torch
@@ -37,7 +37,7 @@ def uniform(
 
 
 def sample(
-    logits_NV: torch.Tensor, uniform_N: torch.Tensor, *, temperature: float, top_p: float = 1.0, top_k: int = 0
+    logits_NV: torch.Tensor, uniform_N: torch.Tensor, *, temperature: float, top_p: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token per row by inverse CDF: `token = min{v : Σ_{w≤v} p_w > u}`, `p = softmax(logits / temperature)`.
 
@@ -46,7 +46,6 @@ def sample(
         uniform_N: [N] float64 in [0, 1).
         temperature: divides the logits; 0 takes the most likely token (log-probabilities are then those at 1).
         top_p: keep the fewest tokens whose probabilities sum to at least this; 1 keeps all.
-        top_k: keep this many most likely tokens; 0 keeps all.
 
     Returns:
         token_N, [N] int64, and its logprob_N, [N] float32, nats, under the distribution it was drawn from.
@@ -57,7 +56,8 @@ def sample(
         return token_N, logits_NV.gather(-1, token_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
     if temperature != 1:
         logits_NV = logits_NV / temperature
-    logits_NV = _truncate(logits_NV, top_p=top_p, top_k=top_k)
+    if top_p < 1:
+        logits_NV = _nucleus(logits_NV, top_p)
     return _inverse_cdf(logits_NV, uniform_N)
 
 
@@ -96,17 +96,12 @@ def _inverse_cdf(logits_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torc
     return token_NW.gather(1, place_N1)[:, 0], logprob_N1[:, 0].float()
 
 
-def _truncate(logits_NV: torch.Tensor, *, top_p: float, top_k: int) -> torch.Tensor:
-    """The logits with -inf outside the top_k most likely tokens, then outside the nucleus of those."""
-    if top_k > 0:
-        threshold_N1 = logits_NV.topk(min(top_k, logits_NV.shape[-1])).values[:, -1:]
-        logits_NV = logits_NV.masked_fill(logits_NV < threshold_N1, -torch.inf)
-    if top_p < 1:
-        sorted_NV, order_NV = logits_NV.sort(descending=True)
-        prob_NV = sorted_NV.softmax(-1)
-        outside_NV = prob_NV.cumsum(-1) - prob_NV >= top_p
-        logits_NV = sorted_NV.masked_fill(outside_NV, -torch.inf).gather(-1, order_NV.argsort(-1))
-    return logits_NV
+def _nucleus(logits_NV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The logits with -inf outside the fewest most likely tokens whose probabilities sum to at least top_p."""
+    sorted_NV, order_NV = logits_NV.sort(descending=True)
+    prob_NV = sorted_NV.softmax(-1)
+    outside_NV = prob_NV.cumsum(-1) - prob_NV >= top_p
+    return sorted_NV.masked_fill(outside_NV, -torch.inf).gather(-1, order_NV.argsort(-1))
 
 
 def _splitmix64(key_N: torch.Tensor) -> torch.Tensor:

@@ -174,7 +174,6 @@ SAMPLING = [
      "peak_N1 = torch.zeros_like(peak_NC[:, :1])"),
     ("logprob not normalised", ".double() - total_N1.log()", ".double()"),
     ("a greedy logprob that is a logit", " - logits_NV.logsumexp(-1)", ""),
-    ("top_k keeps one less", "logits_NV < threshold_N1", "logits_NV <= threshold_N1"),
     ("top_p stops before it has enough", "prob_NV.cumsum(-1) - prob_NV >= top_p", "prob_NV.cumsum(-1) >= top_p"),
     ("sorted back by the wrong permutation", "order_NV.argsort(-1)", "order_NV"),
 ]
