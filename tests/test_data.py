@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_columns_reach_the_reward_functions_by_name(tmp_path):
     del columns["prompt"]
     function, = rewards.load([f"{reward_file}:f"]).values()
     assert function(prompts=["a", "b"], completions=["x", "x"], **columns) == [True, False]
+
+
+@pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"a": ', "}")])
+def test_a_column_nested_a_hundred_deep_can_be_pickled_and_one_deeper_is_refused(tmp_path, opened, closed):
+    path = tmp_path / "mine.jsonl"
+    for depth in (100, 101):
+        path.write_text(f'{{"prompt": "a"}}\n{{"prompt": "b", "x": {opened * depth}1{closed * depth}}}\n')
+        if depth == 100:
+            assert pickle.loads(pickle.dumps(load(path)[1].columns))["prompt"] == "b"
+    assert "row 2, column 'x' is nested 101 deep" in message(path)
 
 
 def test_prompt_column_takes_another_column_as_it_is(tmp_path):
