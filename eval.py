@@ -9,7 +9,6 @@ the prompt, and less without its interval, so the table has a row per number and
 import json
 import sys
 from collections.abc import Sequence
-from data.example import Example
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
+from data.example import Example
 from data.prompts import STOP_STRINGS
 from grpo import evaluation
 from grpo.capacity import choose_slots

@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from data.example import Example
 from grpo import launcher
 
 if __name__ == "__main__":
@@ -25,6 +24,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from data.example import Example
 from data.prompts import STOP_STRINGS
 from grpo import checkpoint, distributed, doctor, heartbeat, heldout, output_lock, plan, skipped, trial, update
 from grpo.advantage import gate_advantages, group_advantages

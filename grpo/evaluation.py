@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from data.example import Example
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from data.example import Example
 from grpo.decoder import Decoder
 from grpo.rollout import generate
 from grpo.types import Rollout

@@ -5,7 +5,6 @@ That order: quantise and inject LoRA while every rank still holds whole weights,
 
 import logging
 import warnings
-from data.example import Example
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 import kernels
 from data import load_examples
+from data.example import Example
 from grpo import checkpoint, continuation, distributed
 from grpo.adapter import add_adapter
 from grpo.advantage import group_advantages

@@ -178,6 +178,8 @@ def saved(run: Run) -> Finding:
     """Is a checkpoint read back what was written? Trained tensors are overwritten in between. Collective."""
     pulse.enter("save")
     engine = run.engine
+    if engine.optimizer_steps == 0:
+        engine.start_optimizer(0)  # the step was skipped: no moments yet
     before = state(run)
     with scratch(run.output_dir) as folder:
         problem = checkpoint.save(engine, folder, step=0, peft_config=run.peft_config, facts={})

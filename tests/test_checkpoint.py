@@ -1,7 +1,6 @@
 """Which checkpoint is the newest, what is put back from one, and what a continuation may change. 4 seconds."""
 
 import json
-from data.example import Example
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from data.example import Example
 from grpo import checkpoint, continuation
 from grpo.config import Config
 from grpo.options.option import options

@@ -1,6 +1,7 @@
 """What a run is made of before it has a model on a GPU: prompts that fit. 4 seconds."""
 
 import pytest
+
 from data.example import Example
 from tiny_models import tiny_tokenizer
 
