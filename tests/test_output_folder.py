@@ -152,3 +152,9 @@ def test_the_doctor_removes_what_it_made_and_leaves_a_neighbour_s(
     assert not output.exists()
     assert (tmp_path / "outputs").exists() == neighbour
     assert (tmp_path / "outputs" / "other" / "metrics.jsonl").exists() == neighbour
+
+
+def test_the_doctor_s_checkpoint_is_tried_also_where_its_step_was_skipped(
+    begin: Callable[..., Run], folder: Path, tmp_path: Path
+) -> None:
+    assert trial.saved(begin(*options(folder, str(tmp_path / "skipped")))).level == "ok"  # AdamW has no moments yet
