@@ -46,6 +46,7 @@ def begin() -> Iterator[Callable]:
     pulse.begin(0, math.inf, tell=lambda: None)  # no step is under way any more
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # With pytest-xdist a file stays in one worker, for its fixtures' sake. All that start ranks share one: two such
     # tests at once would be four processes on two cores, and some of them count seconds.
