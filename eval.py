@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 from data import load_examples
 from data.example import Example
 from data.prompts import STOP_STRINGS
-from grpo import evaluation
 from grpo.capacity import choose_slots
 from grpo.decoder import Decoder
 from grpo.distributed import free_bytes
-from grpo.evaluation import Answer
+from grpo.evaluation.answers import Answer, evaluate, save_answers
+from grpo.evaluation.statistics import SCORES, compare, summarize
 from grpo.model import dtype_of, load_decoder
 from grpo.options.command_line import command_line
 from grpo.options.option import check, convert, option, options
@@ -109,7 +109,7 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
             revision=settings.model_revision, trust_remote_code=settings.trust_remote_code)
         for num_shots in settings.num_shots:
             label = "model" if adapter is None else "adapter"
-            answers[label, num_shots] = evaluation.evaluate(
+            answers[label, num_shots] = evaluate(
                 decoder, tokenizer, examples[num_shots], num_samples=settings.num_samples,
                 temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
                 max_completion_length=settings.max_completion_length, stop_token_ids=stop_token_ids,
@@ -133,13 +133,13 @@ def slots(
         num_generations=settings.num_samples, max_completion_length=settings.max_completion_length).num_slots
 
 
-def summarize(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, Any]]:
+def records_of(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, Any]]:
     """One record per model and number of shots; the adapter's holds the p value against the model without it."""
     records = []
     for (label, num_shots), group in answers.items():
-        records.append({"model": label, "num_shots": num_shots, **evaluation.summarize(group)})
+        records.append({"model": label, "num_shots": num_shots, **summarize(group)})
         if label == "adapter" and ("model", num_shots) in answers:
-            records[-1]["p_value"] = evaluation.compare(answers["model", num_shots], group)["p_value"]
+            records[-1]["p_value"] = compare(answers["model", num_shots], group)["p_value"]
     return records
 
 
@@ -147,7 +147,7 @@ def table_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The records as text under HEADER."""
     return [
         (record["model"], str(record["num_shots"]), f"{record['num_problems']} x {record['num_samples']}",
-         *(percent(record, name) for name in evaluation.SCORES),
+         *(percent(record, name) for name in SCORES),
          f"{record['p_value']:.2g}" if "p_value" in record else "")
         for record in records
     ]
@@ -175,7 +175,7 @@ def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], reco
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     for (label, num_shots), group in answers.items():
-        evaluation.save(group, folder / f"answers_{label}_{num_shots}_shots.jsonl")
+        save_answers(group, folder / f"answers_{label}_{num_shots}_shots.jsonl")
     picture = folder / "accuracy.png"
     chart(records).savefig(picture, dpi=110)
     settings_table = table(("option", "value"), list(asdict(settings).items()))
@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         print(f"error: {spelled_out(str(error))}", file=sys.stderr)
         return 2
-    records = summarize(answers)
+    records = records_of(answers)
     lines = [HEADER, *table_rows(records)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

@@ -152,14 +152,14 @@ def train(run: Run) -> int:
         begin_output(run)
     try:
         if run.test_examples and run.first_step == 0:
-            heldout.evaluate(run, "before")
+            heldout.solve(run, "before")
         pulse.enter("log")
         log = open_log(run) if rank() == 0 else None
         take_steps(run, position, log)
         pulse.enter("export")
         exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
         if run.test_examples:
-            heldout.evaluate(run, "after")
+            heldout.solve(run, "after")
     except Stopped:
         position.save(run, must=True)
         exported = None
@@ -243,7 +243,7 @@ def examine(run: Run) -> int:
     Collective: every rank.
     """
     show = print if rank() == 0 else lambda *_, **__: None
-    findings = doctor.at_rest(run, own_rewards=True)
+    findings = doctor.look(run, own_rewards=True)
     show(*findings, sep="\n", flush=True)
     if not failures(findings):  # or there would be no first step
         step = first_step(run)

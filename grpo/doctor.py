@@ -40,7 +40,7 @@ def admit(run: Run) -> Run:
 
     Collective: every rank, once, before anything is written.
     """
-    findings = at_rest(run, own_rewards=False)
+    findings = look(run, own_rewards=False)
     failed = failures(findings)
     if failed:
         more = f" ({len(failed) - 1} more: see --doctor)" if failed[1:] else ""
@@ -50,7 +50,7 @@ def admit(run: Run) -> Run:
     return replace(run, announcement=[*run.announcement, *lines])
 
 
-def at_rest(run: Run, *, own_rewards: bool) -> list[Finding]:
+def look(run: Run, *, own_rewards: bool) -> list[Finding]:
     """Every check that needs neither a completion nor a forward.
 
     Args:

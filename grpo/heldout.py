@@ -3,14 +3,15 @@
 import json
 
 from data.prompts import STOP_STRINGS
-from grpo import evaluation
+from grpo.evaluation.answers import answers_path, evaluate, load_answers, save_answers
+from grpo.evaluation.statistics import compare
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.preemption import stop_request
 from grpo.pulse import pulse
 from grpo.run import Run
 
 
-def evaluate(run: Run, when: str) -> None:
+def solve(run: Run, when: str) -> None:
     """Score the held-out problems greedily and at the training temperature, each rank its share; rank 0 keeps them.
 
     Raises:
@@ -23,7 +24,7 @@ def evaluate(run: Run, when: str) -> None:
     mine = list(range(rank(), len(run.test_examples), world_size()))
     for mode, temperature, num_samples in (("greedy", 0.0, 1), ("sampled", run.config.temperature, 4)):
         with stop_request.may_end_this():
-            answers = evaluation.evaluate(
+            answers = evaluate(
                 run.decoder,
                 run.tokenizer,
                 [run.test_examples[index] for index in mine],
@@ -39,7 +40,7 @@ def evaluate(run: Run, when: str) -> None:
             )
         everyone = [answer for part in gather_objects(answers) for answer in part]
         if rank() == 0:
-            evaluation.save(everyone, evaluation.answers_path(run.output_dir, mode, when))
+            save_answers(everyone, answers_path(run.output_dir, mode, when))
 
 
 def summarize(run: Run, seconds: float) -> dict[str, float]:
@@ -47,9 +48,9 @@ def summarize(run: Run, seconds: float) -> dict[str, float]:
     summary: dict[str, float] = {"steps": run.num_steps, "ranks": world_size(), "seconds": round(seconds, 1)}
     if run.test_examples:
         for prefix, mode in (("", "sampled"), ("greedy_", "greedy")):
-            paths = [evaluation.answers_path(run.output_dir, mode, when) for when in ("before", "after")]
-            before, after = map(evaluation.load, paths)
-            compared = evaluation.compare(before, after)
+            paths = [answers_path(run.output_dir, mode, when) for when in ("before", "after")]
+            before, after = map(load_answers, paths)
+            compared = compare(before, after)
             summary |= {f"{prefix}{name}": value for name, value in compared.items()}
     (run.output_dir / "summary.json").write_text(json.dumps(summary, indent=2))
     return summary

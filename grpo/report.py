@@ -14,8 +14,8 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grpo import evaluation
-from grpo.evaluation import Answer
+from grpo.evaluation.answers import Answer, answers_path, load_answers
+from grpo.evaluation.statistics import SCORES, num_right, paired_test, summarize
 from grpo.json_lines import read
 from grpo.metrics import COLUMNS, METRICS, metric
 from grpo.options.refusal import spelled_out
@@ -77,10 +77,10 @@ def comparison_table(evaluations: Evaluations) -> str:
     """Before and after side by side for each decoding mode, with 95 % intervals and the paired test."""
     rows = []
     for mode, (before, after) in evaluations.items():
-        old, new = evaluation.summarize(before), evaluation.summarize(after)
-        for score in evaluation.SCORES:
+        old, new = summarize(before), summarize(after)
+        for score in SCORES:
             gain = f"{100 * (new[score] - old[score]):+.1f}"
-            p_value = evaluation.paired_test(evaluation.num_right(before, score), evaluation.num_right(after, score))
+            p_value = paired_test(num_right(before, score), num_right(after, score))
             size = f"{old['num_problems']} x {old['num_samples']}"
             rows.append((mode, size, score, percent(old, score), percent(new, score), gain, f"{p_value:.2g}"))
     header = ("decoding", "problems x samples", "share", "before", "after", "points", "p, paired")
@@ -102,7 +102,7 @@ def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> Figure:
         if name == "accuracy":
             for color, (mode, answers) in zip(("C2", "C1"), evaluations.items()):
                 ends = (min(steps, default=0), max(steps, default=1))
-                summaries = [evaluation.summarize(part) for part in answers]
+                summaries = [summarize(part) for part in answers]
                 draw_shares(axes, ends, summaries, "strict", color=color, linestyle=":", label=f"held-out {mode}")
             axes.set_ylim(0, 1)
             axes.legend(fontsize="small")
@@ -155,9 +155,9 @@ def _cell(value: Any) -> str:
 
 def _read_evaluations(output_dir: Path) -> Evaluations:
     """The modes that were scored before the training and after it, those that were not left out."""
-    paths = {mode: [evaluation.answers_path(output_dir, mode, when) for when in ("before", "after")] for mode in MODES}
+    paths = {mode: [answers_path(output_dir, mode, when) for when in ("before", "after")] for mode in MODES}
     return {
-        mode: (evaluation.load(before), evaluation.load(after))
+        mode: (load_answers(before), load_answers(after))
         for mode, (before, after) in paths.items() if before.exists() and after.exists()
     }
 

@@ -81,7 +81,7 @@ OUTPUT_GROUPS = [
     ("grpo/continuation.py", ("test_output_folder.py",), CONTINUATION),
     ("grpo/run.py", ("test_resume.py",), RUN),
     ("grpo/json_lines.py", ("test_full_disk.py",), JSON_LINES),
-    ("grpo/evaluation.py", ("test_full_disk.py",), EVALUATION),
+    ("grpo/evaluation/answers.py", ("test_full_disk.py",), EVALUATION),
     ("grpo/rollout.py", ("test_stop_request.py",), ROLLOUT),
     ("grpo/scoring.py", ("test_stop_request.py",), SCORING),
     ("grpo/preemption.py", ("test_stop_request.py",), PREEMPTION),

@@ -11,10 +11,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import eval as eval_script
 from data.example import Example
 from data.prompts import STOP_STRINGS, build_prompt
-from grpo.evaluation import (
-    Answer, accuracy_interval, compare, evaluate, last_number_right, load, num_right, paired_test, save,
-    summarize, wilson_interval,
-)
+from grpo.evaluation.answers import Answer, evaluate, last_number_right, load_answers, save_answers
+from grpo.evaluation.statistics import accuracy_interval, compare, num_right, paired_test, summarize, wilson_interval
 from tests.tiny_models import SHAPE, decoder_of, tiny_qwen2, tiny_tokenizer
 
 # What a tiny model is taught to answer, by heart. The gold answer of each is 9.
@@ -135,8 +133,8 @@ def test_thousands_commas_and_a_minus_are_read_in_the_last_number():
 
 def test_saved_answers_read_back_equal(tmp_path):
     answers = [answer(0, True), answer(1, False, truncated=True)]
-    save(answers, tmp_path / "deep" / "answers.jsonl")
-    assert load(tmp_path / "deep" / "answers.jsonl") == answers
+    save_answers(answers, tmp_path / "deep" / "answers.jsonl")
+    assert load_answers(tmp_path / "deep" / "answers.jsonl") == answers
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +240,7 @@ def test_the_script_prints_a_row_for_each_number_of_shots_and_writes_its_report(
     assert results[0]["strict"] == results[0]["format"] == 1.0 and results[0]["truncated"] == 0.0
     assert "100.0 % (72.2 to 100.0)" in (tmp_path / "out" / "eval.html").read_text()
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 5000
-    first = load(tmp_path / "out" / "answers_model_0_shots.jsonl")[0]
+    first = load_answers(tmp_path / "out" / "answers_model_0_shots.jsonl")[0]
     assert first.strict and first.completion.endswith("The final answer is 9")  # cut at the stop string
 
 

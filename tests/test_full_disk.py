@@ -7,8 +7,7 @@ import pytest
 from fault_runs import lines, numbers, options, prepare, texts
 from faults import Warm
 
-from grpo import evaluation
-from grpo.evaluation import Answer
+from grpo.evaluation.answers import Answer, load_answers, save_answers
 from grpo.json_lines import JsonLines, read
 from grpo.report import write_report
 
@@ -115,8 +114,8 @@ def test_answers_that_are_cut_off_never_get_their_name(tmp_path: Path, monkeypat
     answer = Answer(index=0, question="q", final_answer="1", completion="c", strict=True, lenient=True, format=True,
                     truncated=False)
     path = tmp_path / "answers.jsonl"
-    evaluation.save([answer], path)
+    save_answers([answer], path)
     monkeypatch.setattr(Path, "write_text", write_half)
     with pytest.raises(OSError):
-        evaluation.save([answer] * 3, path)  # half of three is no whole number of lines
-    assert evaluation.load(path) == [answer]
+        save_answers([answer] * 3, path)  # half of three is no whole number of lines
+    assert load_answers(path) == [answer]

@@ -7,9 +7,8 @@ import re
 import pytest
 from matplotlib.image import imread
 
-from grpo import evaluation
 from grpo.config import Config
-from grpo.evaluation import Answer
+from grpo.evaluation.answers import Answer, answers_path, save_answers
 from grpo.report import CURVES, comparison_table, curves, page, running_mean, write_report
 
 HOSTILE = "<script>alert('&')</script>\n#### The final answer is 1"
@@ -31,8 +30,8 @@ def run(tmp_path):
     records[5]["kl"] = None  # was not finite
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     before = answers([True] + [False] * 9, completion=HOSTILE)
-    evaluation.save(before, evaluation.answers_path(tmp_path, "greedy", "before"))
-    evaluation.save(answers([True] * 9 + [False]), evaluation.answers_path(tmp_path, "greedy", "after"))
+    save_answers(before, answers_path(tmp_path, "greedy", "before"))
+    save_answers(answers([True] * 9 + [False]), answers_path(tmp_path, "greedy", "after"))
     return tmp_path
 
 
@@ -80,7 +79,7 @@ def test_the_first_six_problems_are_shown_whatever_their_outcome(run):
 
 def test_a_run_without_held_out_problems_has_a_report_without_that_table(run):
     for when in ("before", "after"):
-        evaluation.answers_path(run, "greedy", when).unlink()
+        answers_path(run, "greedy", when).unlink()
     text = write_report(run).read_text()
     assert "Held-out" not in text and "data:image/png;base64," in text
 

@@ -20,9 +20,9 @@ from tiny_models import tiny_qwen2
 
 import eval as evaluation_command
 import train
-from grpo import evaluation, report
+from grpo import report
 from grpo.config import Config
-from grpo.evaluation import Answer
+from grpo.evaluation.answers import Answer, answers_path, load_answers, save_answers
 from grpo.log import Log
 from grpo.options.refusal import spelled_out
 
@@ -110,8 +110,8 @@ def test_a_models_text_stays_text_on_every_page_and_in_every_file(tmp_path) -> N
     answer = Answer(index=0, question=HOSTILE, final_answer=HOSTILE, completion=HOSTILE, strict=False, lenient=True,
                     format=False, truncated=False)
     for when in ("before", "after"):
-        evaluation.save([answer], evaluation.answers_path(tmp_path, "greedy", when))
-        assert evaluation.load(evaluation.answers_path(tmp_path, "greedy", when)) == [answer]
+        save_answers([answer], answers_path(tmp_path, "greedy", when))
+        assert load_answers(answers_path(tmp_path, "greedy", when)) == [answer]
     log = Log(tmp_path, report_to=[], total_steps=1, first_step=0, settings=asdict(Config()))
     log.write_completions(0, {"question": [HOSTILE], "completion": [HOSTILE], "reward": [0.0]})
     log.close()
@@ -122,7 +122,7 @@ def test_a_models_text_stays_text_on_every_page_and_in_every_file(tmp_path) -> N
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     settings = evaluation_command.Settings(model="<script>", data="</table><script>", output=str(tmp_path))
     answers = {("model", 0): [answer]}
-    evaluation_command.write(settings, answers, evaluation_command.summarize(answers))
+    evaluation_command.write(settings, answers, evaluation_command.records_of(answers))
     for page in (report.write_report(tmp_path), tmp_path / "eval.html"):
         text = page.read_text(encoding="utf-8")
         assert "<script" not in text and "<b>" not in text and "&lt;script&gt;" in text
