@@ -20,17 +20,17 @@ from transformers import PreTrainedTokenizerBase
 from data import load_examples
 from data.example import Example
 from data.prompts import STOP_STRINGS
-from grpo.capacity import choose_slots
-from grpo.decoder import Decoder
 from grpo.distributed import free_bytes
 from grpo.evaluation.answers import Answer, evaluate, save_answers
 from grpo.evaluation.statistics import SCORES, compare, summarize
-from grpo.model import dtype_of, load_decoder
+from grpo.loading.model import dtype_of, load_decoder
+from grpo.memory.concurrency import choose_slots
 from grpo.options.command_line import command_line
 from grpo.options.option import check, convert, option, options
 from grpo.options.refusal import refuse, spelled_out
-from grpo.preflight import check_writable
-from grpo.report import NOTE, draw_shares, image, page, percent, table
+from grpo.options.surroundings import check_writable
+from grpo.report.page import NOTE, draw_shares, image, page, percent, table
+from grpo.sampler.decoder import Decoder
 
 MOST_SLOTS = 256  # beyond that a step gets no faster per row
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")

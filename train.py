@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from grpo import launcher
+from grpo.health import launcher
 
 if __name__ == "__main__":
     launcher.end_with_it()  # before the imports below: a launcher that is killed during them takes its ranks along
@@ -26,22 +26,27 @@ from tqdm import tqdm
 
 from data.example import Example
 from data.prompts import STOP_STRINGS
-from grpo import checkpoint, distributed, doctor, heartbeat, heldout, output_lock, plan, skipped, trial, update
+from grpo import distributed, update
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import load
 from grpo.distributed import gather_objects, rank, trim_heap, world_size
-from grpo.finding import Finding, agree, count, failures
-from grpo.log import Log
+from grpo.doctor import at_rest, trial
+from grpo.doctor.finding import Finding, agree, count, failures
+from grpo.health import heartbeat
+from grpo.health.pulse import describe, pulse
+from grpo.health.stop_request import Stopped, stop_request
+from grpo.memory import plan
 from grpo.options.refusal import spelled_out
-from grpo.position import Position
-from grpo.preemption import Stopped, stop_request
-from grpo.pulse import describe, pulse
-from grpo.report import write_report
-from grpo.rollout import generate
-from grpo.run import Run, build
+from grpo.report.log import Log
+from grpo.report.page import write_report
+from grpo.report.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
+from grpo.run import heldout
+from grpo.run.build import Run, build
+from grpo.run.position import Position
+from grpo.run.scoring import completion_columns, end_if_rewards_fail, score_completions
+from grpo.sampler.generate import generate
+from grpo.saving import checkpoint, output_lock, skipped
 from grpo.schedule import learning_rate, prompts_of_step
-from grpo.scoring import completion_columns, end_if_rewards_fail, score_completions
-from grpo.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
 from grpo.types import Rollout
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
@@ -243,7 +248,7 @@ def examine(run: Run) -> int:
     Collective: every rank.
     """
     show = print if rank() == 0 else lambda *_, **__: None
-    findings = doctor.look(run, own_rewards=True)
+    findings = at_rest.look(run, own_rewards=True)
     show(*findings, sep="\n", flush=True)
     if not failures(findings):  # or there would be no first step
         step = first_step(run)
@@ -269,7 +274,7 @@ def main(argv: list[str]) -> int:
             run = build(config)
             opened.callback(run.rewards.close)
             if not config.doctor:
-                run = doctor.admit(run)
+                run = at_rest.admit(run)
                 opened.enter_context(stop_request.listening())  # also while a failure is told: torchrun sends SIGTERM
             if not (config.doctor or config.resume):
                 opened.enter_context(claim())  # before the folder is made

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.random_model import SHAPES, build, train_tokenizer
 from benchmarks.toy import RESULTS, commit
 from data import load_examples
-from grpo.decoder import Decoder
-from grpo.linear import Branch, JoinedLinear
-from grpo.rollout import generate
+from grpo.sampler.decoder import Decoder
+from grpo.sampler.generate import generate
+from grpo.sampler.linear import Branch, JoinedLinear
 from grpo.types import Rollout
 
 NUM_GENERATIONS = 8

@@ -25,8 +25,8 @@ from triton.compiler import ASTSource
 
 from benchmarks.toy import RESULTS, commit
 from benchmarks.tune import SPECIALISED
-from kernels import slope, sweep
-from kernels.tiles import FOLD, Tile, tile_of
+from kernels.gpu import backward, forward
+from kernels.gpu.tiles import FOLD, Tile, tile_of
 
 # KiB of shared memory that one program may have: the CUDA programming guide's table of compute capabilities; AMD's LDS.
 SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_120": 99, "gfx942": 64}
@@ -36,18 +36,18 @@ TOKENS = (16_384, 64)  # a full batch, and so few that another tile may run
 FLAGS = {"REF": False, "GIVEN": False, "UPCAST": False}
 SWEEP = FLAGS | {"ONLINE": False, "EMIT": False, "TILED": False}
 KERNELS = {
-    "sweep (no gradient)": (sweep.sweep, SWEEP),
-    "sweep (running maximum)": (sweep.sweep, SWEEP | {"ONLINE": True}),
-    "sweep (stores E)": (sweep.sweep, SWEEP | {"EMIT": True, "TILED": True}),
-    "sweep (exact KL)": (sweep.sweep, SWEEP | {"REF": True}),
-    "slope": (slope.slope, FLAGS),
-    "slope (exact KL)": (slope.slope, FLAGS | {"REF": True}),
-    "sweep (hybrid)": (sweep.sweep, SWEEP | {"GIVEN": True}),
-    "sweep (hybrid, stores E)": (sweep.sweep, SWEEP | {"GIVEN": True, "EMIT": True}),
-    "slope (hybrid)": (slope.slope, FLAGS | {"GIVEN": True}),
-    "target": (sweep.target, {"INNER": 1024}),
-    "merge": (sweep.merge, {"ROWS": 128, "FINAL": True, "REF": False}),
-    "stash": (slope.stash, {"ROWS": 16, "COLUMNS": 128}),
+    "sweep (no gradient)": (forward.sweep, SWEEP),
+    "sweep (running maximum)": (forward.sweep, SWEEP | {"ONLINE": True}),
+    "sweep (stores E)": (forward.sweep, SWEEP | {"EMIT": True, "TILED": True}),
+    "sweep (exact KL)": (forward.sweep, SWEEP | {"REF": True}),
+    "slope": (backward.slope, FLAGS),
+    "slope (exact KL)": (backward.slope, FLAGS | {"REF": True}),
+    "sweep (hybrid)": (forward.sweep, SWEEP | {"GIVEN": True}),
+    "sweep (hybrid, stores E)": (forward.sweep, SWEEP | {"GIVEN": True, "EMIT": True}),
+    "slope (hybrid)": (backward.slope, FLAGS | {"GIVEN": True}),
+    "target": (forward.target, {"INNER": 1024}),
+    "merge": (forward.merge, {"ROWS": 128, "FINAL": True, "REF": False}),
+    "stash": (backward.stash, {"ROWS": 16, "COLUMNS": 128}),
 }
 HALF = ("hidden", "weight", "ref_hidden", "ref_weight", "emitted", "grad", "stashed")
 SINGLE = ("shift", "ref_shift", "stats", "coefficients", "merged", "logit", "sums", "mean")

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2Tokenizer,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2Tokenizer,
 )
 
 from data import load_examples

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedModel, Qwen2ForCausalLM
 from transformers.generation import CompileConfig, ContinuousBatchingConfig
 
-from grpo.decoder import LORA_MODULES, Decoder
 from grpo.packing import common_prefix_length
-from grpo.rollout import generate
+from grpo.sampler.decoder import LORA_MODULES, Decoder
+from grpo.sampler.generate import generate
 
 RANK = 16  # of the LoRA branches
 PAGE_TOKENS, BATCH_TOKENS = 256, 1024  # of continuous batching: transformers' page size; tokens of one forward
@@ -98,7 +98,7 @@ def load_ours(folder: Path, device: str, *, form: str | None = None) -> tuple[De
 
 
 def ours(loaded: tuple[Decoder, Any], case: Case) -> Sampled:
-    """`grpo.rollout.generate`."""
+    """`grpo.sampler.generate.generate`."""
     decoder, tokenizer = loaded
     rollout = generate(
         decoder, case.prompts, tokenizer=tokenizer, num_generations=case.num_generations,
@@ -198,7 +198,7 @@ def _continuous(says: str, **options: Any) -> Engine:
 
 
 ENGINES = {
-    "ours": Engine("`grpo.rollout.generate`, no LoRA", load_ours, ours),
+    "ours": Engine("`grpo.sampler.generate.generate`, no LoRA", load_ours, ours),
     "ours, LoRA merged": Engine(
         f"the same with LoRA of rank {RANK} on all seven projections, added into the weights",
         functools.partial(load_ours, form="merged"), ours),

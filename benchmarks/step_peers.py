@@ -79,7 +79,7 @@ def import_ours() -> tuple[Any, Any, Any]:
     """What `ours` calls."""
     import train
     from grpo.config import load
-    from grpo.run import build
+    from grpo.run.build import build
 
     return load, build, train.grpo_step
 

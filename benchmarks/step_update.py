@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Qwen2ForCausalLM
 from benchmarks.step_peers import BETA, PROJECTIONS, RANK, ROWS
 from grpo.loss import kl_divergence, policy_loss
 from grpo.packing import pack
-from grpo.policy import Policy
+from grpo.trainer.policy import Policy
 from grpo.types import Batch, Rollout
 
 WHOLE = 2**30  # tokens of a micro-batch: all in one
@@ -176,7 +176,7 @@ def _few(model: PreTrainedModel, work: Work) -> None:
 
 
 UPDATES = {
-    "ours": Update("`grpo.policy.Policy` over one packed row", Policy, packed),
+    "ours": Update("`grpo.trainer.policy.Policy` over one packed row", Policy, packed),
     "padded": Update(
         "`Qwen2ForCausalLM` over all rows in one batch, `log_softmax` of the completions' logits, gather", _plain,
         padded),

@@ -19,8 +19,8 @@ import torch
 from benchmarks.kernel import FLUSHED_TOKENS, OURS, cases
 from benchmarks.peers import PROVIDERS, Inputs, draw
 from benchmarks.tasks import TASKS, call, seconds
-from kernels import tiles
-from kernels.tiles import PLAIN, Tile
+from kernels.gpu import tiles
+from kernels.gpu.tiles import PLAIN, Tile
 
 TIMED = ("score", "frozen")
 ROUNDS = 10
@@ -39,13 +39,13 @@ class Candidate(NamedTuple):
     hybrid: bool = False
 
     def entry(self) -> dict[str, Any]:
-        """As `kernels.tiles.tuned` has it."""
+        """As `kernels.gpu.tiles.tuned` has it."""
         return {"tile": list(self.tile), "hybrid": self.hybrid}
 
 
 def candidates(hidden_size: int, device: str) -> list[Candidate]:
     """The plain tile first: the others are compared with it."""
-    from kernels.launch import specialises  # imports Triton
+    from kernels.gpu.launch import specialises
 
     found = [PLAIN] + [Tile(*shape, 3, descriptors) for shape in SHAPES for descriptors in (False, True)]
     if specialises(torch.device(device), torch.bfloat16, hidden_size, SPECIALISED):

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from grpo import recipe
+from grpo.options import recipe
 from grpo.options.command_line import command_line
 from grpo.options.option import check, default_of, option, options
 from grpo.options.refusal import refuse
-from grpo.preflight import check_surroundings, world_size
+from grpo.options.surroundings import check_surroundings, world_size
 
 TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
 CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state")

@@ -2,8 +2,8 @@
 
 The G completions of a prompt share its tokens, and with n-shot prompts all prompts share the examples. A padded
 [N, S] batch computes those tokens again in every row; a packed row computes them once, and attention over its tree
-(grpo/tree.py) lets each completion see its own prompt and nothing of its neighbours. The numbers are those of the
-padded batch.
+(grpo/trainer/packed_attention.py) lets each completion see its own prompt and nothing of its neighbours. The numbers
+are those of the padded batch.
 """
 
 import heapq

@@ -10,12 +10,12 @@ import torch
 
 from grpo.config import Config
 from grpo.distributed import gather_objects, global_max, rank, world_size
-from grpo.engine import Engine
-from grpo.limit import TokenLimit, is_out_of_memory
 from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss
 from grpo.packing import merge, pack
-from grpo.policy import Scores
-from grpo.tally import Tally
+from grpo.report.tally import Tally
+from grpo.trainer.engine import Engine
+from grpo.trainer.out_of_memory import TokenLimit, is_out_of_memory
+from grpo.trainer.policy import Scores
 from grpo.types import Batch, Rollout
 
 

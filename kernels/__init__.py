@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from kernels import huggingface, reference
-from kernels.checks import check_choice, check_tokens, refuse
 from kernels.choice import choose
+from kernels.refusals import check_choice, check_tokens, refuse
 
 __all__ = ["LogprobOutput", "choose", "fused_logprob"]
 __path__ = pkgutil.extend_path(__path__, __name__)
@@ -84,6 +84,6 @@ def fused_logprob(
     if name == "reference":
         check_tokens(token_L, len(weight_VH))
         return LogprobOutput(*reference.fused_logprob(hidden_LH, weight_VH, token_L, **options))
-    from kernels import fused  # imports Triton, which not every machine has
+    from kernels.gpu import autograd
 
-    return LogprobOutput(*fused.fused_logprob(hidden_LH, weight_VH, token_L, **options, hybrid=name == "hybrid"))
+    return LogprobOutput(*autograd.fused_logprob(hidden_LH, weight_VH, token_L, **options, hybrid=name == "hybrid"))

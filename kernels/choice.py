@@ -5,8 +5,8 @@ import os
 
 import torch
 
-from kernels.checks import check_choice, refuse
-from kernels.tiles import MIN_CAPABILITY, architecture, prefers_hybrid
+from kernels.gpu.tiles import MIN_CAPABILITY, architecture, prefers_hybrid
+from kernels.refusals import check_choice, refuse
 
 IMPLEMENTATIONS = ("auto", "reference", "triton", "hybrid")
 

@@ -31,8 +31,8 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 def begin() -> Iterator[Callable]:
     """Builds runs of train.py in this process, from its options; what runs their rewards ends with the file's tests."""
     from grpo.config import load
-    from grpo.pulse import pulse
-    from grpo.run import build
+    from grpo.health.pulse import pulse
+    from grpo.run.build import build
 
     runs = []
 

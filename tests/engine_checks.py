@@ -21,19 +21,20 @@ from ranks import SHARD_EVERYTHING
 from tiny_models import tiny_tokenizer
 
 from benchmarks.memory import peak_bytes
-from grpo import checkpoint, distributed, update
-from grpo.adapter import add_adapter
+from grpo import distributed, update
 from grpo.config import Config
-from grpo.decoder import Decoder
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.engine import Engine
-from grpo.limit import TokenLimit
+from grpo.loading.adapter import add_adapter
+from grpo.loading.model import build_decoder, load_base
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
-from grpo.model import build_decoder, load_base
+from grpo.memory.plan import ledger_of
 from grpo.packing import filler
-from grpo.plan import ledger_of
-from grpo.policy import REFERENCE, Policy, active_adapter
-from grpo.rollout import generate
+from grpo.sampler.decoder import Decoder
+from grpo.sampler.generate import generate
+from grpo.saving import checkpoint
+from grpo.trainer.engine import Engine
+from grpo.trainer.out_of_memory import TokenLimit
+from grpo.trainer.policy import REFERENCE, Policy, active_adapter
 from grpo.types import Rollout
 
 FOLDER = Path(sys.argv[1])

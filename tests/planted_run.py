@@ -93,16 +93,16 @@ KV_CACHE = [
 ]
 
 RUN_GROUPS = [
-    ("grpo/adapter.py", ("test_adapter.py",), ADAPTER),
-    ("grpo/trial.py", ("test_adapter.py",), TRIAL),
-    ("grpo/doctor.py", ("test_adapter.py", "test_doctor.py"), DOCTOR),
-    ("grpo/checkpoint.py", ("test_checkpoint.py",), CHECKPOINT),
-    ("grpo/continuation.py", ("test_checkpoint.py",), CONTINUATION),
+    ("grpo/loading/adapter.py", ("test_adapter.py",), ADAPTER),
+    ("grpo/doctor/trial.py", ("test_adapter.py",), TRIAL),
+    ("grpo/doctor/at_rest.py", ("test_adapter.py", "test_doctor.py"), DOCTOR),
+    ("grpo/saving/checkpoint.py", ("test_checkpoint.py",), CHECKPOINT),
+    ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
     ("grpo/update.py", ("test_update.py",), UPDATE),
-    ("grpo/tally.py", ("test_update.py",), TALLY),
-    ("grpo/engine.py", ("test_optimizer.py",), ENGINE),
+    ("grpo/report/tally.py", ("test_update.py",), TALLY),
+    ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
     ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
-    ("grpo/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),
-    ("grpo/run.py", ("test_run.py",), RUN),
-    ("grpo/kv_cache.py", ("test_kv_cache.py",), KV_CACHE),
+    ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),
+    ("grpo/run/build.py", ("test_run.py",), RUN),
+    ("grpo/sampler/kv_cache.py", ("test_kv_cache.py",), KV_CACHE),
 ]

@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from grpo import checkpoint, heartbeat, run
-from grpo import pulse as pulses
-from grpo.engine import Engine
-from grpo.json_lines import JsonLines
-from grpo.pulse import pulse
+from grpo.health import heartbeat
+from grpo.health import pulse as pulses
+from grpo.health.pulse import pulse
+from grpo.report.json_lines import JsonLines
+from grpo.run import build
+from grpo.saving import checkpoint
+from grpo.trainer.engine import Engine
 
 # What anybody may say to an open port.
 PASSERS_BY = {
@@ -29,7 +31,7 @@ PLACES = {
     "forward": ("update", Engine, "__call__"), "backward": ("update", Engine, "backward"),
     "optimizer": ("update", Engine, "step"), "written": ("save", checkpoint, "seal"),
     "sealed": ("save", checkpoint, "_publish"), "published": ("save", checkpoint, "_superfluous"),
-    "writing": ("save", checkpoint, "save_file"), "loading": ("start", run, "load_base"),
+    "writing": ("save", checkpoint, "save_file"), "loading": ("start", build, "load_base"),
 }
 
 

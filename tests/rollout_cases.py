@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import tiny_tokenizer
 
-from grpo import rollout
-from grpo.decoder import Decoder
+from grpo.sampler import generate
+from grpo.sampler.decoder import Decoder
 from grpo.types import Rollout
 
 TOKENIZER = tiny_tokenizer()
@@ -24,7 +24,7 @@ def sample_rows(decoder: Decoder, prompts: list[list[int]] = PROMPTS, **options)
         "tokenizer": TOKENIZER, "num_generations": 3, "max_completion_length": 12, "temperature": 1.0,
         "stop_token_ids": set(), "stop_strings": [], "seed": 5, "step": 2, "prompt_index": list(range(len(prompts))),
     }
-    return rollout.generate(decoder, prompts, **defaults | options)
+    return generate.generate(decoder, prompts, **defaults | options)
 
 
 def assert_same_rows(left: Rollout, right: Rollout, rows: list[int]) -> None:
@@ -63,5 +63,5 @@ def script(monkeypatch: pytest.MonkeyPatch, said: list[list[int]]) -> None:
         tokens = [said[row][column] if column < len(said[row]) else JUNK for row, column in keys]
         return torch.tensor(tokens), -uniform_M.float()
 
-    monkeypatch.setattr(rollout, "_noise", noise)
-    monkeypatch.setattr(rollout, "sample", sample)
+    monkeypatch.setattr(generate, "_noise", noise)
+    monkeypatch.setattr(generate, "sample", sample)

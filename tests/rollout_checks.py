@@ -19,8 +19,8 @@ import train
 from grpo import distributed
 from grpo.config import Config
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.run import Run, build
-from grpo.summary import Clock
+from grpo.report.summary import Clock
+from grpo.run.build import Run, build
 
 FOLDER = Path(sys.argv[1])
 EVERY_TOKEN = set(range(320))

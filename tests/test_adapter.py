@@ -12,13 +12,13 @@ from tiny_models import tiny_qwen2
 from transformers import AutoModelForCausalLM
 
 import train
-from grpo import doctor
-from grpo.adapter import PLAIN, STARTS, add_adapter, read_adapter, read_adapter_config
 from grpo.config import Config
-from grpo.finding import Finding
-from grpo.model import build_decoder
-from grpo.policy import REFERENCE, active_adapter
-from grpo.run import Run
+from grpo.doctor import at_rest
+from grpo.doctor.finding import Finding
+from grpo.loading.adapter import PLAIN, STARTS, add_adapter, read_adapter, read_adapter_config
+from grpo.loading.model import build_decoder
+from grpo.run.build import Run
+from grpo.trainer.policy import REFERENCE, active_adapter
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 BRANCHES = ["q_proj", "v_proj", "down_proj"]
@@ -120,7 +120,7 @@ def findings(begin, *options: str) -> dict[str, Finding]:
     """What the doctor says at rest and of one step."""
     small = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--load_in_4bit", "false"]
     run: Run = begin(*small, "--zero_stage", "0", *options)
-    return {one.check: one for one in (*doctor.weights(run), *train.first_step(run))}
+    return {one.check: one for one in (*at_rest.weights(run), *train.first_step(run))}
 
 
 def test_the_doctor_tells_that_the_kl_of_an_adapter_with_dropout_begins_above_0(begin, tmp_path) -> None:

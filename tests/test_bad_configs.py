@@ -16,8 +16,8 @@ import train
 from data import gsm8k
 from grpo.config import Config
 from grpo.options.option import options
+from grpo.options.recipe import ForeignNames
 from grpo.options.strict_yaml import read_yaml
-from grpo.recipe import ForeignNames
 
 OF_ANOTHER_TYPE = {bool: "maybe", int: "1.5", float: "1e39", dict: "[1]", str: " "}
 ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -14,7 +14,7 @@ from tiny_models import tiny_llama, tiny_qwen2, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import train
-from grpo import heartbeat
+from grpo.health import heartbeat
 
 
 @pytest.fixture(scope="module")

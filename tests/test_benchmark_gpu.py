@@ -7,7 +7,7 @@ from transformers import Qwen2Config
 
 from benchmarks.bandwidth import branches, bytes_per_step
 from benchmarks.step_gpu import PEAK_FLOPS, arithmetic, derive, markdown
-from grpo.decoder import Decoder
+from grpo.sampler.decoder import Decoder
 from grpo.types import Rollout, RolloutCost
 
 # A layer's weights: query 8 x 8, key and value 8 x 4, output 8 x 8 are 192; gate, up and down 8 x 16 are 384.

@@ -18,8 +18,8 @@ from benchmarks.memory import peak_bytes
 from benchmarks.peers import PROVIDERS
 from benchmarks.toy import ROOT
 from benchmarks.tune import SPECIALISED, Candidate
-from kernels import tiles
-from kernels.tiles import HOPPER, PLAIN
+from kernels.gpu import tiles
+from kernels.gpu.tiles import HOPPER, PLAIN
 
 MIB = 2**20
 SIZES = "--tokens 8 --hidden 32 --vocab 64 --dtype float32".split()

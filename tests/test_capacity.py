@@ -9,10 +9,10 @@ import torch
 from tiny_models import decoder_of, tiny_qwen2
 
 from grpo import distributed
-from grpo.capacity import choose_slots, slot_bytes
-from grpo.decoder import Decoder
 from grpo.distributed import free_bytes
-from grpo.slots import Slots
+from grpo.memory.concurrency import choose_slots, slot_bytes
+from grpo.sampler.decoder import Decoder
+from grpo.sampler.slots import Slots
 
 CPU = torch.device("cpu")
 # Float32 keys and values in 3 layers, 2 heads of size 16: 3 * 2 * 2 * 16 * 4 bytes.

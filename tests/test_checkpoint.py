@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from data.example import Example
-from grpo import checkpoint, continuation
 from grpo.config import Config
 from grpo.options.option import options
+from grpo.saving import checkpoint, continuation
 
 # Where a run goes on, how fast, and what it tells; not what it computes.
 MAY_DIFFER = {

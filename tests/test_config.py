@@ -9,7 +9,7 @@ import yaml
 
 from grpo.config import Config, load
 from grpo.options.option import options
-from grpo.recipe import ForeignNames
+from grpo.options.recipe import ForeignNames
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

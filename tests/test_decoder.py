@@ -9,7 +9,7 @@ from tiny_models import decoder_of, tiny_llama, tiny_qwen2, tiny_qwen3
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, Qwen2Config
 
-from grpo.decoder import Decoder
+from grpo.sampler.decoder import Decoder
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

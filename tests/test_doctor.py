@@ -15,11 +15,13 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import train
-from grpo import checkpoint, doctor, problems, trial, update
+from grpo import update
 from grpo.advantage import group_advantages
 from grpo.config import load
-from grpo.finding import Finding
-from grpo.run import Run
+from grpo.doctor import at_rest, problems, trial
+from grpo.doctor.finding import Finding
+from grpo.run.build import Run
+from grpo.saving import checkpoint
 from rewards.pool import RewardPool
 
 SMALL = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--max_steps", "3",
@@ -91,7 +93,7 @@ def test_a_run_begins_with_what_is_doubtful_and_without_calls_of_the_users_rewar
     asked = replace(run.config, reward_funcs=[*run.config.reward_funcs, "mine.py:costly"])
     uncallable = SimpleNamespace(weights=[1.0, 1.0, 1.0])
     doubtful = replace(run, left_out=2000, config=asked, rewards=uncallable)
-    lines = doctor.admit(doubtful).announcement[len(run.announcement):]
+    lines = at_rest.admit(doubtful).announcement[len(run.announcement):]
     assert lines[0].startswith("checks     checked 21 things")
     assert lines[1].startswith("warn       prompt length: ") and "2,000 of 6,000 problems left out" in lines[1]
     assert "max_prompt_length=464" in lines[1] and len(lines) == 2  # a context of 512 less 48
@@ -164,41 +166,41 @@ def test_rewards_that_are_random_broken_or_like_nonsense_are_named(run: Run, tmp
 def test_weights_that_train_by_mistake_or_not_at_all_are_named(run: Run) -> None:
     base = next(one for name, one in run.engine.policy.model.named_parameters() if "input_layernorm" in name)
     base.requires_grad_(True)
-    stray = named(doctor.weights(run), "trained")
+    stray = named(at_rest.weights(run), "trained")
     base.requires_grad_(False)
     assert stray.level == "fail" and "not to be trained: 1, first model.layers.0.input_layernorm" in stray.words
     trained = list(run.engine.trainable.values())
     for parameter in trained:
         parameter.requires_grad_(False)
-    nothing = named(doctor.weights(run), "trained")
+    nothing = named(at_rest.weights(run), "trained")
     for parameter in trained:
         parameter.requires_grad_(True)
     assert nothing.level == "fail" and "lora_target_modules" in nothing.cure
-    assert all(one.level == "ok" for one in doctor.weights(run))
+    assert all(one.level == "ok" for one in at_rest.weights(run))
 
 
 def test_a_weight_that_is_no_number_is_named(run: Run) -> None:
     with changed(run, "layers.1.input_layernorm", float("nan")):
-        found = named(doctor.weights(run), "finite")
+        found = named(at_rest.weights(run), "finite")
     assert found.level == "fail" and "1, first model.layers.1.input_layernorm.weight" in found.words
 
 
 def test_what_lies_behind_a_rank_s_last_part_is_not_looked_at(run: Run) -> None:
     parameter = torch.nn.Parameter(torch.empty(0))
     parameter.ds_tensor, parameter.ds_numel = torch.tensor([1.0, 2.0, float("nan")]), 2
-    assert doctor.shard(parameter).tolist() == [1.0, 2.0]
+    assert at_rest.shard(parameter).tolist() == [1.0, 2.0]
 
 
 def test_a_rate_that_moves_nothing_is_named(run: Run) -> None:
-    found = doctor.schedule(replace(run, config=replace(run.config, learning_rate=1e-50)))
+    found = at_rest.schedule(replace(run, config=replace(run.config, learning_rate=1e-50)))
     assert found.level == "fail" and "learning_rate" in found.cure
-    assert doctor.schedule(run).level == "ok"
+    assert at_rest.schedule(run).level == "ok"
 
 
 def test_a_step_that_does_not_fit_in_memory_is_named(run: Run) -> None:
-    long = doctor.memory(replace(run, config=replace(run.config, micro_batch_tokens=10**9)))
+    long = at_rest.memory(replace(run, config=replace(run.config, micro_batch_tokens=10**9)))
     assert long.level == "warn" and "micro_batch_tokens=500000000" in long.cure
-    wide = doctor.memory(replace(run, num_slots=10**7))
+    wide = at_rest.memory(replace(run, num_slots=10**7))
     assert wide.level == "fail" and "rollout_slots=5000000" in wide.cure
 
 
@@ -208,30 +210,30 @@ def test_a_step_that_does_not_fit_in_memory_is_named(run: Run) -> None:
 def test_a_step_s_memory_is_the_update_with_the_slots_or_the_larger_of_both(run, keep, free, level, monkeypatch):
     ledger = SimpleNamespace(gradients=lambda: 10, optimizer=lambda: 20, update=lambda tokens, checkpointing: tokens)
     config = replace(run.config, rollout_keep=keep, micro_batch_tokens=64, max_completion_length=8)
-    monkeypatch.setattr(doctor, "free_bytes", lambda device: free)
-    monkeypatch.setattr(doctor, "slot_bytes", lambda decoder, room: 100)
-    monkeypatch.setattr(doctor, "sample", lambda run: [replace(run.train_examples[0], prompt="")])
-    assert doctor.memory(replace(run, config=config, ledger=ledger, num_slots=3)).level == level
+    monkeypatch.setattr(at_rest, "free_bytes", lambda device: free)
+    monkeypatch.setattr(at_rest, "slot_bytes", lambda decoder, room: 100)
+    monkeypatch.setattr(at_rest, "sample", lambda run: [replace(run.train_examples[0], prompt="")])
+    assert at_rest.memory(replace(run, config=config, ledger=ledger, num_slots=3)).level == level
 
 
 def test_ranks_that_differ_are_named() -> None:
-    alike = {"versions": "python 3.12.1", "options": "a", "data": doctor.fingerprint(["one", "two"]), "free": 1000}
-    everyone = [alike, alike, alike | {"data": doctor.fingerprint(["two", "one"]), "free": 790}]
-    versions, options, data, memory = doctor.of_ranks(everyone)
+    alike = {"versions": "python 3.12.1", "options": "a", "data": at_rest.fingerprint(["one", "two"]), "free": 1000}
+    everyone = [alike, alike, alike | {"data": at_rest.fingerprint(["two", "one"]), "free": 790}]
+    versions, options, data, memory = at_rest.of_ranks(everyone)
     assert versions.level == options.level == "ok"
     assert data.level == "fail" and data.words.startswith(f"{alike['data']} on 2 of 3 ranks; rank 2 has ")
     assert memory.level == "warn" and "rank 2" in memory.words  # 790 < 0.8 * 1000
-    assert doctor.of_ranks([alike, alike | {"free": 810}])[3].level == "ok"
+    assert at_rest.of_ranks([alike, alike | {"free": 810}])[3].level == "ok"
 
 
 def test_a_disk_that_is_full_or_closed_and_a_long_run_without_checkpoints_are_named(run: Run, tmp_path: Path) -> None:
     endless = replace(run, num_steps=10**9)
-    assert named(doctor.disk(endless), "disk").level == "fail"  # 20 million checkpoints
+    assert named(at_rest.disk(endless), "disk").level == "fail"  # 20 million checkpoints
     kept = replace(endless, config=replace(run.config, save_strategy="no"))
-    assert named(doctor.disk(kept), "disk").level == "ok"
-    assert "save_steps" in named(doctor.disk(kept), "checkpoints").cure
+    assert named(at_rest.disk(kept), "disk").level == "ok"
+    assert "save_steps" in named(at_rest.disk(kept), "checkpoints").cure
     (tmp_path / "file").touch()
-    closed = named(doctor.disk(replace(run, output_dir=tmp_path / "file" / "out")), "disk")
+    closed = named(at_rest.disk(replace(run, output_dir=tmp_path / "file" / "out")), "disk")
     assert closed.level == "fail" and "cannot be written" in closed.words
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -256,7 +258,7 @@ def test_a_stale_rollout_copy_and_a_reference_that_is_not_the_start_are_named(ru
             copy_to(target)
 
     with changed(run, "layers.0.self_attn.v_proj.lora_B", 2.0):
-        assert named(doctor.weights(run), "reference").level == "fail"
+        assert named(at_rest.weights(run), "reference").level == "fail"
         monkeypatch.setattr(run.engine, "copy_to", too_early)
         found = train.first_step(run)
     assert named(found, "sampler gap").level == "fail"
@@ -270,11 +272,11 @@ def test_the_reference_of_a_start_adapter_is_that_adapter(begin: Callable[..., R
     save_file({name: 0.1 * torch.randn(one.shape, generator=generator) for name, one in load_file(file).items()}, file)
     options = [*SMALL, "--zero_stage", "0", "--adapter_name_or_path", str(tmp_path / "adapter")]
     started = begin(*options, "--output_dir", str(tmp_path / "out"))
-    assert all(one.level == "ok" for one in doctor.weights(started))
+    assert all(one.level == "ok" for one in at_rest.weights(started))
     found = train.first_step(started)
     assert named(found, "kl at step 0").level == named(found, "sampler gap").level == "ok"
     with changed(started, "lora_A.reference", 5.0):
-        assert named(doctor.weights(started), "reference").level == "fail"
+        assert named(at_rest.weights(started), "reference").level == "fail"
         assert named(train.first_step(started), "kl at step 0").level == "fail"
 
 

@@ -8,7 +8,7 @@ from faults import Warm
 from ranks import ROOT
 
 import train
-from grpo import trial
+from grpo.doctor import trial
 
 HOME = ["--model_name_or_path", "data/tiny_qwen2", "--num_shots", "0", "--report_to", "none"]
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 from plants import PASSERS_BY
 
-from grpo import door, heartbeat
-from grpo.door import Door, knock
+from grpo.health import door, heartbeat
+from grpo.health.door import Door, knock
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from faults import Warm
 from ranks import ROOT
 from safetensors.torch import load_file
 
-from grpo.checksums import damage
+from grpo.saving.sealed_folder import damage
 
 STEP = 2  # the step that the accident happens in: checkpoints step-1 and step-2 are there, step-3 is not
 WRITING = ("writing", "written", "sealed", "published")

@@ -8,8 +8,8 @@ from fault_runs import lines, numbers, options, prepare, texts
 from faults import Warm
 
 from grpo.evaluation.answers import Answer, load_answers, save_answers
-from grpo.json_lines import JsonLines, read
-from grpo.report import write_report
+from grpo.report.json_lines import JsonLines, read
+from grpo.report.page import write_report
 
 STEP, LAST = 2, 3
 

@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
-from grpo import heartbeat
-from grpo import pulse as pulses
-from grpo.json_lines import JsonLines
-from grpo.pulse import Pulse, describe
+from grpo.health import heartbeat
+from grpo.health import pulse as pulses
+from grpo.health.pulse import Pulse, describe
+from grpo.report.json_lines import JsonLines
 
 MOVING = {"rank": 0, "step": 3, "phase": "rollout", "place": "a.py:1 in f", "quiet_s": 0.0, "idle_s": 0.0,
           "waits": False}

@@ -6,9 +6,23 @@ import json
 import pytest
 import torch
 
-from kernels import choose, tiles
-from kernels.tiles import (FLOAT32, FOLD, HOPPER, HOPPER_FEW_ROWS, HOPPER_TWO_SUMS, INTERPRETER, PLAIN, PLAIN_TWO_SUMS,
-                           Tile, key, prefers_hybrid, span_of, tile_of)
+from kernels import choose
+from kernels.gpu import tiles
+from kernels.gpu.tiles import (
+    FLOAT32,
+    FOLD,
+    HOPPER,
+    HOPPER_FEW_ROWS,
+    HOPPER_TWO_SUMS,
+    INTERPRETER,
+    PLAIN,
+    PLAIN_TWO_SUMS,
+    Tile,
+    key,
+    prefers_hybrid,
+    span_of,
+    tile_of,
+)
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 MEASURED = {"sm_90 H896 N1024": {"hybrid": True, "tile": [64, 128, 64, 4, 2]}, "sm_90 H3584 N2048": {"hybrid": False}}
@@ -22,7 +36,7 @@ def choice(impl="auto", device="cuda", *, dtype=BRAIN, hidden_size=896, num_toke
 def hopper(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr("kernels.choice.architecture", lambda device: "sm_90")
-    monkeypatch.setattr("kernels.tiles.tuned", dict)
+    monkeypatch.setattr("kernels.gpu.tiles.tuned", dict)
 
 
 @pytest.mark.parametrize("impl", ["triton", "hybrid"])
@@ -67,7 +81,7 @@ def test_auto_says_what_it_takes_and_why(hopper, monkeypatch):
     (BRAIN, 2048, 2048, True, "large hidden size"),
 ])
 def test_each_line_of_the_table_of_who_multiplies(dtype, num_tokens, hidden_size, hybrid, why, monkeypatch):
-    monkeypatch.setattr("kernels.tiles.tuned", dict)
+    monkeypatch.setattr("kernels.gpu.tiles.tuned", dict)
     found, reason = prefers_hybrid("sm_90", dtype, hidden_size, num_tokens)
     assert found is hybrid and reason.startswith(why)
 
@@ -89,13 +103,13 @@ def test_key_rounds_tokens_up_to_a_power_of_two():
     ("cpu", FLOAT, 896, 16_384, INTERPRETER, INTERPRETER),
 ])
 def test_tile_of_an_architecture(arch, dtype, hidden_size, num_tokens, one_sum, two_sums, monkeypatch):
-    monkeypatch.setattr("kernels.tiles.tuned", dict)
+    monkeypatch.setattr("kernels.gpu.tiles.tuned", dict)
     assert tile_of(arch, dtype, hidden_size, num_tokens) == one_sum
     assert tile_of(arch, dtype, hidden_size, num_tokens, two_sums=True) == two_sums
 
 
 def test_what_was_measured_overrides_the_tables(hopper, monkeypatch):
-    monkeypatch.setattr("kernels.tiles.tuned", lambda: MEASURED)
+    monkeypatch.setattr("kernels.gpu.tiles.tuned", lambda: MEASURED)
     assert tile_of("sm_90", BRAIN, 896, 1000) == Tile(64, 128, 64, 4, 2)
     assert prefers_hybrid("sm_90", BRAIN, 896, 1000) == (True, "measured on this GPU")
     assert choice(num_tokens=1000) == ("hybrid", "cuBLAS multiplies, Triton folds; measured on this GPU")
@@ -108,7 +122,7 @@ def test_what_was_measured_overrides_the_tables(hopper, monkeypatch):
 
 
 def test_measured_shapes_are_read_from_their_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("kernels.tiles.TUNED", tmp_path / "tuned.json")
+    monkeypatch.setattr("kernels.gpu.tiles.TUNED", tmp_path / "tuned.json")
     tiles.tuned.cache_clear()
     assert tiles.tuned() == {}
     (tmp_path / "tuned.json").write_text(json.dumps(MEASURED))

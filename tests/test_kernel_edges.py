@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from kernel_cases import H, L, V, eager, fused, inputs
 
-from kernel_cases import H, V, eager, fused, inputs, L
 from kernels import choose, fused_logprob, reference
 
 

@@ -1,4 +1,4 @@
-"""Peak memory against what kernels/reference.py and kernels/fused.py say of it, on the CPU; 10 seconds on one core.
+"""Peak memory against what kernels/reference.py and kernels/gpu/autograd.py say of it, on the CPU.
 
 A bound may be passed by 10 %, and by 4 KiB for the [L] vectors. The interpreter holds a program's registers outside
 PyTorch, so they do not count, as on a GPU they would not.
@@ -6,9 +6,9 @@ PyTorch, so they do not count, as on a GPU they would not.
 
 import pytest
 import torch
+from triton_cases import COMPILED, MODES, SPAN, call, draw, gradients, shrink, with_leaves
 
 from benchmarks.memory import peak_bytes
-from triton_cases import COMPILED, MODES, SPAN, call, draw, gradients, shrink, with_leaves
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
@@ -22,7 +22,7 @@ EXACT = "exact, two heads, no gradient"
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     shrink(monkeypatch)
-    monkeypatch.setattr("kernels.fused.TILE", TILE)
+    monkeypatch.setattr("kernels.gpu.autograd.TILE", TILE)
     monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 64 * 64)
     # The interpreter copies arguments to the host and back, and keeps the copies until garbage is collected.
     monkeypatch.setattr("triton.runtime.interpreter.GridExecutor._init_args_hst", lambda self, *args: args)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from kernel_cases import OUTPUTS, H, L, Shapes, V, eager, fused, gradients, inputs
 
-from kernel_cases import H, OUTPUTS, Shapes, V, eager, fused, gradients, inputs, L
 from kernels import fused_logprob, reference
 
 

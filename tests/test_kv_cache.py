@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from grpo.attention import attend, attend_plainly, join
-from grpo.kv_cache import KVCache
-from grpo.tree_attention import Seating
+from grpo.sampler.attention import attend, attend_plainly, join
+from grpo.sampler.cpu_attention import Seating
+from grpo.sampler.kv_cache import KVCache
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:

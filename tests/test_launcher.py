@@ -8,7 +8,7 @@ import time
 import psutil
 from ranks import ROOT
 
-from grpo.launcher import has_torch
+from grpo.health.launcher import has_torch
 
 RANK = "from grpo import launcher; launcher.end_with_it(); print('goes on', flush=True)"
 # What stands for torchrun starts a rank as torchrun does and waits for it.

@@ -11,16 +11,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_llama, tiny_qwen2, tiny_qwen3
 
-import kernels.fused
+import kernels.gpu.autograd
 from benchmarks.memory import peak_bytes
-from grpo import ledger as formulas
-from grpo.adapter import add_adapter
 from grpo.config import Config
-from grpo.engine import Engine
-from grpo.ledger import Ledger
-from grpo.model import build_decoder, load_base
-from grpo.plan import held, ledger_of, of_a_row
-from grpo.policy import Policy
+from grpo.loading.adapter import add_adapter
+from grpo.loading.model import build_decoder, load_base
+from grpo.memory import ledger as formulas
+from grpo.memory.ledger import Ledger
+from grpo.memory.plan import held, ledger_of, of_a_row
+from grpo.trainer.engine import Engine
+from grpo.trainer.policy import Policy
 from grpo.types import Batch
 
 CPU = torch.device("cpu")
@@ -165,7 +165,7 @@ def test_activations_are_what_autograd_saves(folder: Path, model, options, num_t
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_needs_at_most_what_the_ledger_says_and_not_much_less(folder, dtype, checkpointing, monkeypatch) -> None:
     monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**16)
-    monkeypatch.setattr("grpo.ledger.TILE_ELEMENTS", 2**16)
+    monkeypatch.setattr("grpo.memory.ledger.TILE_ELEMENTS", 2**16)
     base, ledger = parts(folder, "middle", torch_dtype=dtype, load_in_4bit=True)
     if checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -177,12 +177,12 @@ def test_a_row_needs_at_most_what_the_ledger_says_and_not_much_less(folder, dtyp
 
 
 def test_the_tiles_are_those_of_the_kernel() -> None:
-    assert (formulas.FUSED_BLOCK, formulas.FUSED_TILE) == (kernels.fused.BLOCK, kernels.fused.TILE)
+    assert (formulas.FUSED_BLOCK, formulas.FUSED_TILE) == (kernels.gpu.autograd.BLOCK, kernels.gpu.autograd.TILE)
 
 
 def test_a_head_on_a_gpu_needs_what_the_kernel_says(folder: Path) -> None:
-    # kernels/fused.py says of 16,384 tokens and H 896: 80 MB saved and needed, with the hybrid 4 TILE more; it counts
-    # the stash and one block's sums, not the hidden states themselves. All tokens' sums are counted here: 7.5 MB.
+    # autograd.py says of 16,384 tokens and H 896: 80 MB saved and needed, with the hybrid 4 TILE more; it counts the
+    # stash and one block's sums, not the hidden states themselves. All tokens' sums are counted here: 7.5 MB.
     big = ledger_of(Config(), tiny_qwen2(hidden_size=896, vocab_size=151936 // 100).config, num_ranks=1,
                     dtype=torch.bfloat16, rollout_dtype=torch.bfloat16, on_gpu=True)
     big.config.vocab_size = 151936

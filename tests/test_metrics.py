@@ -7,12 +7,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from grpo import summary
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import Config
-from grpo.log import SINKS, Log
-from grpo.metrics import METRICS, markdown_table, metric
-from grpo.summary import reward_metrics, right_rows
+from grpo.report import summary
+from grpo.report.log import SINKS, Log
+from grpo.report.metrics import METRICS, markdown_table, metric
+from grpo.report.summary import reward_metrics, right_rows
 from rewards.pool import Scored
 
 

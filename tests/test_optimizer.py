@@ -6,8 +6,8 @@ from tiny_models import tiny_qwen2
 
 from grpo import distributed
 from grpo.config import Config
-from grpo.engine import Engine
-from grpo.policy import Policy
+from grpo.trainer.engine import Engine
+from grpo.trainer.policy import Policy
 
 RATE, DECAY, BETA1, BETA2, EPSILON = 0.1, 0.5, 0.8, 0.6, 0.01
 

@@ -15,10 +15,10 @@ from faults import Warm
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_qwen2
 
-from grpo import trial
 from grpo.config import load
-from grpo.output_lock import claim, lock
-from grpo.run import Run
+from grpo.doctor import trial
+from grpo.run.build import Run
+from grpo.saving.output_lock import claim, lock
 
 
 @pytest.fixture(scope="module")

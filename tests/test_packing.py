@@ -10,7 +10,7 @@ from tiny_models import tiny_qwen2
 
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
 from grpo.packing import common_prefix_length, filler, merge, pack, plan
-from grpo.policy import Policy
+from grpo.trainer.policy import Policy
 from grpo.types import Rollout
 
 G, T = 3, 7

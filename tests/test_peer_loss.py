@@ -14,9 +14,9 @@ from tiny_models import tiny_qwen2, tiny_tokenizer
 from grpo.advantage import group_advantages
 from grpo.config import Config
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
+from grpo.options.recipe import PROJECTIONS
 from grpo.packing import pack
-from grpo.policy import Policy
-from grpo.recipe import PROJECTIONS
+from grpo.trainer.policy import Policy
 from grpo.types import Rollout
 
 pytest.importorskip("trl", reason="TRL is not installed here, so there is nothing to compare with")

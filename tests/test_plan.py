@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig
 
 import train
-from grpo.budget import Budget, Lengths, choose_budget
 from grpo.config import Config, load
-from grpo.ledger import Ledger
-from grpo.plan import ledger_of
+from grpo.memory.batch_length import Budget, Lengths, choose_budget
+from grpo.memory.ledger import Ledger
+from grpo.memory.plan import ledger_of
 
 QWEN = {  # H, I, Y, query heads, key/value heads, V, tied
     "tiny": (64, 128, 3, 4, 2, 320, True),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from data import load_examples
-from grpo.model import load_base, load_decoder
+from grpo.loading.model import load_base, load_decoder
 
 GSM8K = Path(os.environ.get("GSM8K_DIR", ROOT.parent / "shared" / "data" / "gsm8k"))
 pytestmark = pytest.mark.skipif(not GSM8K.is_dir(), reason=f"no GSM8K at {GSM8K}; set GSM8K_DIR")

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from grpo.config import Config
 from grpo.evaluation.answers import Answer, answers_path, save_answers
-from grpo.report import CURVES, comparison_table, curves, page, running_mean, write_report
+from grpo.report.page import CURVES, comparison_table, curves, page, running_mean, write_report
 
 HOSTILE = "<script>alert('&')</script>\n#### The final answer is 1"
 

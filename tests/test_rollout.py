@@ -25,8 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenize
 
 from data import load_examples
 from data.prompts import STOP_STRINGS
-from grpo.decoder import Decoder
 from grpo.packing import common_prefix_length
+from grpo.sampler.decoder import Decoder
 from grpo.types import Rollout
 
 GSM8K = Path(os.environ.get("GSM8K_DIR", ROOT.parent / "shared" / "data" / "gsm8k"))

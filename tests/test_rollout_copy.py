@@ -8,7 +8,7 @@ import torch
 from faults import Warm
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
-from grpo import model
+from grpo.loading import model
 
 OPTIONS = {
     "all at once": ["--rollout_keep", "false"],

@@ -19,8 +19,8 @@ from rollout_cases import (
 )
 from tiny_models import decoder_of, tiny_qwen2
 
-from grpo import rollout
-from grpo.decoder import Decoder
+from grpo.sampler import generate
+from grpo.sampler.decoder import Decoder
 from grpo.types import Rollout
 
 
@@ -84,7 +84,8 @@ def test_a_stop_string_across_tokens_ends_the_row_with_the_token_that_completes_
 
 def test_a_stop_string_of_characters_that_arrive_byte_by_byte(decoder, monkeypatch):
     # "é" is 2 tokens and "日", "本" are 3 each. The last row breaks 本 off after 2 bytes, so its end token ends it.
-    said = [tokens_of("caf", "é", "s"), tokens_of("日", "日", "本", "日"), tokens_of("日", "日"), tokens_of("日", "本")[:5]]
+    said = [tokens_of("caf", "é", "s"), tokens_of("日", "日", "本", "日"), tokens_of("日", "日"),
+            tokens_of("日", "本")[:5]]
     said[2:] = [row + [EOS] for row in said[2:]]
     ends = [len(tokens_of("caf")) + 2, 9, 7, 6]
     assert lengths_of(decoder, monkeypatch, said, stop_strings=["é", "日本"]) == ends
@@ -174,7 +175,7 @@ def test_identical_prompts_of_one_index_say_the_same_and_of_others_do_not(decode
 @pytest.mark.parametrize("steps", [1, 8])
 def test_a_completion_may_fill_the_context_to_its_last_position(monkeypatch, steps):
     # 9 and 6 prompt tokens and 15 sampled ones: the longer text fills 24 positions exactly.
-    monkeypatch.setitem(rollout.STEPS, "cpu", steps)
+    monkeypatch.setitem(generate.STEPS, "cpu", steps)
     model = tiny_qwen2(max_position_embeddings=24)
     decoder, prompts = decoder_of(model), [PROMPTS[0][:9], PROMPTS[0][:6]]
     rows = sample_rows(decoder, prompts, num_generations=1, max_completion_length=15, temperature=0.0)

@@ -1,12 +1,11 @@
 """What a run is made of before it has a model on a GPU: prompts that fit. 4 seconds."""
 
 import pytest
-
-from data.example import Example
 from tiny_models import tiny_tokenizer
 
+from data.example import Example
 from grpo.config import Config
-from grpo.run import _fit_context
+from grpo.run.build import _fit_context
 
 # Byte by byte: prompts of 3, 9 and 5 tokens.
 EXAMPLES = [Example(question=prompt, answer="", final_answer="1", prompt=prompt, columns={})

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grpo.sampling import sample, uniform
+from grpo.sampler.draw import sample, uniform
 
 PINNED = [0.47458121919106555, 0.9530402743592327, 0.4209501063444101]
 LOGITS_V = torch.tensor([2.0, 0.0, -torch.inf, 1.0, -3.0, 0.5, -torch.inf])

@@ -20,11 +20,11 @@ from tiny_models import tiny_qwen2
 
 import eval as evaluation_command
 import train
-from grpo import report
 from grpo.config import Config
 from grpo.evaluation.answers import Answer, answers_path, load_answers, save_answers
-from grpo.log import Log
 from grpo.options.refusal import spelled_out
+from grpo.report import page
+from grpo.report.log import Log
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "</pre><script>alert(\"'\")</script>\0\x1b[2J\x9b31m\u202e\u2028\ud800 <b>#### 1"
@@ -123,8 +123,8 @@ def test_a_models_text_stays_text_on_every_page_and_in_every_file(tmp_path) -> N
     settings = evaluation_command.Settings(model="<script>", data="</table><script>", output=str(tmp_path))
     answers = {("model", 0): [answer]}
     evaluation_command.write(settings, answers, evaluation_command.records_of(answers))
-    for page in (report.write_report(tmp_path), tmp_path / "eval.html"):
-        text = page.read_text(encoding="utf-8")
+    for path in (page.write_report(tmp_path), tmp_path / "eval.html"):
+        text = path.read_text(encoding="utf-8")
         assert "<script" not in text and "<b>" not in text and "&lt;script&gt;" in text
         assert text.count("<pre>") == text.count("</pre>")
         assert not UNSEEN.search(text)

@@ -20,12 +20,12 @@ from rollout_cases import (
 )
 from tiny_models import decoder_of, tiny_qwen2
 
-from grpo import rollout
-from grpo.decoder import Decoder
-from grpo.kv_cache import KVCache
 from grpo.packing import common_prefix_length
-from grpo.replay import Replay
-from grpo.slots import Slots, Window
+from grpo.sampler import generate
+from grpo.sampler.cuda_graph import Replay
+from grpo.sampler.decoder import Decoder
+from grpo.sampler.kv_cache import KVCache
+from grpo.sampler.slots import Slots, Window
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +174,8 @@ def test_windows_under_way_while_one_is_looked_at_change_nothing(decoder, monkey
 
     monkeypatch.setattr(Slots, "run", spy_on_run)
     monkeypatch.setattr(Window, "wait", lambda window: under_way.discard(id(window.token_KM)) or wait(window))
-    monkeypatch.setitem(rollout.STEPS, "cpu", steps)
-    monkeypatch.setitem(rollout.AHEAD, "cpu", ahead)
+    monkeypatch.setitem(generate.STEPS, "cpu", steps)
+    monkeypatch.setitem(generate.AHEAD, "cpu", ahead)
     windowed = sample_rows(decoder, num_slots=num_slots, **options)
     assert most == ahead + 1
     assert_same_rows(whole, windowed, list(range(12)))
@@ -188,8 +188,8 @@ def test_what_a_row_says_beyond_its_end_is_cut(small, monkeypatch, steps, ahead)
     """Rows end at the start, in the middle and at the end of windows of 4; the longest allowed, 10, is no multiple."""
     said = [[5] * (length - 1) + [EOS] for length in (1, 4, 5, 8, 10)] + [[5, 6] * 20, [33, 33, *TOKENIZER.encode("A")]]
     said.append([7])  # and then junk
-    monkeypatch.setitem(rollout.STEPS, "cpu", steps)
-    monkeypatch.setitem(rollout.AHEAD, "cpu", ahead)
+    monkeypatch.setitem(generate.STEPS, "cpu", steps)
+    monkeypatch.setitem(generate.AHEAD, "cpu", ahead)
     script(monkeypatch, said)
     progress = []
     rows = sample_rows(

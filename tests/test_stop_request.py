@@ -10,8 +10,8 @@ from fault_runs import lines, numbers, options, prepare, texts
 from faults import Warm
 from test_faults import launcher
 
-from grpo.checksums import damage
-from grpo.preemption import Stopped, StopRequest
+from grpo.health.stop_request import Stopped, StopRequest
+from grpo.saving.sealed_folder import damage
 
 MOST_S = 30.0  # until ranks that are asked have ended; what they would have gone on with takes 40 s and more
 

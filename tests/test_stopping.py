@@ -7,7 +7,7 @@ from tiny_models import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from grpo.stopping import StopRule
+from grpo.sampler.stopping import StopRule
 
 TOKENIZER = tiny_tokenizer()
 EOS, END = 1, 2

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from grpo.tree import BLOCK, Part, Tree, _Attention, block_mask, padded_length, parts, tree_attention
+from grpo.trainer.packed_attention import (
+    BLOCK,
+    Part,
+    Tree,
+    _Attention,
+    block_mask,
+    padded_length,
+    parts,
+    tree_attention,
+)
 from grpo.types import Batch
 
 TREES = {
@@ -25,7 +34,7 @@ def tree(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dense(segment_L: torch.Tensor, parent_L: torch.Tensor) -> torch.Tensor:
-    """The rule of grpo/tree.py, entry by entry."""
+    """The rule of grpo/trainer/packed_attention.py, entry by entry."""
     index_L = torch.arange(len(segment_L))
     sees_LL = (segment_L[:, None] == segment_L) | (parent_L[:, None] == segment_L) | (segment_L == 0)
     return (index_L[:, None] >= index_L) & sees_LL
@@ -131,7 +140,7 @@ def test_the_blocks_of_a_gpu_hold_every_pair_and_full_ones_nothing_else(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["long", "a prefix, two prompts, five completions"])
 def test_a_gpu_gives_the_output_and_gradients_of_a_cpu(name, monkeypatch):
-    monkeypatch.setattr("grpo.tree.rank", lambda: 0)  # says that it compiles
+    monkeypatch.setattr("grpo.trainer.packed_attention.rank", lambda: 0)  # says that it compiles
     segment_L, parent_L = tree(name)
     torch.manual_seed(0)
     zeros = torch.zeros_like(segment_L)

@@ -9,10 +9,10 @@ import pkgutil
 
 import pytest
 import torch
-
-from kernels import tree_attention
-from kernels.tree_attention import attend_shared, attend_tree
 from triton_cases import COMPILED, DEVICE, full_of_nan
+
+from kernels import decode_attention
+from kernels.decode_attention import attend_shared, attend_tree
 
 # Tokens of the prefix, of each prompt's rest and of each row: around the border of a block of 64, and none.
 LENGTHS = [0, 1, 63, 64, 65, 130]
@@ -215,8 +215,8 @@ def test_launches_follow_from_shapes_alone(monkeypatch):
             grids.append(grid)
             return lambda *args, **options: None
 
-    monkeypatch.setattr(tree_attention, "_shared", Recorder())
-    monkeypatch.setattr(tree_attention, "_own", Recorder())
+    monkeypatch.setattr(decode_attention, "_shared", Recorder())
+    monkeypatch.setattr(decode_attention, "_own", Recorder())
     assert attend(meta).shape == (3, 2, 7, 16)
     assert grids == [(2, 2, 1), (3, 2)]  # 3 rows of 7 heads are two blocks of 16
     # 1,000 tokens in up to 8 spans of 128: four programs are far from 256, and 600 rows of 7 heads in blocks of 64,

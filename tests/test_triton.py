@@ -9,12 +9,31 @@ import re
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
-
 import triton_cases
+from torch.utils.checkpoint import checkpoint
+from triton_cases import (
+    BOTH,
+    COMPILED,
+    DEVICE,
+    HIDDEN,
+    MODES,
+    SPAN,
+    Mode,
+    call,
+    calls_of,
+    compute,
+    draw,
+    errors,
+    exactly,
+    gradients,
+    improbable,
+    rows_of,
+    same,
+    with_leaves,
+    wrong,
+)
+
 from kernels import fused_logprob
-from triton_cases import (BOTH, COMPILED, DEVICE, HIDDEN, MODES, SPAN, Mode, call, calls_of, compute, draw,
-                          errors, exactly, gradients, improbable, rows_of, same, with_leaves, wrong)
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 both = pytest.mark.parametrize("impl", ["triton", "hybrid"])
@@ -43,23 +62,23 @@ def test_sizes_that_do_not_fill_a_tile(impl, size):
 
 @both
 def test_shipped_spans_and_tiles(impl, monkeypatch):
-    from kernels import tiles
+    from kernels.gpu import tiles
 
-    monkeypatch.setattr("kernels.launch.span_of", tiles.span_of)
-    monkeypatch.setattr("kernels.launch.FOLD", tiles.FOLD)
+    monkeypatch.setattr("kernels.gpu.launch.span_of", tiles.span_of)
+    monkeypatch.setattr("kernels.gpu.launch.FOLD", tiles.FOLD)
     assert wrong(1e-5, draw(9, 513, 16), EVERYTHING, impl) == wrong(1e-5, draw(9, 513, 16), STASH, impl) == {}
 
 
 @both
 @pytest.mark.parametrize("span", [2 * SPAN, 8 * SPAN])
 def test_number_of_spans_changes_nothing(impl, span, monkeypatch):
-    monkeypatch.setattr("kernels.launch.span_of", lambda num_tokens: span)
+    monkeypatch.setattr("kernels.gpu.launch.span_of", lambda num_tokens: span)
     assert wrong(1e-5, draw(), EVERYTHING, impl) == wrong(1e-5, draw(), STASH, impl) == {}
 
 
 @both
 def test_gradient_of_a_large_vocabulary_comes_in_slices(impl, monkeypatch):
-    slopes = calls_of("kernels.launch.slope", monkeypatch)
+    slopes = calls_of("kernels.gpu.launch.slope", monkeypatch)
     assert wrong(1e-5, draw(5, 2100, 8), EVERYTHING, impl) == {}
     assert [(words.start, words.stop) for _, words, *_ in slopes] == [(0, 2048), (2048, 2100)]
 
@@ -119,7 +138,7 @@ def test_extreme_logits(impl, name, scale, offset):
 def test_rows_of_an_improbable_token_are_computed_again_around_their_maximum(impl, name, again, monkeypatch):
     # Less than 2^-100 = exp(-69) at temperature 0.7, where this is exp(-143).
     case = improbable(draw(), [3, 17], [17, 19])
-    sweeps = calls_of("kernels.launch.sweep", monkeypatch)
+    sweeps = calls_of("kernels.gpu.launch.sweep", monkeypatch)
     found, right = compute(case, MODES[name], impl), exactly(case, MODES[name])
     assert max(errors(found, right).values()) <= 1e-4, errors(found, right)
     assert {len(problem.token_L) for problem, _, _, shifts, *_ in sweeps if shifts is None} == {again}

@@ -5,10 +5,11 @@ import warnings
 
 import pytest
 import torch
+from triton_cases import MODES, compute, draw, errors, exactly, whole_logits
 
 from benchmarks.memory import peak_bytes
-from kernels import fused_logprob, tiles
-from triton_cases import MODES, compute, draw, errors, exactly, whole_logits
+from kernels import fused_logprob
+from kernels.gpu import tiles
 
 pytestmark = pytest.mark.gpu
 both = pytest.mark.parametrize("impl", ["triton", "hybrid"])
@@ -51,7 +52,7 @@ def test_every_tile_computes_the_same(name, monkeypatch):
     tile = TILES[name]
     if tile.descriptors:
         skip_without_descriptors()
-    monkeypatch.setattr("kernels.launch.tile_of", lambda *args, **options: tile)
+    monkeypatch.setattr("kernels.gpu.launch.tile_of", lambda *args, **options: tile)
     modes = ["no gradient", "frozen head", "trained head"]
     modes += ["exact", "exact, two heads"] if name in TWO_SUMS else []
     case = draw(300, 5000, 128).to(torch.bfloat16)
@@ -64,7 +65,7 @@ def test_every_tile_computes_the_same(name, monkeypatch):
 
 
 def test_warp_specialisation_is_tried_before_it_is_trusted():
-    from kernels import launch
+    from kernels.gpu import launch
 
     skip_without_descriptors()
     with warnings.catch_warnings():

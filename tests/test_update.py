@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from grpo import tally, update
+from grpo import update
 from grpo.config import Config
-from grpo.limit import TokenLimit
-from grpo.metrics import METRICS
-from grpo.policy import Scores
+from grpo.report import tally
+from grpo.report.metrics import METRICS
+from grpo.trainer.out_of_memory import TokenLimit
+from grpo.trainer.policy import Scores
 from grpo.types import Batch, Rollout
 from grpo.update import Update, apply, prepare
 

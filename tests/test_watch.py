@@ -9,10 +9,10 @@ import re
 import pytest
 
 from grpo.config import Config
-from grpo.metrics import METRICS, markdown_table
 from grpo.options.option import options
-from grpo.range import Range
-from grpo.watch import AGAIN, RANGES, Watch, warnings
+from grpo.report.metrics import METRICS, markdown_table
+from grpo.report.range import Range
+from grpo.report.watch import AGAIN, RANGES, Watch, warnings
 
 OFF_POLICY = {"num_iterations": 2}
 BFLOAT16 = {"torch_dtype": "bfloat16"}

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo.decoder import Decoder
+from grpo.sampler.decoder import Decoder
 
 TEXT = [
     "Question: Tom has 12 apples and buys 30 more. How many apples has he now?",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kernels import LogprobOutput, fused_logprob
-from kernels.tiles import FOLD
+from kernels.gpu.tiles import FOLD
 
 COMPILED = torch.cuda.is_available()
 DEVICE = "cuda" if COMPILED else "cpu"
@@ -22,13 +22,13 @@ HIDDEN, HEAD = "hidden_LH", "weight_VH"
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
     """Several spans, blocks and slices in a small case; new memory full of NaN; an interpreter that is faster."""
-    patch.setattr("kernels.launch.span_of", lambda num_tokens: SPAN)
-    patch.setattr("kernels.fused.BLOCK", 16)
-    patch.setattr("kernels.fused.TILE", 16 * SPAN)
+    patch.setattr("kernels.gpu.launch.span_of", lambda num_tokens: SPAN)
+    patch.setattr("kernels.gpu.autograd.BLOCK", 16)
+    patch.setattr("kernels.gpu.autograd.TILE", 16 * SPAN)
     for name in ("torch.empty", "torch.empty_like", "torch.Tensor.new_empty"):
         patch.setattr(name, full_of_nan(pkgutil.resolve_name(name)))
     if not COMPILED:
-        patch.setattr("kernels.launch.FOLD", FOLD._replace(words=32))
+        patch.setattr("kernels.gpu.launch.FOLD", FOLD._replace(words=32))
         patch.setattr("triton.runtime.interpreter.ReduceOps.generic_reduce", add_up)
 
 

@@ -17,8 +17,9 @@ import sys
 import time
 
 import plants
+
 import train
-from grpo import launcher
+from grpo.health import launcher
 
 PORTS = range(20_000, 30_000)  # below those that a system gives to outgoing connections
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from data.example import Example
-from grpo.decoder import Decoder
-from grpo.rollout import generate
+from grpo.sampler.decoder import Decoder
+from grpo.sampler.generate import generate
 from grpo.types import Rollout
 from rewards.math import TOLERANCE, correctness_reward, format_reward, gold_number, parse_number
 

@@ -1,0 +1,228 @@
+"""One step tried, from its completions to its gradient and a checkpoint, with a learning rate of 0: nothing is learnt.
+
+All numbers are over all ranks, so every rank comes to the same findings.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from grpo import update
+from grpo.advantage import group_advantages
+from grpo.distributed import gather_objects, global_max, global_sum, rank
+from grpo.doctor.at_rest import dropout_cure, shard
+from grpo.doctor.finding import Finding, judge
+from grpo.health.pulse import pulse
+from grpo.report.metrics import METRICS
+from grpo.report.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
+from grpo.run.build import Run
+from grpo.saving import checkpoint
+from grpo.trainer.out_of_memory import TokenLimit
+from grpo.types import Rollout
+from grpo.update import Update
+from rewards.pool import Scored
+
+NOISE = 0.1  # a ratio further from 1 is more than rounding
+MANY = 0.01  # of the tokens
+SCRATCH = ".doctor"
+
+
+def of_step(
+    run: Run, rollout: Rollout, reward_BG: torch.Tensor, scored: Scored, clock: Clock
+) -> list[Finding]:
+    """Every check of a step.
+
+    Args:
+        run: as `build` made it.
+        rollout: this rank's completions of the first step.
+        reward_BG: [B, G] their rewards.
+        scored: what they are made of.
+        clock: has the seconds of the rollout.
+
+    Collective: every rank, once.
+    """
+    config = run.config
+    batch_std = global_std(reward_BG.flatten()) if config.scale_rewards == "batch" else None
+    advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
+    metrics = reward_metrics(reward_BG, scored, right_rows(reward_BG, scored.parts), advantage_BG)
+    findings = completions(run, rollout, metrics | rollout_metrics(rollout, clock))
+    advantage_N = advantage_BG.flatten()
+    work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
+    if config.beta > 0:
+        update.score_reference(run.engine, work, config)
+    findings += scores(run, work, advantage_N, rollout)
+    return [*findings, gradient(run, work), saved(run)]
+
+
+def bound(metric: str, when: str = "") -> float:
+    """Where a metric's healthy range ends, by the table of metrics."""
+    return next(healthy.high for healthy in METRICS[metric].ranges if healthy.when == when)
+
+
+def completions(run: Run, rollout: Rollout, metrics: dict[str, float]) -> list[Finding]:
+    """Do completions end, say something, and differ in what they earn? Collective."""
+    config = run.config
+    sums = global_sum({"rows": len(rollout.text), "empty": sum(not text.strip() for text in rollout.text)})
+    cut, right, wrong = (metrics[name] for name in (
+        "truncated_share", "zero_variance_all_right", "zero_variance_all_wrong"))
+    longer = (f"temperature=1 instead of {config.temperature:g}" if config.temperature > 1
+              else f"max_completion_length={2 * config.max_completion_length}, or num_shots that show how to end")
+    advice = ""
+    if right + wrong > bound("zero_variance_all_wrong"):
+        what = "zero_variance_all_right" if right > wrong else "zero_variance_all_wrong"
+        advice = f"num_generations={2 * config.num_generations}; or {METRICS[what].cure}"
+    return [
+        judge("truncated", f"{100 * cut:.0f} % of {sums['rows']:.0f} completions are cut at "
+              f"{config.max_completion_length:,} tokens", warn=longer if cut > bound("truncated_share") else "",
+              fail=longer if cut == 1 else ""),
+        judge("groups", f"at temperature {config.temperature:g} {100 * right:.0f} % are all right and "
+              f"{100 * wrong:.0f} % all wrong, which teach nothing; accuracy {100 * metrics['accuracy']:.0f} %",
+              warn=advice),
+        judge("completions", f"{metrics['completion_length']:.1f} tokens on average at "
+              f"{metrics['rollout_tokens_per_s']:,.0f} tokens/s; {sums['empty']:.0f} of {sums['rows']:.0f} are empty",
+              warn="prompts after which the model has something to say"
+              if sums["empty"] > bound("truncated_share") * sums["rows"] else ""),
+    ]
+
+
+@torch.no_grad()
+def logprobs(run: Run, work: Update) -> torch.Tensor:
+    """[N, T] float32, nats, of all ranks' tokens under the policy, 0.0 where none is counted. Collective."""
+    torch.manual_seed(run.config.seed)  # dropout, if any, drops the same each time
+    logprob_NT = torch.zeros_like(work.sampler_logprob_NT)
+    for batch in work.micro_batches:
+        logprob_NT += batch.scatter(run.engine(batch).logprob_K) * batch.mask_NT
+    return of_all_ranks(logprob_NT)
+
+
+def of_all_ranks(value_NT: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks, of which each token has one. Collective."""
+    summed_NT = value_NT.clone()
+    dist.all_reduce(summed_NT)
+    return summed_NT
+
+
+def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) -> list[Finding]:
+    """Does everybody who scores a token say the same of it? Collective."""
+    config = run.config
+    column_T = torch.arange(work.sampler_logprob_NT.shape[1])
+    mask_NT = ((column_T < work.rollout.length_N[:, None]) & work.keep_N[:, None]).to(run.device)
+    logprob_NT, again_NT = logprobs(run, work), logprobs(run, work)
+    findings = [judge("repeatable", f"{int((logprob_NT != again_NT).sum()):,} of {work.num_tokens:,} tokens score "
+                      "otherwise the second time", fail="" if torch.equal(logprob_NT, again_NT) else
+                      "logprob_impl=reference, or a deepspeed setting that is deterministic")]
+    if config.beta > 0:
+        apart = float((logprob_NT - of_all_ranks(work.ref_logprob_NT)).abs().max())
+        drops = dropout_cure(run)
+        cure = drops or "adapter_name_or_path: its frozen copy, or the base, is not what the run starts from"
+        findings.append(judge("kl at step 0", f"policy and reference are up to {apart:.3g} nats apart, 0 expected"
+                              + (" without dropout" if drops else ""),
+                              **{"warn" if drops else "fail": "" if apart == 0 else cure}))
+    else:
+        findings.append(judge("kl at step 0", "beta 0: there is no reference"))
+    findings.append(sampler_gap(run, work.sampler_logprob_NT, logprob_NT, mask_NT))
+
+    longest = int(global_max({"longest": max(len(batch.token_L) for batch in work.micro_batches)})["longest"])
+    limit = TokenLimit(max(longest // 2, 1), needed=run.limit.needed, device=run.device)
+    other = update.prepare(rollout, advantage_N, config, limit, run.device)
+    ratio_NT = (logprobs(run, other) - logprob_NT).exp()
+    far = float((~((ratio_NT - 1).abs() <= NOISE)).sum()) / max(work.num_tokens, 1)  # NaN is far, too
+    findings.append(judge(
+        "ratio noise", f"packed in rows of {longest // 2:,} instead of {longest:,} tokens {100 * far:.2g} % of the "
+        f"tokens have a ratio beyond {1 - NOISE:g} to {1 + NOISE:g}, at most {float(ratio_NT.max()):.4g}",
+        warn="torch_dtype=float32, or rollout_correction=truncated" if far > MANY else ""))
+    return findings
+
+
+def sampler_gap(run: Run, sampler_NT: torch.Tensor, logprob_NT: torch.Tensor, mask_NT: torch.Tensor) -> Finding:
+    """Does the sampler know the policy's probabilities?"""
+    gap_NT = torch.where(mask_NT, (sampler_NT - logprob_NT).abs(), 0.0)
+    mean, most = float(gap_NT.sum() / mask_NT.sum().clamp(min=1)), float(gap_NT.max())
+    dtype = str(run.ledger.dtype).removeprefix("torch.")
+    exact = run.ledger.dtype == torch.float32 and not run.config.tf32
+    when = "in float32" if exact else "in bfloat16 or tf32"
+    limits = [bound(name, when) for name in ("sampler_gap_mean", "sampler_gap_max")]
+    cure = dropout_cure(run) or "rollout_weights=lora; else the rollout copy is stale"
+    return judge("sampler gap", f"{mean:.3g} nats on average and {most:.3g} at most; expected in {dtype}: below "
+                 f"{limits[0]:g} and {limits[1]:g}", warn=cure if not most < limits[1] else "",
+                 fail=cure if not mean < limits[0] else "")
+
+
+def checksum(run: Run) -> dict[str, float]:
+    """Of this rank's part of each trained tensor."""
+    return {name: float(shard(parameter).double().sum()) for name, parameter in run.engine.trainable.items()}
+
+
+def gradient(run: Run, work: Update) -> Finding:
+    """Forward, backward and an optimizer step at a rate of 0, of one iteration. Collective."""
+    before = checksum(run)
+    norm = update.apply(run.engine, work, replace(run.config, num_iterations=1), 0.0)["grad_norm"]
+    moved = global_sum({"moved": sum(value != before[name] for name, value in checksum(run).items())})["moved"]
+    flat = not work.advantage_N.any()
+    cures = {
+        "torch_dtype=float32": norm == float("inf"),
+        "deepspeed without what changes the optimizer": moved,
+        "lora_target_modules that the loss reaches": norm == 0 and not flat,
+    }
+    return judge("gradient", f"norm {norm:.3g}{', as all groups are flat' if flat else ''}; at a learning rate of 0 "
+                 f"{moved:.0f} tensors moved", fail=next(filter(cures.get, cures), ""),
+                 warn="as of groups" if flat else "")
+
+
+def saved(run: Run) -> Finding:
+    """Is a checkpoint read back what was written? Trained tensors are overwritten in between. Collective."""
+    pulse.enter("save")
+    engine = run.engine
+    if engine.optimizer_steps == 0:
+        engine.start_optimizer(0)  # the step was skipped: no moments yet
+    before = state(run)
+    with scratch(run.output_dir) as folder:
+        problem = checkpoint.save(engine, folder, step=0, peft_config=run.peft_config, facts={})
+        if problem:
+            return judge("checkpoint", problem, fail="output_dir on a disk that takes it")
+        path, _ = checkpoint.find(folder)
+        num_bytes = sum(file.stat().st_size for file in path.rglob("*")) if rank() == 0 else 0
+        for parameter in engine.trainable.values():
+            engine.set_state(parameter, {kind: one + 1 for kind, one in engine.state(parameter).items()})
+        checkpoint.restore(engine, path)
+        dist.barrier()
+    after = state(run)
+    differ = [name for name in before if not torch.equal(before[name], after[name])]
+    numbers = global_sum({"differ": len(differ), "tensors": len(before), "bytes": num_bytes})
+    return judge("checkpoint", f"{numbers['bytes']:,.0f} bytes written and read; {numbers['differ']:.0f} of "
+                 f"{numbers['tensors']:.0f} tensors differ",
+                 fail="another zero_stage, or deepspeed without settings" if numbers["differ"] else "")
+
+
+def state(run: Run) -> dict[str, torch.Tensor]:
+    """Rank 0's copy of all that trains, whole: masters, moments, and the weights computed with. Collective."""
+    found = {}
+    for name, parameter in run.engine.trainable.items():
+        with run.engine.gathered([parameter]):
+            tensors = {"weight": parameter.detach().cpu().clone()} if rank() == 0 else {}
+        for kind, tensor in run.engine.state(parameter).items():
+            if rank() == 0:
+                tensors[kind] = tensor.detach().cpu().clone()
+        found |= {f"{name}:{kind}": tensor for kind, tensor in tensors.items()}
+    return found
+
+
+@contextmanager
+def scratch(output_dir: Path) -> Iterator[Path]:
+    """A folder in output_dir that is gone afterwards, with those above it that it made and that nobody else uses."""
+    missing = [path for path in (output_dir, *output_dir.absolute().parents) if not path.exists()]
+    folder = output_dir / f"{SCRATCH}-{gather_objects(os.getpid())[0]}"  # a second doctor has its own
+    try:
+        yield folder
+    finally:
+        if rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # what a neighbour has written to stays, and so does all above it
+                for path in missing:
+                    path.rmdir()

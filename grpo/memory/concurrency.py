@@ -1,0 +1,94 @@
+"""How many rows a rollout may continue at once: what a slot costs in memory, and what is free.
+
+Axes as in grpo/sampler/kv_cache.py: S slots, T room of a row's own tokens, Q room of a prompt's rest, P prefix tokens.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from transformers import PretrainedConfig
+
+from grpo.distributed import MIB
+from grpo.options.refusal import refuse
+from grpo.packing import common_prefix_length
+from grpo.sampler.decoder import PREFILL_TOKENS
+
+SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here, and for fragments
+ROW_TOKEN_BYTES = 12  # of a sampled token and its log-probability, kept until the end of the phase
+
+
+class Sampler(Protocol):
+    """What a slot's size depends on: a decoder, or the ledger of a run that has none yet."""
+
+    config: PretrainedConfig
+
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+
+
+class Room(NamedTuple):
+    """How many slots there are, what they take in words, and in bytes."""
+
+    num_slots: int
+    words: str
+    num_bytes: int
+
+
+def slot_bytes(decoder: Sampler, room: int) -> int:
+    """Bytes of one slot without its prompt: `T · token + 12 V + 20 T + 16 (H + I)`.
+
+    A token's keys and values in all layers; the row's logits, their exponentials and one copy in float32; its noise,
+    tokens and log-probs; the widest activations of a layer.
+    """
+    config = decoder.config
+    activations = 16 * (config.hidden_size + config.intermediate_size)
+    return room * decoder.token_bytes() + 12 * config.vocab_size + 20 * room + activations
+
+
+def choose_slots(
+    asked: int | None, decoder: Sampler, prompts: Sequence[list[int]], *, free: int, num_rows: int,
+    num_generations: int, max_completion_length: int,
+) -> Room:
+    """The number of slots, and what they take.
+
+    Args:
+        asked: the user's number; None: as many as there are rows, if they fit in half of the free memory.
+        decoder: the model that samples.
+        prompts: all prompts of the run, as tokens.
+        free: bytes, see `free_bytes`.
+        num_rows: completions of one phase; more slots than rows are of no use.
+        num_generations: G.
+        max_completion_length: tokens.
+
+    Raises:
+        ValueError: not one slot fits, or not as many as asked.
+    """
+    sampled = num_rows * max_completion_length * ROW_TOKEN_BYTES
+    if sampled > SHARE * free:
+        refuse("num_generations", num_generations, f"makes {num_rows:,} rows here, whose tokens need "
+               f"{sampled / MIB:,.0f} MiB, and half of {free / MIB:,.0f} MiB free is the most they may take",
+               "fewer, or fewer prompts_per_step")
+    prefix = common_prefix_length(list(prompts))
+    rest = max(map(len, prompts)) - prefix
+    config = decoder.config
+    reading = max(prefix, PREFILL_TOKENS) * 16 * (config.hidden_size + config.intermediate_size)
+    fixed = prefix * decoder.token_bytes() + reading
+    each, place = slot_bytes(decoder, max_completion_length), rest * decoder.token_bytes()
+    num_places = -(-num_rows // num_generations)
+    # Each of the first slots may continue a prompt of its own; beyond them, slots share.
+    budget = int(SHARE * free) - fixed
+    fit = min(budget // (each + place), num_places)
+    if fit == num_places:
+        fit = (budget - num_places * place) // each
+    if fit < 1:
+        refuse("max_completion_length", max_completion_length, f"with prompts of {prefix + rest} tokens needs "
+               f"{(fixed + each + place) / MIB:,.0f} MiB for a single rollout slot, and half of {free / MIB:,.0f} MiB "
+               "free is the most it may take", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
+    if asked is not None and asked > fit:
+        refuse("rollout_slots", asked, f"slots of {each / MIB:,.1f} MiB do not fit in half of the "
+               f"{free / MIB:,.0f} MiB that are free", fit)
+    slots = min(asked or fit, num_rows)
+    together = fixed + slots * each + min(slots, num_places) * place
+    return Room(slots, (
+        f"{slots} slots for {num_rows} rows, {each / MIB:,.2f} MiB each, {together / MIB:,.0f} MiB with the prompts; "
+        f"{fit:,} would fit in half of the free memory"), together)

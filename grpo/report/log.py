@@ -1,0 +1,116 @@
+"""What a run writes step by step, for programs, for people and for the services that show curves."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from grpo.report.json_lines import JsonLines, read
+from grpo.report.metrics import metric
+from grpo.report.watch import Watch
+
+Sink = tuple[Callable[[int, dict[str, float]], None], Callable[[], None]]  # write one step, close
+
+
+def _tensorboard(output_dir: Path, first_step: int, settings: dict[str, Any]) -> Sink:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
+    writer.add_text("config", json.dumps(settings, indent=1))
+
+    def write(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return write, writer.close
+
+
+def _mlflow(output_dir: Path, first_step: int, settings: dict[str, Any]) -> Sink:
+    import mlflow
+
+    mlflow.start_run(run_name=f"{output_dir.name} from step {first_step}")
+    mlflow.log_params(settings)
+    return lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run
+
+
+def _wandb(output_dir: Path, first_step: int, settings: dict[str, Any]) -> Sink:
+    import wandb
+
+    run = wandb.init(dir=output_dir, name=f"{output_dir.name} from step {first_step}", config=settings)
+    return lambda step, values: run.log(values, step=step), run.finish
+
+
+SINKS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
+
+
+class Log:
+    """Writes a run's metrics and completions and shows its progress; rank 0 builds one, the other ranks none.
+
+    Args:
+        output_dir: where `metrics.jsonl` and `completions.jsonl` go; it exists.
+        report_to: further sinks by name: tensorboard, mlflow, wandb.
+        total_steps: steps of the whole run, for the progress bar.
+        first_step: the step this process starts with; greater than 0 when a run is resumed.
+        settings: the resolved configuration; the sinks show it, and some healthy ranges depend on it.
+        logging_steps: the sinks receive every so many steps; `metrics.jsonl` receives them all.
+    """
+
+    def __init__(self, output_dir: str | Path, *, report_to: list[str], total_steps: int, first_step: int,
+                 settings: dict[str, Any], logging_steps: int = 1) -> None:
+        output_dir = Path(output_dir)
+        self.files = {name: JsonLines(output_dir / f"{name}.jsonl", first_step) for name in ("metrics", "completions")}
+        self.watch = Watch(settings)
+        for record in read(output_dir / "metrics.jsonl"):
+            self.watch.look(record)  # where a run goes on: what it has warned of, and what its first steps were like
+        self.sinks = [SINKS[name](output_dir, first_step, settings) for name in report_to]
+        self.logging_steps = logging_steps
+        interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file is no terminal
+        self.bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", mininterval=interval)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one step to `metrics.jsonl`, the sinks and the progress bar, and warn of what is not healthy.
+
+        A value that is not finite is null.
+
+        Raises:
+            ValueError: a name that the table does not hold.
+        """
+        for name in values:
+            metric(name)
+        self.files["metrics"].append([{"step": step, **values}])
+        if step % self.logging_steps == 0:
+            for write, _ in self.sinks:
+                write(step, values)
+        shown = {"reward": "reward", "kl": "kl", "truncated": "truncated_share", "s/step": "step_s"}
+        self.bar.set_postfix({label: f"{values[name]:.3g}" for label, name in shown.items() if name in values})
+        self.bar.update()
+        for line in self.watch.look({"step": step, **values}):
+            self.bar.write(line, file=sys.stderr)
+
+    def write_completions(self, step: int, columns: dict[str, list[Any]]) -> None:
+        """Append one object per row to `completions.jsonl`: the step and the row's value of each column.
+
+        Args:
+            step: the step the rows were sampled in.
+            columns: N values each, by name: prompt, completion, reward, rewards (parts), advantage, length, truncated.
+        """
+        rows = zip(*columns.values(), strict=True)
+        self.files["completions"].append([{"step": step, **dict(zip(columns, row, strict=True))} for row in rows])
+
+    def close(self) -> None:
+        """End the progress bar and the sinks."""
+        self.bar.close()
+        for _, close in self.sinks:
+            close()
+
+    def flush(self) -> None:
+        """Write the lines that the disk did not take before.
+
+        Raises:
+            OSError: it still does not.
+        """
+        for file in self.files.values():
+            file.flush()

@@ -1,0 +1,87 @@
+"""Warnings during a run: which metrics have left the ranges of the table in grpo/report/metrics.py, and what to do.
+
+A function of the records of metrics.jsonl in their order and of nothing else, so a resumed run and the report come to
+the same warnings by looking at the same records again.
+"""
+
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+
+from grpo.report.metrics import METRICS
+from grpo.report.range import Range
+
+NUM_START = 5  # steps whose mean is "the start"; what is relative to it is looked at after them
+RANGES = [(name, healthy) for name, row in METRICS.items() for healthy in row.ranges]
+AGAIN = 50  # steps outside after which a warning is repeated
+
+
+class Watch:
+    """Looks at each step's metrics, from the run's first step on.
+
+    Args:
+        settings: the options of the run by name, as config.yaml holds them.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        # An open type is the one that this machine would choose.
+        automatic = "bfloat16" if torch.cuda.is_available() else "float32"
+        dtype = automatic if settings["torch_dtype"] == "auto" else settings["torch_dtype"]
+        exact = dtype == "float32" and not settings["tf32"]
+        self.lasting = {
+            "",
+            "on policy" if settings["num_iterations"] == 1 else "off policy",
+            "in float32" if exact else "in bfloat16 or tf32",
+        }
+        self.start: list[dict[str, Any]] = []
+        self.before: dict[str, Any] = {}
+        self.num_outside: Counter[tuple[str, Range]] = Counter()  # steps in a row
+
+    def look(self, record: dict[str, Any]) -> list[str]:
+        """One line for each range that the metrics have been outside of for as long as its patience.
+
+        It is said again after AGAIN more steps outside, or when they leave the range anew.
+
+        Args:
+            record: the step and its metrics by name; what is missing, null or not finite is not looked at.
+        """
+        record = {name: value for name, value in record.items() if value is not None and math.isfinite(value)}
+        applying = self.lasting | {"later" if record["step"] else "at step 0"}
+        if record.get("surrogate") or record.get("kl"):
+            applying.add("with a signal")
+        lines = []
+        for name, healthy in RANGES:
+            base = self._base(name, healthy)
+            if name not in record or base is None or healthy.when not in applying:
+                continue
+            inside = healthy.holds(record[name], base)
+            self.num_outside[name, healthy] = 0 if inside else self.num_outside[name, healthy] + 1
+            late = self.num_outside[name, healthy] - healthy.patience
+            if late >= 0 and late % AGAIN == 0:
+                lines.append(self._line(record, name, healthy, base))
+        if len(self.start) < NUM_START:
+            self.start.append(record)
+        self.before = record
+        return lines
+
+    def _base(self, name: str, healthy: Range) -> float | None:
+        """What the bounds are multiples of; None where it is not known yet."""
+        if healthy.of == "the start":
+            known = [record[name] for record in self.start if name in record]
+            return sum(known) / len(known) if known and len(self.start) == NUM_START else None
+        return self.before.get(name, 0.0) if healthy.of == "the step before" else 1.0
+
+    def _line(self, record: dict[str, Any], name: str, healthy: Range, base: float) -> str:
+        of = f" ({base:.4g})" if healthy.of else ""
+        num_steps = self.num_outside[name, healthy]
+        duration = f" for {num_steps} steps" if num_steps > 1 else ""
+        return (f"warning [step {record['step']}] {name} is {record[name]:.4g}{duration}, healthy is {healthy}{of}; "
+                f"{METRICS[name].cure}")
+
+
+def warnings(settings: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
+    """All warnings of a run, from the records of its metrics.jsonl."""
+    watch = Watch(settings)
+    return [line for record in records for line in watch.look(record)]

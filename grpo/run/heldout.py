@@ -1,0 +1,56 @@
+"""The held-out problems of a run: solved before and after, and what that came to."""
+
+import json
+
+from data.prompts import STOP_STRINGS
+from grpo.distributed import gather_objects, rank, world_size
+from grpo.evaluation.answers import answers_path, evaluate, load_answers, save_answers
+from grpo.evaluation.statistics import compare
+from grpo.health.pulse import pulse
+from grpo.health.stop_request import stop_request
+from grpo.run.build import Run
+
+
+def solve(run: Run, when: str) -> None:
+    """Score the held-out problems greedily and at the training temperature, each rank its share; rank 0 keeps them.
+
+    Raises:
+        Stopped: the run was asked to stop; on every rank.
+
+    Collective: every rank.
+    """
+    pulse.enter("evaluate")
+    run.sync()
+    mine = list(range(rank(), len(run.test_examples), world_size()))
+    for mode, temperature, num_samples in (("greedy", 0.0, 1), ("sampled", run.config.temperature, 4)):
+        with stop_request.may_end_this():
+            answers = evaluate(
+                run.decoder,
+                run.tokenizer,
+                [run.test_examples[index] for index in mine],
+                num_samples=num_samples,
+                temperature=temperature,
+                seed=run.config.seed,
+                max_completion_length=run.config.max_completion_length,
+                stop_token_ids=run.stop_token_ids,
+                stop_strings=STOP_STRINGS,
+                prompt_index=mine,
+                num_slots=run.num_slots,
+                progress=f"{mode} {when}" if rank() == 0 else None,
+            )
+        everyone = [answer for part in gather_objects(answers) for answer in part]
+        if rank() == 0:
+            save_answers(everyone, answers_path(run.output_dir, mode, when))
+
+
+def summarize(run: Run, seconds: float) -> dict[str, float]:
+    """What the run came to: summary.json. `accuracy_*` is sampled at the training temperature, `greedy_*` is greedy."""
+    summary: dict[str, float] = {"steps": run.num_steps, "ranks": world_size(), "seconds": round(seconds, 1)}
+    if run.test_examples:
+        for prefix, mode in (("", "sampled"), ("greedy_", "greedy")):
+            paths = [answers_path(run.output_dir, mode, when) for when in ("before", "after")]
+            before, after = map(load_answers, paths)
+            compared = compare(before, after)
+            summary |= {f"{prefix}{name}": value for name, value in compared.items()}
+    (run.output_dir / "summary.json").write_text(json.dumps(summary, indent=2))
+    return summary

@@ -1,0 +1,57 @@
+"""How far a run is, and the checkpoints that say so."""
+
+import sys
+
+from grpo.distributed import rank
+from grpo.health import heartbeat
+from grpo.health.pulse import describe, pulse
+from grpo.run.build import Run
+from grpo.saving import checkpoint, continuation
+
+
+class Position:
+    """Steps done, and how many of them the newest checkpoint holds; None where there is none.
+
+    Args:
+        first_step: where the run goes on from; 0 for a new one.
+    """
+
+    def __init__(self, first_step: int) -> None:
+        self.done, self.saved = first_step, first_step or None
+        if first_step:
+            heartbeat.advise(self._advice())
+
+    def is_save_due(self, run: Run) -> bool:
+        """Whether the options ask for a checkpoint after the newest step."""
+        if run.config.save_strategy == "epoch":
+            per_epoch = len(run.train_examples) / run.config.prompts_per_step
+            return int(self.done / per_epoch) > int((self.done - 1) / per_epoch)
+        return run.config.save_strategy == "steps" and self.done % run.config.save_steps == 0
+
+    def save(self, run: Run, *, must: bool) -> None:
+        """Save what is done; a disk that does not take it costs a warning, unless this is the last chance.
+
+        Raises:
+            SystemExit: it `must` be saved, since the run stops, and could not be; on every rank.
+
+        Collective: every rank.
+        """
+        pulse.enter("save")
+        problem = "" if self.saved == self.done else checkpoint.save(
+            run.engine, run.output_dir, step=self.done, peft_config=run.peft_config,
+            facts=continuation.facts(run.asked, run.train_examples, run.start_adapter, self.done),
+            save_total_limit=run.config.save_total_limit)
+        where = describe(pulse.take())
+        if problem and must:
+            raise SystemExit(f"error: {where} stopped as asked, but step-{self.done} could not be saved: {problem}")
+        if problem and rank() == 0:
+            print(f"\nwarning: {where} step-{self.done} could not be saved, those before it are as they were: "
+                  f"{problem}", file=sys.stderr, flush=True)
+        if not problem:
+            self.saved = self.done
+            heartbeat.advise(self._advice())
+        if must and rank() == 0:
+            print(f"\nstopped as asked after {self.done} of {run.num_steps} steps; {self._advice()}", flush=True)
+
+    def _advice(self) -> str:
+        return f"step-{self.saved} is saved: go on with the same command and --resume"

@@ -1,0 +1,292 @@
+"""Inference-only forward of the Qwen2 family: Qwen2, Qwen2.5, Qwen3 and Llama, told apart by their config.
+
+The trainer's engine shards its weights and gathers them in every forward; sampling needs a forward without collectives.
+This one works on plain tensors under their Hugging Face names, rounds in the order in which transformers rounds, and
+keeps LoRA as a side branch unless told to merge it, so that the sampler agrees with the trainer.
+
+Axes beside those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D head
+size, E = J * F + 2 * J heads of query (head h = j * F + f), key and value side by side.
+"""
+
+import math
+from collections.abc import Container
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from transformers import PretrainedConfig
+
+from grpo.sampler.attention import causal_attention, matmul_float32
+from grpo.sampler.kv_cache import Attention, KVCache
+from grpo.sampler.linear import Blocks, Branch, JoinedLinear, Weight, padded
+from grpo.sampler.pointwise import add_norm, rms_norm, rotate, swiglu
+
+MODEL_TYPES = ("qwen2", "qwen3", "llama")
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
+PREFILL_TOKENS = 4096  # of one forward over the prompts' rests: bounds its activations
+PAD_TOKENS = 32  # prompts are read in a multiple of so many: few shapes, as a CPU compiles and keeps products by shape
+
+
+class Layer(NamedTuple):
+    """One transformer layer: its products, and the full names of its norms' weights by their short names."""
+
+    query_key_value: JoinedLinear
+    output: JoinedLinear
+    gate_up: JoinedLinear
+    down: JoinedLinear
+    norms: dict[str, str]
+
+    def linears(self) -> tuple[JoinedLinear, ...]:
+        """The four products."""
+        return self[:4]
+
+
+class Decoder:
+    """A causal language model for sampling; it owns copies of its tensors.
+
+    Args:
+        config: the transformers config of the model.
+        weight: Hugging Face name to tensor, 4-bit ones packed; "lm_head.weight" is ignored on a tied model.
+        lora: module name ("model.layers.0.self_attn.q_proj") to (A_RI, B_OR, scaling).
+        form: how weights are held, "lora", "merged" or "nf4", see `JoinedLinear`.
+        trained: the weights, by name, that `tensors()` must offer; the others may be stored as suits this machine.
+            None: all.
+
+    Raises:
+        ValueError: the config asks for what is not implemented here, or a LoRA module is none of the seven projections.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        weight: dict[str, Weight],
+        lora: dict[str, Branch],
+        *,
+        form: str = "lora",
+        trained: Container[str] | None = None,
+    ) -> None:
+        check_supported(config)
+        for name in lora:
+            if name.rpartition(".")[2] not in LORA_MODULES:
+                raise ValueError(f"lora_target_modules: {name!r} is not one of {', '.join(LORA_MODULES)}")
+        assert all(f"{name}.weight" in weight for name in lora), f"LoRA without its module: {sorted(lora)[:3]}"
+        self.config = config
+        self.num_heads = (config.num_attention_heads, config.num_key_value_heads)
+        self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head_name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        names = [name for name in weight if "_proj." not in name and (name != "lm_head.weight" or name == head_name)]
+        self.plain = {name: weight[name].detach().clone() for name in names}  # norms, embeddings, head
+        self.trained = weight if trained is None else trained
+        self.layers = [
+            self._layer(f"model.layers.{index}", weight, lora, form) for index in range(config.num_hidden_layers)
+        ]
+        self.head_name, self.head = head_name, None
+        if head_name not in self.trained and Blocks.serves(self.device, self.dtype, config.vocab_size):
+            self.head = Blocks(self.plain[head_name])
+            self.plain.pop("lm_head.weight", None)
+        self.frequency_D = rotary_frequencies(config, self.head_size).to(self.device)
+        self.eps = torch.tensor(config.rms_norm_eps, device=self.device)
+
+    def _layer(self, name: str, weight: dict[str, Weight], lora: dict[str, Branch], form: str) -> Layer:
+        def joined(*modules: str) -> JoinedLinear:
+            names = [f"{name}.{one}" for one in modules]
+            frozen = not any(f"{one}.weight" in self.trained for one in names)
+            return JoinedLinear(names, weight, lora, form=form, frozen=frozen)
+
+        return Layer(
+            query_key_value=joined("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            output=joined("self_attn.o_proj"),
+            gate_up=joined("mlp.gate_proj", "mlp.up_proj"),
+            down=joined("mlp.down_proj"),
+            norms={norm: f"{name}.{norm}.weight" for norm in NORMS if f"{name}.{norm}.weight" in self.plain},
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.plain["model.embed_tokens.weight"].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.plain["model.embed_tokens.weight"].dtype
+
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        pair = 2 * self.config.num_key_value_heads * self.head_size
+        return self.config.num_hidden_layers * pair * self.dtype.itemsize
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor that training may change, by name, for `copy_`: weights, and branches as "….lora_A.weight"."""
+        views = dict(self.plain)
+        for layer in self.layers:
+            for linear in layer.linears():
+                views |= linear.tensors()
+        return views
+
+    def merge(self) -> None:
+        """Take over what has been copied into `tensors()`; only the merged form has something to do."""
+        for layer in self.layers:
+            for linear in layer.linears():
+                linear.merge()
+
+    def nbytes(self) -> int:
+        """Bytes of the whole copy."""
+        linears = (linear for layer in self.layers for linear in layer.linears())
+        held = [*self.plain.values(), *([self.head] if self.head else [])]
+        return sum(tensor.nbytes for tensor in held) + sum(linear.nbytes() for linear in linears)
+
+    def move(self, device: torch.device | str) -> None:
+        """Move the whole copy to another device, for instance out of the way of an update."""
+        self.plain = {name: tensor.to(device) for name, tensor in self.plain.items()}
+        self.frequency_D, self.eps = self.frequency_D.to(device), self.eps.to(device)
+        for layer in self.layers:
+            for linear in layer.linears():
+                linear.move(device)
+
+    @torch.no_grad()
+    def logits(self, token_NL: torch.Tensor) -> torch.Tensor:
+        """Logits of plain texts, without a cache.
+
+        Args:
+            token_NL: [N, L] int64 tokens, position 0 first; anything may follow a text, it is causal.
+
+        Returns:
+            logits_NLV, [N, L, V] float32.
+        """
+        num_texts, length = token_NL.shape
+
+        def attention(layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
+            return causal_attention(heads_XED, num_texts, self.config.num_key_value_heads)
+
+        position_X = torch.arange(length, device=self.device).repeat(num_texts)
+        hidden_XH = self._hidden(token_NL.flatten().to(self.device), position_X, attention)
+        return self._head(hidden_XH).unflatten(0, (num_texts, length))
+
+    def new_cache(self, **sizes: int) -> KVCache:
+        """An empty cache of this model's shape; `sizes` as `KVCache` takes them."""
+        return KVCache(
+            num_layers=self.config.num_hidden_layers, num_heads=self.num_heads,
+            head_size=self.head_size, dtype=self.dtype, device=self.device, **sizes)
+
+    @torch.inference_mode()
+    def read_prefix(self, cache: KVCache, prefix: list[int]) -> None:
+        """Store the tokens that all prompts start with, as many as the cache was made for."""
+        token_X = torch.tensor(prefix + [0] * (-len(prefix) % PAD_TOKENS), device=self.device)
+        self._hidden(token_X, torch.arange(len(token_X), device=self.device), cache.prefix_attention, stores=True)
+
+    @torch.inference_mode()
+    def read_rests(self, cache: KVCache, places: list[int], rests: list[list[int]]) -> None:
+        """Store what follows the prefix in some prompts, each in its place; a rest may be empty."""
+        place_A = torch.tensor(places, device=self.device)
+        cache.length_A[place_A] = torch.tensor([len(rest) for rest in rests], device=self.device)
+        at_once = max(1, PREFILL_TOKENS // max(1, *map(len, rests)))
+        for start in range(0, len(rests), at_once):
+            part = slice(start, start + at_once)
+            longest = max(map(len, rests[part]))
+            if longest:
+                longest += -longest % PAD_TOKENS
+                token_AQ = torch.tensor([rest + [0] * (longest - len(rest)) for rest in rests[part]])
+                position_X = cache.prefix_length + torch.arange(longest, device=self.device).repeat(len(token_AQ))
+                attention = cache.rest_attention(place_A[part])
+                self._hidden(token_AQ.flatten().to(self.device), position_X, attention, stores=True)
+
+    @torch.no_grad()
+    def step(self, cache: KVCache, token_M: torch.Tensor) -> torch.Tensor:
+        """Append one token to each of the first M slots.
+
+        Args:
+            cache: changed in place.
+            token_M: [M] int64 tokens, the last of a prompt or those just sampled.
+
+        Returns:
+            logits_MV, [M, V] float32, of the next tokens.
+        """
+        num_slots = len(token_M)
+        hidden_MH = self._hidden(token_M, cache.positions(num_slots), cache.own_attention(num_slots))
+        cache.advance(num_slots)
+        return self._head(hidden_MH)
+
+    def _hidden(
+        self, token_X: torch.Tensor, position_X: torch.Tensor, attention: Attention, *, stores: bool = False
+    ) -> torch.Tensor | None:
+        """Final hidden states [X, H]; what a token sees and what is remembered of it is `attention`'s affair.
+
+        With `stores` that is all: None, and nothing is computed behind the last layer's keys and values.
+        """
+        hidden_XH = F.embedding(token_X, self.plain["model.embed_tokens.weight"])
+        cos, signed_sin = self._rotary(position_X, hidden_XH.dtype)
+        update_XH = torch.zeros_like(hidden_XH)
+        for index, layer in enumerate(self.layers):
+            hidden_XH, normed_XH = self._add_norm(hidden_XH, update_XH, layer.norms["input_layernorm"])
+            heads_XED = self._heads(layer, normed_XH, cos, signed_sin)
+            attended_XO = attention(index, heads_XED)
+            if stores and layer is self.layers[-1]:
+                return None
+            update_XH = layer.output(attended_XO)
+            hidden_XH, normed_XH = self._add_norm(hidden_XH, update_XH, layer.norms["post_attention_layernorm"])
+            update_XH = layer.down(swiglu(layer.gate_up(normed_XH)))
+        return self._add_norm(hidden_XH, update_XH, "model.norm.weight")[1]
+
+    def _rotary(self, position_X: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [X, 1, D] of each position, as `rotate` takes them."""
+        angle_X1D = (position_X[:, None] * self.frequency_D)[:, None]
+        cos, sin = angle_X1D.cos(), angle_X1D.sin()
+        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+
+    def _heads(
+        self, layer: Layer, normed_XH: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor
+    ) -> torch.Tensor:
+        """Query, key and value heads [X, E, D]; query and key rotated, on Qwen3 normed first."""
+        heads_XED = layer.query_key_value(normed_XH).unflatten(-1, (-1, self.head_size))
+        num_query, num_kv = self.num_heads
+        if "self_attn.q_norm" in layer.norms:
+            for norm, part in (("q_norm", slice(num_query)), ("k_norm", slice(num_query, num_query + num_kv))):
+                weight_D = self.plain[layer.norms[f"self_attn.{norm}"]]
+                heads_XED[:, part] = rms_norm(heads_XED[:, part], weight_D, self.eps)
+        return rotate(heads_XED, cos, signed_sin, num_kv)
+
+    def _add_norm(
+        self, hidden_XH: torch.Tensor, update_XH: torch.Tensor, name: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_norm(hidden_XH, update_XH, self.plain[name], self.eps)
+
+    def _head(self, hidden_XH: torch.Tensor) -> torch.Tensor:
+        """Float32 logits: rounded to bfloat16 they would move log-probabilities by more than a whole update does."""
+        if self.head is not None:
+            return self.head.product(hidden_XH)
+        return matmul_float32(padded(hidden_XH)[None], self.plain[self.head_name].mT[None])[0, : len(hidden_XH)]
+
+
+def rotary_frequencies(config: PretrainedConfig, head_size: int) -> torch.Tensor:
+    """Radians per position, `theta^(−2d/D)`, with Llama 3.1's stretch of the slow ones where the config asks for it.
+
+    Returns:
+        [D / 2] float32.
+    """
+    rope = config.rope_parameters
+    frequency_D = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+    if rope["rope_type"] == "default":
+        return frequency_D
+    turns_D = rope["original_max_position_embeddings"] * frequency_D / (2 * math.pi)  # within the original context
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    keep_D = ((turns_D - low) / (high - low)).clamp(0, 1)  # 1 for fast rotations, 0 for slow ones, linear between
+    return frequency_D * (keep_D + (1 - keep_D) / rope["factor"])
+
+
+def check_supported(config: PretrainedConfig) -> None:
+    """Refuse what this forward would silently compute wrong.
+
+    Raises:
+        ValueError: what the config asks for, and what is implemented.
+    """
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}: no decoder for it")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ValueError("use_sliding_window=True is not implemented in the decoder; set use_sliding_window to False")
+    if config.rope_parameters["rope_type"] not in ("default", "llama3"):
+        rope_type = config.rope_parameters["rope_type"]
+        raise ValueError(f"rope_type={rope_type!r} is not implemented in the decoder; use 'default' or 'llama3'")
+    if config.hidden_act != "silu":
+        raise ValueError(f"hidden_act={config.hidden_act!r} is not implemented in the decoder; use 'silu'")

@@ -1,0 +1,226 @@
+"""Write, find and read checkpoints; export an adapter. Safetensors and JSON only: nothing is ever unpickled.
+
+A checkpoint holds what cannot be recomputed: per trained tensor its float32 master and AdamW's two moments, and the
+number of steps done. Everything else is a function of the recipe and the step number (data order, sampling noise,
+learning rate), which is why a run can go on at another number of ranks, ZeRO stage or length of rows. The recipe goes
+with it, so that a continuation whose mathematics would differ is refused.
+"""
+
+import importlib.metadata
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from grpo.distributed import gather_objects, rank
+from grpo.saving.sealed_folder import damage, seal, sync
+from grpo.trainer.engine import MOMENTS, Engine
+from grpo.trainer.policy import public_name
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
+WRITE_ERRORS = (OSError, SafetensorError)
+
+
+def export(engine: Engine, parent: Path, peft_config: PeftConfig | None) -> Path:
+    """Write the trained weights, read them back, compare, and only then say so.
+
+    Args:
+        engine: what is trained.
+        parent: where the folder goes: `adapter` in peft's layout, or `model` in transformers' when all weights train.
+        peft_config: the adapter's description; None without an adapter.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        OSError: the disk did not take it, or what was read back is not what was trained; on every rank.
+
+    Collective: every rank; rank 0 writes.
+    """
+    tensors, problem = _trained_tensors(engine), ""
+    folder = parent / ("model" if peft_config is None else "adapter")
+    if rank() == 0:
+        partial = folder.with_name(f".{folder.name}.partial")
+        try:
+            _write_weights(engine, partial, tensors, peft_config)
+            _publish(partial, folder)
+        except WRITE_ERRORS as error:
+            problem = f"export to {folder}: {error}"
+            shutil.rmtree(partial, ignore_errors=True)
+    problem = gather_objects(problem)[0]
+    if problem:
+        raise OSError(problem)
+    return folder
+
+
+def save(
+    engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig | None, facts: dict[str, Any],
+    save_total_limit: int | None = None,
+) -> str:
+    """Write `checkpoints/step-N` beside its final place, then rename it: a folder of that name is complete.
+
+    Args:
+        engine: what is trained.
+        output_dir: the run's folder.
+        step: number of steps done.
+        peft_config: for the adapter that goes with the checkpoint.
+        facts: what else a continuation is compared with, see `check`.
+        save_total_limit: so many checkpoints are kept, the newest; None: all.
+
+    Returns:
+        Why it could not be written, the same on every rank; empty when it was. The older ones are then as they were.
+
+    Collective: every rank; rank 0 writes.
+    """
+    state, problem = {}, ""
+    if engine.optimizer_steps == 0:
+        engine.start_optimizer(0)  # no step, no moments
+    for name, parameter in engine.trainable.items():
+        for kind, tensor in engine.state(parameter).items():
+            if rank() == 0:
+                state[f"{name}:{kind}"] = tensor.detach().float().cpu().clone()
+    tensors = _trained_tensors(engine)
+    if rank() == 0:
+        final = output_dir / "checkpoints" / f"step-{step}"
+        partial = final.with_name(f".{final.name}.partial")
+        counts = {"optimizer_steps": engine.optimizer_steps, "skipped_steps": engine.skipped_steps}
+        record = {"step": step, **counts, **facts, "versions": versions()}
+        try:
+            for left in final.parent.glob(".step-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            _write_weights(engine, partial / ("model" if peft_config is None else "adapter"), tensors, peft_config)
+            save_file(state, partial / "state.safetensors")
+            (partial / "state.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+            seal(partial)
+            _publish(partial, final)
+            for old in _superfluous(output_dir, step, save_total_limit):
+                _remove(old)
+        except WRITE_ERRORS as error:
+            problem = str(error)
+            shutil.rmtree(partial, ignore_errors=True)
+    return gather_objects(problem)[0]
+
+
+def find(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, or None; and one line for each newer one that is damaged.
+
+    Collective: every rank; rank 0 looks, since a checkpoint is read in full.
+    """
+    found, lines = None, []
+    for folder in _numbered(output_dir) if rank() == 0 else []:
+        wrong = damage(folder)
+        if not wrong:
+            found = folder
+            break
+        lines.append(f"{folder} is damaged and passed over: {wrong}")
+    return gather_objects((found, lines))[0]
+
+
+def versions() -> dict[str, str]:
+    """Of the packages whose arithmetic a run is made of."""
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its tensors."""
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def restore(engine: Engine, folder: Path) -> int:
+    """Put a checkpoint back: float32 masters, the engine's own copies of them, and AdamW's moments.
+
+    Returns:
+        Number of steps done.
+
+    Raises:
+        ValueError: the checkpoint is of other trained tensors than this run's.
+
+    Collective: every rank; every rank reads.
+    """
+    state, said = load_file(folder / "state.safetensors"), record(folder)
+    _check_names(engine, state, folder)
+    engine.start_optimizer(said["optimizer_steps"])
+    for name, parameter in engine.trainable.items():
+        engine.set_state(parameter, {kind: state[f"{name}:{kind}"] for kind in ("master", *MOMENTS)})
+    engine.skipped_steps = said["skipped_steps"]
+    return said["step"]
+
+
+def _trained_tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """The trained weights by public name, whole, on rank 0; a tied matrix under both names, because peft asks for both.
+
+    Collective: every rank.
+    """
+    named = engine.policy.model.named_parameters(remove_duplicate=False)
+    trained = {public_name(name): parameter for name, parameter in named if parameter.requires_grad}
+    with engine.gathered(engine.trainable.values()):
+        if rank() > 0:
+            return {}
+        return {name: parameter.detach().cpu().clone().contiguous() for name, parameter in trained.items()}
+
+
+def _write_weights(
+    engine: Engine, folder: Path, tensors: dict[str, torch.Tensor], peft_config: PeftConfig | None
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if peft_config is None:
+        model = engine.policy.model
+        file = folder / "model.safetensors"
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+    else:
+        file = folder / "adapter_model.safetensors"
+        tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+        peft_config.save_pretrained(folder)
+    save_file(tensors, file, metadata={"format": "pt"})
+    read = load_file(file)
+    empty = [name for name, tensor in read.items() if tensor.numel() == 0]
+    equal = read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
+    if empty or not equal:
+        raise OSError(f"{file} does not read back as written (empty: {empty[:3]})")
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Give a written folder its name; what had the name before is gone only then."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(partial, final)
+    sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Take the name away first: what is half removed must not look like a checkpoint."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _numbered(output_dir: Path) -> list[Path]:
+    """The folders with a checkpoint's name, the newest first."""
+    folders = [path for path in (output_dir / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def _superfluous(output_dir: Path, step: int, save_total_limit: int | None) -> list[Path]:
+    """Checkpoints beyond the limit, and those of a course that was left, because they were damaged when it went on."""
+    kept = [folder for folder in _numbered(output_dir) if int(folder.name[5:]) <= step]
+    left = [folder for folder in _numbered(output_dir) if folder not in kept]
+    return left + (kept[save_total_limit:] if save_total_limit else [])
+
+
+def _check_names(engine: Engine, state: dict[str, torch.Tensor], folder: Path) -> None:
+    shape = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.trainable.items()}
+    saved = {name.removesuffix(":master"): tuple(t.shape) for name, t in state.items() if name.endswith(":master")}
+    if saved != shape:
+        differing = sorted(name for name in saved.keys() | shape.keys() if saved.get(name) != shape.get(name))
+        raise ValueError(f"resume: {folder} holds other trained tensors than this recipe, first {differing[0]}")

@@ -1,0 +1,250 @@
+"""The policy under DeepSpeed ZeRO: its configuration, its gradients, and its weights where something needs them whole.
+
+The loss of this project is a sum over tokens divided by a number that all ranks know. DeepSpeed averages gradients over
+ranks; `Engine.backward` undoes that, here and nowhere else.
+"""
+
+import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+from torch import nn
+
+from grpo.config import Config
+from grpo.distributed import deepspeed, global_max, world_size
+from grpo.health.pulse import pulse
+from grpo.loading.inspection import refusing
+from grpo.options.refusal import refuse
+from grpo.trainer.policy import Policy, trainable
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run; the user's `deepspeed` mapping is merged over it.
+
+    Raises:
+        ValueError: DeepSpeed does not know a setting of the mapping, or not with this value.
+    """
+    bf16 = dtype == torch.bfloat16
+    generated: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "steps_per_print": 10**9,
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "memory_efficient_linear": False,  # it would replace F.linear for the whole process
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 50_000_000,  # the default takes 2 GB from the first backward on
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "stage3_prefetch_bucket_size": 50_000_000,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        },
+    }
+    if bf16 and config.zero_stage > 0:
+        generated["data_types"] = {"grad_accum_dtype": "fp32"}  # 60 micro-batches added in bf16 are 2 % off
+    for key, value in (config.deepspeed or {}).items():
+        generated[key] = {**generated[key], **value} if isinstance(generated.get(key), dict) else value
+    try:
+        DeepSpeedZeroConfig(**generated["zero_optimization"])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        refuse("deepspeed", config.deepspeed, f"zero_optimization.{where}: {wrong['msg']}", "without this key")
+    except TypeError as error:  # it lets only some of its own through
+        refuse("deepspeed", config.deepspeed, f"zero_optimization: {error}", "without this key")
+    return generated
+
+
+class Engine:
+    """A policy sharded by DeepSpeed, with its AdamW.
+
+    Args:
+        policy: the module whose forward touches every weight.
+        config: the run.
+        dtype: type of weights and activations.
+
+    Collective: building, every call, `backward`, `step` and `gathered` are collective under ZeRO-3.
+    """
+
+    def __init__(self, policy: Policy, config: Config, dtype: torch.dtype) -> None:
+        self.policy = policy
+        self.stage = config.zero_stage
+        self.trainable = trainable(policy.model)
+        optimizer = torch.optim.AdamW(
+            self.trainable.values(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
+        settings = zero_config(config, dtype)
+        asked = refusing("deepspeed", config.deepspeed, "does not start", "without it")  # only here can it be tried
+        with asked if config.deepspeed else nullcontext():
+            self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        self.deepspeed.train()  # in eval mode activation checkpointing would be off without a word
+        if self.stage == 0:
+            self._adamw().state.clear()  # DeepSpeed's bfloat16 wrapper has already counted a step of zero gradients
+        self.optimizer_steps = self.skipped_steps = 0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        pulse.progress()
+        return self.deepspeed(*args, **options)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add a micro-batch's gradient; after the last one of a step the ranks' gradients are summed.
+
+        Args:
+            loss: this rank's part of the global sum, already divided by the global denominator.
+            last: True for the step's last micro-batch.
+        """
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        self.deepspeed.backward(loss * world_size())  # DeepSpeed divides by the number of ranks: undone here
+        if not last:
+            self.deepspeed.step()  # counts the micro-batch; the weights move only at the boundary
+
+    def discard(self) -> None:
+        """Forget the gradient that has been added up since the last step, also a backward that did not come to its end.
+
+        Only where there is one rank: the others would wait for what it leaves out.
+        """
+        for parameter in self.trainable.values():
+            parameter.grad = None
+        self.deepspeed.optimizer.zero_grad()
+        if self.stage == 3:
+            for bucket in self.deepspeed.optimizer.ipg_buckets.values():
+                bucket.clear_params()
+            self.deepspeed.optimizer.empty_partition_cache()
+
+    def step(self, learning_rate: float) -> float:
+        """Clip and apply the summed gradient; a gradient that is not finite is dropped on all ranks together.
+
+        Args:
+            learning_rate: of this step.
+
+        Returns:
+            The gradient's global norm before clipping; inf where it was not finite.
+        """
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.stage == 0:
+            # Without ZeRO the gradients are plain and equal on all ranks, and DeepSpeed would apply a NaN.
+            norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), float("inf")))
+            if not torch.isfinite(torch.tensor(norm)):
+                self.deepspeed.optimizer.zero_grad()
+        self.deepspeed.step()
+        norm = norm if self.stage == 0 else float(self.deepspeed.get_global_grad_norm())
+        if norm in (float("inf"), -1.0) or norm != norm:
+            self.skipped_steps += 1
+            return float("inf")
+        self.optimizer_steps += 1
+        return norm
+
+    def gathered(self, parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
+        """Context in which these parameters are whole; with `write`, rank 0's values are everybody's afterwards."""
+        if self.stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write else None)
+
+    def num_trained(self) -> int:
+        """Number of trained parameters, whole."""
+        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.trainable.values())
+
+    def held_bytes(self) -> int:
+        """Bytes of weights that this rank keeps between forwards: under ZeRO-3 its shards, and NF4's scales whole."""
+        parameters = list(self.policy.parameters())
+        kept = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
+        for state in (getattr(parameter, "quant_state", None) for parameter in parameters):
+            if state is not None:
+                kept += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+    @torch.no_grad()
+    def copy_to(self, target: dict[str, torch.Tensor]) -> None:
+        """Copy the trained tensors, whole, into those of the same public names, and prove that all ranks got the same.
+
+        Raises:
+            FloatingPointError: a trained weight is not finite; on every rank.
+            RuntimeError: the copies differ between ranks.
+
+        Collective: every rank.
+        """
+        with self.gathered(self.trainable.values()):
+            for name, parameter in self.trainable.items():
+                target[name].copy_(parameter)
+        checksum = float(sum(target[name].sum(dtype=torch.float64) for name in self.trainable))
+        if not math.isfinite(checksum):
+            raise FloatingPointError("a trained weight is not finite: lower learning_rate, from the last checkpoint")
+        extremes = global_max({"high": checksum, "minus_low": -checksum})
+        if extremes["high"] != -extremes["minus_low"]:
+            raise RuntimeError(f"rollout copies differ between ranks: checksums {extremes}")
+
+    def state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        """A trained parameter's float32 master and AdamW's moments, whole. Collective: every rank, same order."""
+        if self.stage == 0:
+            master = self._masters()[parameter]
+            return {"master": master, **{key: self._adamw().state[master][key] for key in MOMENTS}}
+        moments = {key: deepspeed.utils.safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        return {"master": deepspeed.utils.safe_get_full_fp32_param(parameter), **moments}
+
+    @torch.no_grad()
+    def set_state(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
+        """Put back what `state` returned, after `start_optimizer`. Collective: every rank, same order."""
+        state = {kind: tensor.to(parameter.device) for kind, tensor in state.items()}
+        if self.stage == 0:
+            master = self._masters()[parameter]
+            master.copy_(state["master"])
+            for key in MOMENTS:
+                self._adamw().state[master][key].copy_(state[key])
+        elif self.stage == 3:
+            # DeepSpeed's setter of a whole tensor reads beyond its end where the ranks do not divide it.
+            deepspeed.utils.safe_set_local_fp32_param(parameter, _part(parameter, state["master"]))
+            for key in MOMENTS:
+                deepspeed.utils.safe_set_local_optimizer_state(parameter, _part(parameter, state[key]), key)
+        else:
+            deepspeed.utils.safe_set_full_fp32_param(parameter, state["master"])
+            for key in MOMENTS:
+                deepspeed.utils.safe_set_full_optimizer_state(parameter, state[key], key)
+        # The engine computes with a second copy of the weight, which the master's setter leaves stale.
+        with self.gathered([parameter], write=True):
+            parameter.copy_(state["master"])
+
+    def start_optimizer(self, steps: int) -> None:
+        """Create AdamW's moments as after so many steps: it would make them at its first one, too late for a resume."""
+        self.optimizer_steps = steps
+        wrapper: Any = self.deepspeed.optimizer
+        flat = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+        shards = next((getattr(wrapper, name) for name in flat if hasattr(wrapper, name)), None)
+        for tensor in self._masters().values() if shards is None else shards:
+            zeros = {key: torch.zeros_like(tensor) for key in MOMENTS}
+            self._adamw().state[tensor] = {"step": torch.tensor(float(steps)), **zeros}
+        if hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"):
+            wrapper._lazy_init_hp_params_optimizer_state()
+
+    def _adamw(self) -> torch.optim.AdamW:
+        """The optimizer inside DeepSpeed's wrapper; without ZeRO and in float32 there is no wrapper."""
+        return getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
+
+    def _masters(self) -> dict[nn.Parameter, torch.Tensor]:
+        """Without ZeRO: the tensor that AdamW updates for each parameter, itself in float32."""
+        wrapper: Any = self.deepspeed.optimizer
+        if not hasattr(wrapper, "fp32_groups"):
+            return {parameter: parameter for parameter in self.trainable.values()}
+        return dict(zip(chain(*wrapper.fp16_groups), chain(*wrapper.fp32_groups), strict=True))
+
+
+def _part(parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor that is sharded as the parameter is; the last part is filled up with zeros."""
+    size = parameter.ds_tensor.numel()
+    part = whole.flatten()[parameter.ds_zero_partition_rank * size:][:size]
+    return nn.functional.pad(part, (0, size - part.numel()))

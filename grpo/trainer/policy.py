@@ -1,0 +1,165 @@
+"""The policy: a 4-bit base with LoRA side branches, its frozen reference, and one forward that scores packed rows.
+
+The reference is the policy as it was at step 0: the base without the adapter, or, when training starts from an adapter,
+a frozen copy of that adapter, or, without any adapter, a frozen copy of the model. So the KL at step 0 is exactly 0,
+unless a start adapter has dropout: the policy drops while it trains, its reference and the sampler never do.
+(Taking the bare base as reference of a run that starts from an adapter is a common mistake elsewhere.)
+
+Everything that touches a weight happens inside `Policy.forward`, because that is where ZeRO-3 gathers the shards.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from grpo.trainer.packed_attention import NAME, Tree, padded_length
+from grpo.types import Batch
+from kernels import LogprobOutput, fused_logprob
+
+TRAINED = "default"  # peft's name for the adapter being trained
+REFERENCE = "reference"  # the frozen copy of a start adapter; where it does not exist the base alone answers
+
+
+def public_name(name: str) -> str:
+    """A parameter's name without peft's wrappers: what the decoder, an export and a checkpoint call it."""
+    for wrapper in (".base_layer", f".modules_to_save.{TRAINED}", f".{TRAINED}"):
+        name = name.replace(wrapper, "")
+    return name
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters being trained, by public name; a tied weight once."""
+    return {public_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+class Head(nn.Module):
+    """The language-model head as log-probabilities, its weight read inside its own forward, where ZeRO-3 gathers it."""
+
+    def __init__(self, lm_head: nn.Module, frozen_lm_head: nn.Module | None) -> None:
+        super().__init__()
+        self.lm_head = lm_head
+        self.frozen_lm_head = frozen_lm_head
+
+    def weight(self, *, reference: bool) -> torch.Tensor:
+        """[V, H] the head of the policy, or of its reference."""
+        if reference and self.frozen_lm_head is not None:
+            return self.frozen_lm_head.weight
+        if not isinstance(self.lm_head, ModulesToSaveWrapper):
+            return self.lm_head.weight
+        copies, adapter = self.lm_head.modules_to_save, REFERENCE if reference else TRAINED
+        return (copies[adapter] if adapter in copies else self.lm_head.original_module).weight
+
+    def forward(
+        self,
+        hidden_KH: torch.Tensor,
+        target_K: torch.Tensor,
+        *,
+        reference: bool = False,
+        ref_hidden_KH: torch.Tensor | None = None,
+        **options: Any,
+    ) -> LogprobOutput:
+        if ref_hidden_KH is not None:
+            options |= {"kl": "exact", "ref_hidden_LH": ref_hidden_KH, "ref_weight_VH": self.weight(reference=True)}
+        return fused_logprob(hidden_KH, self.weight(reference=reference), target_K, **options)
+
+
+class Scores(NamedTuple):
+    """What the policy says of the scored tokens of a packed row; None for what was not asked.
+
+    Args:
+        logprob_K: [K] float32, nats.
+        entropy_K: [K] float32, nats.
+        kl_K: [K] float32, nats, KL to the reference over the whole vocabulary.
+        hidden_KH: [K, H] final hidden states; only from the reference, for that KL.
+    """
+
+    logprob_K: torch.Tensor
+    entropy_K: torch.Tensor | None = None
+    kl_K: torch.Tensor | None = None
+    hidden_KH: torch.Tensor | None = None
+
+
+class Policy(nn.Module):
+    """Scores packed rows, as the policy or as its reference.
+
+    Args:
+        model: a transformers causal language model, with peft's LoRA layers injected or without.
+        temperature: the sampling temperature, at which tokens are scored too.
+        frozen_copy: keep a second, frozen model as the reference; for training without an adapter.
+        impl: which log-prob implementation to use, see `kernels.fused_logprob`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, temperature: float = 1.0, frozen_copy: bool = False, impl: str = "auto"
+    ) -> None:
+        super().__init__()
+        model.set_attn_implementation(NAME)
+        self.model = model
+        self.frozen_model = copy.deepcopy(model).requires_grad_(False) if frozen_copy else None
+        self.head = Head(model.lm_head, self.frozen_model.lm_head if frozen_copy else None)
+        self.options = {"temperature": temperature, "impl": impl}
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        reference: bool = False,
+        ref_hidden_KH: torch.Tensor | None = None,
+        entropy: bool = False,
+    ) -> Scores:
+        """Score the tokens of a packed row.
+
+        Args:
+            batch: the packed row, on the policy's device.
+            reference: answer as the policy of step 0, without gradient.
+            ref_hidden_KH: [K, H] the reference's hidden states of this row; given them, kl_K is computed.
+            entropy: also compute the entropy of each token's distribution.
+
+        Returns:
+            Scores of the row's K tokens.
+
+        Collective: under ZeRO-3 every rank calls this the same number of times, `reference` in the same order.
+        """
+        if reference:
+            model = self.frozen_model or self.model
+            with torch.no_grad(), active_adapter(model, REFERENCE):
+                hidden_KH = hidden_states(model, batch)
+                output = self.head(hidden_KH, batch.target_K, reference=True, **self.options)
+            return Scores(output.logprob_L, hidden_KH=hidden_KH)
+        hidden_KH = hidden_states(self.model, batch)
+        output = self.head(hidden_KH, batch.target_K, ref_hidden_KH=ref_hidden_KH, entropy=entropy, **self.options)
+        return Scores(*output)
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """[K, H] the final hidden states that predict the scored tokens; all other positions never reach the head."""
+    if batch.token_L.is_cuda:
+        batch = batch.padded(padded_length(len(batch.token_L)))
+    hidden_LH = model.model(
+        input_ids=batch.token_L[None], position_ids=batch.position_L[None], use_cache=False, tree=Tree(batch)
+    ).last_hidden_state[0]
+    return hidden_LH[batch.source_K]
+
+
+@contextmanager
+def active_adapter(model: nn.Module, adapter: str) -> Iterator[None]:
+    """Let every adapter layer answer as `adapter`; a layer that has no such adapter answers as the base.
+
+    peft's own switches also flip requires_grad, which the sharded optimizer must not see; this one only routes.
+    """
+    layers = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))]
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [adapter]
+    try:
+        yield
+    finally:
+        for layer, names in zip(layers, before):
+            layer._active_adapter = names
