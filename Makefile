@@ -37,7 +37,7 @@ train: install
 	$(VENV) -m torch.distributed.run --standalone --nproc_per_node=$(NPROC) train.py $(ARGS)
 
 test: install
-	$(VENV) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(VENV) -m pytest -n $(WORKERS) $(ARGS)
 
 lint: install
 	$(VENV) -m flake8 $(ARGS)

@@ -1,12 +1,18 @@
 """What every test runs under: no network, one thread, and on a machine without a GPU no test that is marked `gpu`."""
 
+import functools
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
+ROOT = Path(__file__).parents[1]
 # Set before deepspeed, transformers or tokenizers are imported; processes that a test starts inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -46,12 +52,29 @@ def begin() -> Iterator[Callable]:
     pulse.begin(0, math.inf, tell=lambda: None)  # no step is under way any more
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # With pytest-xdist a file stays in one worker, for its fixtures' sake. All that start ranks share one: two such
-    # tests at once would be four processes on two cores, and some of them count seconds.
-    ranks = {item.module for item in items if "warm" in item.fixturenames or hasattr(item.module, "launch")}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ranks" if item.module in ranks else item.module.__name__))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+class OneWorker(LoadScopeScheduling):
+    """Of pytest-xdist: a file stays in one worker, for its fixtures' sake, and all files that start ranks share one.
+
+    Two such files at once would be four processes on two cores, and some of them count seconds.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ranks" if starts_ranks(file) else file
+
+
+@functools.cache
+def starts_ranks(file: str) -> bool:
+    """Whether the tests of a file start ranks of train.py or of their own."""
+    return bool(re.search(r"def \w+\(.*\bwarm\b|from ranks import .*\blaunch\b", (ROOT / file).read_text()))
+
+
+@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneWorker:
+    return OneWorker(config, log)

@@ -55,8 +55,12 @@ def train(folder: Path, *options: str) -> Path:
     return folder / "run"
 
 
-def test_the_recipe_trains_checkpoints_resumes_and_exports(folder: Path) -> None:
-    output = train(folder)
+@pytest.fixture(scope="module")
+def output(folder: Path) -> Path:
+    return train(folder)
+
+
+def test_the_recipe_trains_checkpoints_resumes_and_exports(folder: Path, output: Path) -> None:
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1, 2]
     assert records[0]["kl"] == 0.0 and all(record["grad_norm"] > 0 for record in records)
@@ -77,8 +81,8 @@ def test_the_recipe_trains_checkpoints_resumes_and_exports(folder: Path) -> None
     assert torch.equal(head, embedding) and head.abs().sum() > 0
 
 
-def test_the_export_scores_in_plain_peft_as_in_our_decoder(folder: Path) -> None:
-    model, adapter = str(folder / "model"), str(folder / "run" / "adapter")
+def test_the_export_scores_in_plain_peft_as_in_our_decoder(folder: Path, output: Path) -> None:
+    model, adapter = str(folder / "model"), str(output / "adapter")
     decoder, tokenizer, _ = load_decoder(
         model, adapter=adapter, load_in_4bit=True, dtype=torch.bfloat16, device=CPU
     )
