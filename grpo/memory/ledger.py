@@ -1,7 +1,7 @@
 """What a run costs in memory, as formulas from the model's config: bytes of one rank, item by item, before any weight.
 
 Where a formula says what a library does, it was counted there: transformers' Qwen2 layer, peft's LoRA, bitsandbytes'
-NF4 and DeepSpeed's ZeRO (tests/test_ledger.py measures each). Bytes of a token in one layer that autograd saves for the
+NF4 and DeepSpeed's ZeRO (test_ledger.py measures each). Bytes of a token in one layer that autograd saves for the
 backward pass, with LoRA on all seven projections and c bytes a number:
 
     8 H + 8                    float32 inputs of both norms, and their scales

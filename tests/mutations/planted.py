@@ -1,0 +1,211 @@
+"""Mistakes that a developer could make, one replaced text each, for run.py: here, in what a token is worth.
+
+Each old text stands once in its file. None is meant to be without effect; a row that no test can notice says why that
+is tolerable.
+"""
+
+from typing import NamedTuple
+
+from tests.mutations.planted_output import OUTPUT_GROUPS
+from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
+from tests.mutations.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
+from tests.mutations.planted_rows import COEFFICIENTS, PACKING, REFERENCE, SAMPLING, SCHEDULE, STOPPING, TREE, TYPES
+from tests.mutations.planted_run import RUN_GROUPS
+
+
+class Planted(NamedTuple):
+    """One mistake.
+
+    Args:
+        file: where, from the project's root.
+        tests: the test files that should notice, in the order in which they run.
+        words: what is wrong then.
+        old: a text that stands once in the file.
+        new: what stands there instead.
+        tolerated: why it may survive; empty where it must not.
+    """
+
+    file: str
+    tests: tuple[str, ...]
+    words: str
+    old: str
+    new: str
+    tolerated: str = ""
+
+
+MATH = [
+    ("a whole point for the format", "FORMAT_REWARD = 0.5", "FORMAT_REWARD = 1.0"),
+    ("tolerance ten times as wide", 'Decimal("0.001")', 'Decimal("0.01")'),
+    ("tolerance ten times as narrow", 'Decimal("0.001")', 'Decimal("0.0001")'),
+    ("the border of the tolerance excluded", "<= TOLERANCE", "< TOLERANCE"),
+    ("any smaller number is right", "abs(answer - truth) <= TOLERANCE", "answer - truth <= TOLERANCE"),
+    ("the sign does not matter", "abs(answer - truth) <= TOLERANCE", "abs(abs(answer) - abs(truth)) <= TOLERANCE"),
+    ("the last answer line", "line = ANSWER_LINE.search(_text(completion))",
+     "line = [None, *ANSWER_LINE.finditer(_text(completion))][-1]"),
+    ("the answer needs no line of its own", r'r"\n#### The final answer is', 'r"#### The final answer is'),
+    ("no space behind the marker", r"is(?!\S)([^\n]*)", r"is([^\n]*)"),
+    ("the number on the next line", r"is(?!\S)([^\n]*)", r"is(?!\S)\s*([^\n]*)"),
+    ("any case", r'([^\n]*)")', r'([^\n]*)", re.IGNORECASE)'),
+    ("a number and anything behind it", "NUMBER.fullmatch(text.strip())", "NUMBER.match(text.strip())"),
+    ("a number anywhere", "NUMBER.fullmatch(text.strip())", "NUMBER.search(text.strip())"),
+    ("spaces not stripped", "NUMBER.fullmatch(text.strip())", "NUMBER.fullmatch(text)"),
+    ("a comma as the decimal point", '.replace(",", "")', '.replace(",", ".")'),
+    ("commas anywhere", "(?:,[0-9]{3})+", "(?:,[0-9]+)+"),
+    ("four digits before a comma", "[0-9]{1,3}(?:,", "[0-9]{1,4}(?:,"),
+    ("the sign is lost", 'Decimal(match["sign"].replace("$", "") + match', "Decimal(match"),
+    ("no minus behind the dollar", r"-?\$?|\$-", r"-?\$?"),
+    ("no decimals", r"|[0-9]+)(?:\.[0-9]+)?|", "|[0-9]+)|"),
+    ("no number without a 0 in front", r"|\.[0-9]+)", ")"),
+    ("no full stop behind the number", r"(?:\.| *", "(?: *"),
+    ("no unit", r"(?:\.| *[A-Za-z°%$€£][A-Za-z°%$€£²³./' -]*)?", r"\.?"),
+    ("digits of every script", r"|[0-9]+)(?:\.", r"|\d+)(?:\."),
+    ("any length", 'if match is None or len(match["digits"]) > MAX_NUMBER_LENGTH:', "if match is None:"),
+    ("the longest number excluded", "> MAX_NUMBER_LENGTH", ">= MAX_NUMBER_LENGTH"),
+    ("compared as floats", 'return Decimal(match["sign"].replace("$", "") + match["digits"].replace(",", ""))',
+     'return Decimal(float(match["sign"].replace("$", "") + match["digits"].replace(",", "")))'),
+    ("the gold answer before ####", 'rpartition("####")[2]', 'partition("####")[0]'),
+    ("a gold answer needs ####", 'rpartition("####")[2]', 'partition("####")[2]'),
+    ("a gold answer line is no number", '.removeprefix("The final answer is")', ""),
+    ("a gold answer that is not finite", "return number if number.is_finite() else None", "return number"),
+    ("golds that are missing", "zip(completions, final_answer, strict=True)", "zip(completions, final_answer)"),
+    ("the first message of a conversation", "completion[-1].get", "completion[0].get"),
+    ("the format needs no number", "0.0 if answer_number(completion) is None else FORMAT_REWARD",
+     "FORMAT_REWARD if ANSWER_LINE.search(_text(completion)) else 0.0"),
+]
+
+REWARDS = [
+    ("weights ignored", "weight * v)", "v)"),
+    ("parts weighed", "[nan if v is None else v for v in values]",
+     "[nan if v is None else weight * v for v in values]"),
+    ("None spoils the total", "(0.0 if v is None else", "(nan if v is None else"),
+    ("the last function's reward alone", "[t + (0.0", "[(0.0"),
+]
+
+ADVANTAGE = [
+    ("population std", "reward_BG.std(dim=1, keepdim=True)", "reward_BG.std(dim=1, keepdim=True, correction=0)"),
+    ("variance for std", "reward_BG.std(dim=1, keepdim=True)", "reward_BG.var(dim=1, keepdim=True)"),
+    ("no eps", "(reward_BG.std(dim=1, keepdim=True) + eps)", "reward_BG.std(dim=1, keepdim=True)"),
+    ("eps inside the root", "(reward_BG.std(dim=1, keepdim=True) + eps)",
+     "(reward_BG.var(dim=1, keepdim=True) + eps).sqrt()"),
+    ("eps as a floor", "(reward_BG.std(dim=1, keepdim=True) + eps)",
+     "reward_BG.std(dim=1, keepdim=True).clamp(min=eps)"),
+    ("mean of the batch for the group's", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.mean()"),
+    ("mean over the prompts", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.mean(dim=0, keepdim=True)"),
+    ("sum for mean", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.sum(dim=1, keepdim=True)"),
+    ("median for mean", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.median(dim=1, keepdim=True).values"),
+    ("sign", "reward_BG - reward_BG.mean(dim=1, keepdim=True)", "reward_BG.mean(dim=1, keepdim=True) - reward_BG"),
+    ("this rank's std for that of all", "(reward_BG.std() if batch_std is None else batch_std)", "reward_BG.std()"),
+    ("population std of the batch", "reward_BG.std() if", "reward_BG.std(correction=0) if"),
+    ("the group's std for the batch's", "reward_BG.std() if", "reward_BG.std(dim=1, keepdim=True) if"),
+    ("no eps on the batch's std", "else batch_std) + eps)", "else batch_std))"),
+    ("divides although the scale is none", 'if scale == "group":', 'if scale != "batch":'),
+    ("equality decided by the std", "reward_BG.amax(dim=1, keepdim=True) == reward_BG.amin(dim=1, keepdim=True)",
+     "reward_BG.std(dim=1, keepdim=True) == 0"),
+    ("equality of the whole batch", "reward_BG.amax(dim=1, keepdim=True) == reward_BG.amin(dim=1, keepdim=True)",
+     "reward_BG.amax() == reward_BG.amin()"),
+    ("equal rewards are not set to 0", "return torch.where(all_equal_B1, 0.0, advantage_BG)", "return advantage_BG"),
+]
+
+LOSS = [
+    ("sign of the policy term", "loss_NT = -torch.minimum(", "loss_NT = torch.minimum("),
+    ("max for min", "-torch.minimum(ratio_NT", "-torch.maximum(ratio_NT"),
+    ("min before the advantage", "torch.minimum(ratio_NT * advantage_NT, clipped_NT * advantage_NT)",
+     "(torch.minimum(ratio_NT, clipped_NT) * advantage_NT)"),
+    ("the clipped term alone", "torch.minimum(ratio_NT * advantage_NT, clipped_NT * advantage_NT)",
+     "(clipped_NT * advantage_NT)"),
+    ("no clip", "torch.minimum(ratio_NT * advantage_NT, clipped_NT * advantage_NT)", "(ratio_NT * advantage_NT)"),
+    ("epsilons swapped", "ratio_NT.clamp(1 - epsilon, 1 + epsilon_high)",
+     "ratio_NT.clamp(1 - epsilon_high, 1 + epsilon)"),
+    ("one epsilon for both bounds", "ratio_NT.clamp(1 - epsilon, 1 + epsilon_high)",
+     "ratio_NT.clamp(1 - epsilon, 1 + epsilon)"),
+    ("no lower bound", "ratio_NT.clamp(1 - epsilon, 1 + epsilon_high)", "ratio_NT.clamp(max=1 + epsilon_high)"),
+    ("advantages not masked", "advantage_NT = torch.where(mask_NT, advantage_N[:, None], 0.0)",
+     "advantage_NT = advantage_N[:, None]"),
+    ("advantages times the mask", "advantage_NT = torch.where(mask_NT, advantage_N[:, None], 0.0)",
+     "advantage_NT = advantage_N[:, None] * mask_NT"),
+    ("mask shifted by one", "torch.where(mask_NT, advantage_N[:, None]",
+     "torch.where(mask_NT.roll(1, 1), advantage_N[:, None]"),
+    ("log-ratios not masked", "torch.where(mask_NT, logprob_NT - old_logprob_NT, 0.0)", "logprob_NT - old_logprob_NT"),
+    ("masked after exp", "ratio_NT = _log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp()",
+     "ratio_NT = torch.where(mask_NT, _log_ratio(logprob_NT, old_logprob_NT, torch.ones_like(mask_NT)).exp(), 1.0)",
+     "no difference: the clamp makes 20 of what is infinite and lets no gradient back through what is nan"),
+    ("no clamp of log-ratios", "log_ratio_NT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)", "log_ratio_NT"),
+    ("clamp at 50", "MAX_LOG_RATIO = 20.0", "MAX_LOG_RATIO = 50.0"),
+    ("the old policy gets the gradient too", "(logprob_NT if old_logprob_NT is None else old_logprob_NT).detach()",
+     "(logprob_NT if old_logprob_NT is None else old_logprob_NT)"),
+    ("the policy gets no gradient", "mask_NT, logprob_NT - old_logprob_NT",
+     "mask_NT, logprob_NT.detach() - old_logprob_NT"),
+    ("sign of the log-ratio", "mask_NT, logprob_NT - old_logprob_NT", "mask_NT, old_logprob_NT - logprob_NT"),
+    ("sign of the KL", "loss_NT + beta * torch.where", "loss_NT - beta * torch.where"),
+    ("beta forgotten", "loss_NT + beta * torch.where", "loss_NT + torch.where"),
+    ("KL not masked", "beta * torch.where(mask_NT, kl_NT, 0.0)", "beta * kl_NT"),
+    ("KL times the mask", "beta * torch.where(mask_NT, kl_NT, 0.0)", "beta * (kl_NT * mask_NT)"),
+    ("the KL weighed too", "        loss_NT = torch.where(mask_NT, weight_NT, 0.0) * loss_NT\n    if beta:\n"
+     "        loss_NT = loss_NT + beta * torch.where(mask_NT, kl_NT, 0.0)",
+     "        loss_NT = torch.where(mask_NT, weight_NT, 0.0) * (loss_NT + beta * torch.where(mask_NT, kl_NT, 0.0))\n"
+     "    elif beta:\n        loss_NT = loss_NT + beta * torch.where(mask_NT, kl_NT, 0.0)"),
+    ("weights ignored", "torch.where(mask_NT, weight_NT, 0.0) * loss_NT", "loss_NT"),
+    ("weights not masked", "torch.where(mask_NT, weight_NT, 0.0) * loss_NT", "weight_NT * loss_NT"),
+    ("mean over a row's tokens", "loss_N = loss_NT.sum(dim=1)", "loss_N = loss_NT.mean(dim=1)"),
+    ("mean over the rows", "return loss_N.sum() / denominator", "return loss_N.mean() / denominator"),
+    ("local denominator", "return loss_N.sum() / denominator", "return loss_N.sum() / mask_NT.sum().clamp(min=1)"),
+    ("grpo divides by the padded length", "mask_NT.sum(dim=1).clamp(min=1)", "mask_NT.shape[1]"),
+    ("0 / 0 where a row counts nowhere", "mask_NT.sum(dim=1).clamp(min=1)", "mask_NT.sum(dim=1)"),
+    ("dr_grpo divides by the length", 'if loss_type == "grpo":', 'if loss_type != "dapo":'),
+    ("dapo divides by sequences", '"dapo": num_tokens', '"dapo": num_sequences'),
+    ("grpo divides by tokens", '"grpo": num_sequences', '"grpo": num_tokens'),
+    ("dr_grpo forgets the sequences", "max_completion_length * num_sequences}", "max_completion_length}"),
+    ("denominator 0", "return max(1, denominators[loss_type])", "return denominators[loss_type]"),
+    ("low clips by epsilon_high", "(ratio_NT < 1 - epsilon)", "(ratio_NT < 1 - epsilon_high)"),
+    ("high clips by epsilon", "(ratio_NT > 1 + epsilon_high)", "(ratio_NT > 1 + epsilon)"),
+    ("low clips of the wrong sign", "(advantage_N[:, None] < 0)", "(advantage_N[:, None] > 0)"),
+    ("high clips of either sign", "(ratio_NT > 1 + epsilon_high) & (advantage_N[:, None] > 0)",
+     "(ratio_NT > 1 + epsilon_high)"),
+    ("masked tokens counted as clipped", "low_NT = mask_NT & (ratio", "low_NT = (ratio"),
+    ("largest ratio of masked tokens",
+     "torch.where(mask_NT, _log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp(), 0.0)",
+     "_log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp()"),
+    ("corrections swapped", 'correction == "truncated"', 'correction == "masked"'),
+    ("sampler over trainer", "_log_ratio(logprob_NT.detach(), sampler_logprob_NT,",
+     "_log_ratio(sampler_logprob_NT.detach(), logprob_NT,"),
+    ("a gradient through the weight", "_log_ratio(logprob_NT.detach(), sampler", "_log_ratio(logprob_NT, sampler"),
+    ("a weight at the cap is masked", "weight_NT > cap", "weight_NT >= cap"),
+    ("no cap", 'torch.where(weight_NT > cap, cap if correction == "truncated" else 0.0, weight_NT)', "weight_NT"),
+    ("sign of d", "d_NT = logprob_NT - ref_logprob_NT.detach()", "d_NT = ref_logprob_NT.detach() - logprob_NT"),
+    ("the reference gets a gradient", "d_NT = logprob_NT - ref_logprob_NT.detach()",
+     "d_NT = logprob_NT - ref_logprob_NT"),
+    ("k2 without its half", "d_NT.square() / 2", "d_NT.square()"),
+    ("k3 of the inverse ratio", "torch.expm1(-bounded_NT) + bounded_NT", "torch.expm1(bounded_NT) - bounded_NT"),
+    ("k3 without its -1", "torch.expm1(-bounded_NT) + bounded_NT", "torch.exp(-bounded_NT) + bounded_NT"),
+    ("k3 not bounded", "bounded_NT = d_NT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)", "bounded_NT = d_NT"),
+    ("k3_unbiased has the value of k2", "k3_NT.detach() + (k2_NT - k2_NT.detach())", "k2_NT"),
+    ("k3_unbiased has both gradients", "k3_NT.detach() + (k2_NT - k2_NT.detach())", "k3_NT + (k2_NT - k2_NT.detach())"),
+    ("k3_unbiased the wrong way round", "k3_NT.detach() + (k2_NT - k2_NT.detach())",
+     "k2_NT.detach() + (k3_NT - k3_NT.detach())"),
+]
+
+_GROUPS = [
+    ("rewards/math.py", ("test_rewards.py",), MATH),
+    ("rewards/pool.py", ("test_reward_pool.py",), REWARDS),
+    ("rewards/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
+    ("rewards/worker.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
+    ("rewards/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
+    ("rewards/__init__.py", ("test_reward_values.py",), VALUES),
+    ("data/rows.py", ("test_data.py",), DEPTH),
+    ("grpo/advantage.py", ("test_advantage.py",), ADVANTAGE),
+    ("grpo/loss.py", ("test_loss.py",), LOSS),
+    ("kernels/reference.py", ("test_kernels.py", "test_kernel_edges.py"), REFERENCE),
+    ("kernels/coefficients.py", ("test_kernels.py",), COEFFICIENTS),
+    ("grpo/packing.py", ("test_packing.py",), PACKING),
+    ("grpo/trainer/packed_attention.py", ("test_tree.py",), TREE),
+    ("grpo/types.py", ("test_tree.py", "test_packing.py"), TYPES),
+    ("grpo/sampler/draw.py", ("test_sampling.py",), SAMPLING),
+    ("grpo/sampler/stopping.py", ("test_stopping.py",), STOPPING),
+    ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
+    ("grpo/health/launcher.py", ("test_launcher.py",), LAUNCHER),
+    ("grpo/health/door.py", ("test_door.py",), DOOR),
+    ("grpo/health/heartbeat.py", ("test_heartbeat.py", "test_door.py"), HEARTBEAT),
+    *RUN_GROUPS,
+    *OUTPUT_GROUPS,
+]
+PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

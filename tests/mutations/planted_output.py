@@ -1,0 +1,91 @@
+"""Mistakes in what a run keeps, whose folder it is, and how it stops; see planted.py."""
+
+PARTS = [
+    ("every rank has the first part", "whole.flatten()[parameter.ds_zero_partition_rank * size:]", "whole.flatten()"),
+    ("the last part is not filled up", "return nn.functional.pad(part, (0, size - part.numel()))", "return part"),
+]
+
+OUTPUT_LOCK = [
+    ("two may share a lock", "fcntl.LOCK_EX", "fcntl.LOCK_SH"),
+    ("nobody looks a second time", "            check_output_dir(output_dir, resume=resume)\n", ""),
+    ("nobody says who has it", 'file.write(f"process {os.getpid()} on {socket.gethostname()}\\n")', "pass"),
+]
+
+PREFLIGHT = [
+    ("checkpoints alone are no run", '"completions.jsonl", "checkpoints", "adapter"', '"completions.jsonl", "adapter"'),
+    ("an adapter alone is no run", '"checkpoints", "adapter", "model"', '"checkpoints", "model"'),
+    ("an empty folder is a run", "any(path.iterdir()) if path.is_dir() else os.path.lexists(path)",
+     "os.path.lexists(path)"),
+    ("a start behind a link", "Path(start).resolve().is_relative_to", "Path(start).is_relative_to"),
+    ("a start adapter may be written over", '("adapter_name_or_path", "adapter") if values["use_peft"] else '
+     '("model_name_or_path", "model")', '("model_name_or_path", "model")'),
+]
+
+CONTINUATION = [
+    ("another adapter goes on", 'if "adapter" in said and said["adapter"] != now["adapter"]:', "if False:"),
+    ("the adapter's description alone", '("adapter_config.json", "adapter_model.safetensors")',
+     '("adapter_config.json",)'),
+]
+
+RUN = [
+    ("compared before problems are left out",
+     "    resume_from, passed_over = _find_checkpoint(config, train_examples)\n    model = load_base",
+     "    resume_from, passed_over = _find_checkpoint(config, _load_data(config)[0])\n    model = load_base"),
+]
+
+JSON_LINES = [
+    ("flush only asks", "        self._write()\n        if self.pending:", "        if self.pending:"),
+    ("lost lines are not told", "        if self.pending:\n            raise OSError", "        if False:\n"
+     "            raise OSError"),
+    ("half a line is read", "return [json.loads(line) for line in whole]",
+     "return [json.loads(line) for line in lines]"),
+    ("half a line is left out without a word", "if len(whole) < len(lines):", "if False:"),
+]
+
+EVALUATION = [
+    ("half of the answers have the name", 'path.with_suffix(".tmp")', "path"),
+]
+
+ROLLOUT = [
+    ("sampling goes on to its end", "            stop_request.leave()\n", ""),
+]
+
+SCORING = [
+    ("a slow reward is waited for", "        stop_request.leave()\n", ""),
+]
+
+PREEMPTION = [
+    ("a rank leaves alone", "with suppress(Stopped):\n            yield\n        self.check()", "yield"),
+    ("asked once is asked for ever", '            self.name = ""\n            for', "            for"),
+]
+
+POSITION = [
+    ("what is saved is saved again", '"" if self.saved == self.done else checkpoint', "checkpoint"),
+    ("what is not saved is taken as saved", "first_step, first_step or None", "first_step, first_step"),
+]
+
+SAVE = [
+    ("no moments before the first step", "engine.start_optimizer(0)  # no step, no moments", "pass"),
+]
+
+TRIAL = [
+    ("all that was missing is removed", "shutil.rmtree(folder, ignore_errors=True)",
+     "shutil.rmtree(missing[-1] if missing else folder, ignore_errors=True)"),
+    ("folders that it made stay", "                    path.rmdir()", "                    pass"),
+]
+
+OUTPUT_GROUPS = [
+    ("grpo/trainer/engine.py", ("test_three_ranks.py",), PARTS),
+    ("grpo/saving/output_lock.py", ("test_output_folder.py",), OUTPUT_LOCK),
+    ("grpo/options/surroundings.py", ("test_output_folder.py",), PREFLIGHT),
+    ("grpo/saving/continuation.py", ("test_output_folder.py",), CONTINUATION),
+    ("grpo/run/build.py", ("test_resume.py",), RUN),
+    ("grpo/report/json_lines.py", ("test_full_disk.py",), JSON_LINES),
+    ("grpo/evaluation/answers.py", ("test_full_disk.py",), EVALUATION),
+    ("grpo/sampler/generate.py", ("test_stop_request.py",), ROLLOUT),
+    ("grpo/run/scoring.py", ("test_stop_request.py",), SCORING),
+    ("grpo/health/stop_request.py", ("test_stop_request.py",), PREEMPTION),
+    ("grpo/run/position.py", ("test_stop_request.py",), POSITION),
+    ("grpo/saving/checkpoint.py", ("test_stop_request.py",), SAVE),
+    ("grpo/doctor/trial.py", ("test_output_folder.py",), TRIAL),
+]

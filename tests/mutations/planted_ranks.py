@@ -1,0 +1,32 @@
+"""Mistakes in how ranks begin, meet and end together; see planted.py."""
+
+LAUNCHER = [
+    ("a rank outlives torchrun", "ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)", "pass"),
+    ("a signal that ends nothing", "signal.SIGKILL", "signal.SIGCONT"),
+    ("a plain run ends with its shell", ' or "TORCHELASTIC_RUN_ID" not in os.environ', ""),
+    ("an end before the first line is not noticed", "not has_torch(os.getppid())", "False"),
+    ("any parent is a launcher", 'return b"libtorch" in', 'return b"" in'),
+    ("no script between torchrun and a rank", "os.getsid(0) == os.getpid() and ", ""),
+]
+
+DOOR = [
+    ("anything as long as a token is one", "if secrets.compare_digest(said, self.tokens[number]):",
+     "if len(said) == LENGTH:"),
+    ("a rank comes twice", "for number in self.missing:", "for number in range(1, len(self.tokens)):"),
+    ("rank 0 comes to itself", "set(range(1, num_ranks))", "set(range(num_ranks))"),
+    ("what follows a token is read with it", "connection.recv(LENGTH - len(said))", "connection.recv(4096)"),
+    ("a token comes in one piece", "said += more", "said[:] = more"),
+    ("a port open to other machines for nothing", '"127.0.0.1", "127.0.0.1"', '"127.0.0.1", ""'),
+    ("a port closed to ranks of other machines", '["MASTER_ADDR"], ""', '["MASTER_ADDR"], "127.0.0.1"'),
+    ("a port that stays open", "key.fileobj.close()", "pass"),
+    ("ten times the patience", "time.monotonic() + HELLO_S", "time.monotonic() + 10 * HELLO_S"),
+    ("a port that is not named where it cannot be reached", "except OSError as error:", "except EOFError as error:"),
+]
+
+HEARTBEAT = [
+    ("a cut line ends the beat", "contextlib.suppress(ValueError)", "contextlib.nullcontext()"),
+    ("a list is a message", "[message for message in messages if isinstance(message, dict)]", "messages"),
+    ("a cut line takes the next one along", r'b"\n" + json.dumps', "json.dumps"),
+    ("a rank that does not come is missed by nobody", "if ours and ours.missing:", "if False:"),
+    ("the wrong process is killed", "everyone[number][0]", "everyone[0][0]"),
+]

@@ -1,0 +1,108 @@
+"""Mistakes in how a run is set up, moved, measured, saved and continued, and in adapters; see planted.py."""
+
+ADAPTER = [
+    ("only DoRA is another kind", "if value and not plain and value != default.get(name):",
+     'if value and name == "use_dora":'),
+    ("what peft does not know is passed over", "(said | kind.to_dict()).items()", "kind.to_dict().items()"),
+    ("what is derived from LoRA is LoRA", "if type(kind) is not LoraConfig:", "if not isinstance(kind, LoraConfig):"),
+    ("any start of a branch", 'value in STARTS if name == "init_lora_weights" else name in PLAIN',
+     'name in PLAIN or name == "init_lora_weights"'),
+    ("a default refused", "if value and not plain and value != default.get(name):", "if value and not plain:"),
+    ("the reference drops", "module.lora_dropout[REFERENCE] = nn.Identity()",
+     "module.lora_dropout[REFERENCE] = copy.deepcopy(module.lora_dropout[TRAINED])"),
+    ("the reference at scale 1", "module.scaling[REFERENCE] = module.scaling[TRAINED]",
+     "module.scaling[REFERENCE] = 1.0"),
+]
+
+TRIAL = [
+    ("dropout is no excuse for a KL", '**{"warn" if drops else "fail":', '**{"fail":'),
+    ("a KL is never 0", '"" if apart == 0 else cure})', "cure})"),
+]
+
+DOCTOR = [
+    ("an update's memory without the rollout slots", " + (slots if config.rollout_keep else 0)", ""),
+    ("slots stay although the copy moves", " + (slots if config.rollout_keep else 0)", " + slots"),
+    ("sampling needs no memory", "if max(coming + least, slots) > free", "if coming + least > free"),
+    ("an adapter's dropout is not told", "run.peft_config.lora_dropout > 0", "run.config.lora_dropout > 0"),
+]
+
+CHECKPOINT = [
+    ("step-9 above step-10", "key=lambda path: int(path.name[5:]), reverse", "key=lambda path: path.name[5:], reverse"),
+    ("the oldest first", "int(path.name[5:]), reverse=True)", "int(path.name[5:]))"),
+    ("skipped steps forgotten", '    engine.skipped_steps = said["skipped_steps"]\n', ""),
+    ("AdamW counts steps that were skipped", 'engine.start_optimizer(said["optimizer_steps"])',
+     'engine.start_optimizer(said["step"])'),
+]
+
+CONTINUATION = [
+    ("beta may change", '"plan", "doctor",', '"beta", "plan", "doctor",'),
+    ("temperature may change", '"plan", "doctor",', '"temperature", "plan", "doctor",'),
+    ("the length may always change", "(LENGTH if constant else set())", "LENGTH"),
+    ("the length may never change", "(LENGTH if constant else set())", "set()"),
+    ("a warm-up does not depend on the length", " and config.warmup_ratio == 0", ""),
+    ("more ranks' memory may not change", '"micro_batch_tokens",', ""),
+]
+
+UPDATE = [
+    ("the old policy follows", "        if old_logprob_NT is None:\n            old_logprob_NT = logprob_NT",
+     "        old_logprob_NT = logprob_NT"),
+    ("gradients' norms added up", " / config.num_iterations", ""),
+    ("masked completions are no sequences", "num_sequences=len(keep_N)", "num_sequences=int(keep_N.sum())"),
+    ("masked completions' tokens counted", "int(rollout.length_N[keep_N].sum())", "int(rollout.length_N.sum())"),
+    ("masked completions trained on", "~rollout.truncated_N if config.mask_truncated_completions",
+     "~rollout.truncated_N if False"),
+    ("weights of the sampler's gap follow", "current_NT if old_logprob_NT is None else old_logprob_NT)", "current_NT)"),
+]
+
+TALLY = [
+    ("clip shares added up", "divisor[name] * iterations for", "divisor[name] for"),
+    ("losses added up", '"loss": iterations', '"loss": 1'),
+]
+
+ENGINE = [
+    ("no weight decay", "            weight_decay=config.weight_decay,\n", ""),
+    ("torch's betas", "            betas=(config.adam_beta1, config.adam_beta2),\n", ""),
+    ("betas swapped", "(config.adam_beta1, config.adam_beta2)", "(config.adam_beta2, config.adam_beta1)"),
+    ("torch's epsilon", "            eps=config.adam_epsilon,\n", ""),
+    ("the rate of the start", '            group["lr"] = learning_rate', "            pass"),
+]
+
+CONFIG = [
+    ("a row without its prompt", "(self.max_prompt_length or 1) + self", "1 + self"),
+]
+
+RECIPE = [
+    ("bf16: false is bfloat16", 'if values.pop("bf16", None):', 'if values.pop("bf16", None) is not None:'),
+    ("any type of accumulated gradients", "if value not in DEEPSPEED_FLOATS:", "if type(value) is not str:"),
+    ("other data types passed over", 'if key != "grad_accum_dtype":', 'if key == "":'),
+    ("a type that the weights do not have without ZeRO", "if zero_stage == 0:", "if zero_stage is None:"),
+    ("a division by 0 steps", '"steps_per_print" and value < 1:', '"steps_per_print" and value < 0:'),
+    ("another AdamW asked for", "if key in ZERO_NOT_OFFERED:", 'if key == "offload_optimizer":'),
+]
+
+RUN = [
+    ("rows made for prompts that are left out", "[prompt for prompt in encoded if len(prompt) <= limit]", "encoded"),
+    ("a prompt as long as the context", "min(config.max_prompt_length or room, room)",
+     "config.max_prompt_length or room"),
+]
+
+KV_CACHE = [
+    ("what is hidden shows where scores are low", "HIDDEN = -1e9", "HIDDEN = -20"),
+    ("the padding of a rest is seen", "bias_A11Q=(padding_AQ * HIDDEN)", "bias_A11Q=(padding_AQ * 0.0)"),
+    ("columns that a row has not reached are seen", "(hidden_MT * HIDDEN)", "(hidden_MT * 0.0)"),
+]
+
+RUN_GROUPS = [
+    ("grpo/loading/adapter.py", ("test_adapter.py",), ADAPTER),
+    ("grpo/doctor/trial.py", ("test_adapter.py",), TRIAL),
+    ("grpo/doctor/at_rest.py", ("test_adapter.py", "test_doctor.py"), DOCTOR),
+    ("grpo/saving/checkpoint.py", ("test_checkpoint.py",), CHECKPOINT),
+    ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
+    ("grpo/update.py", ("test_update.py",), UPDATE),
+    ("grpo/report/tally.py", ("test_update.py",), TALLY),
+    ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
+    ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
+    ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),
+    ("grpo/run/build.py", ("test_run.py",), RUN),
+    ("grpo/sampler/kv_cache.py", ("test_kv_cache.py",), KV_CACHE),
+]

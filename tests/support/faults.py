@@ -1,0 +1,63 @@
+"""Run train.py with a planted accident, from a test: what each rank said, how it ended, and how long that took."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ranks import ROOT
+
+
+class Ended(NamedTuple):
+    """How a run ended: exit codes by rank, seconds between the first rank's end and the last's, texts by rank."""
+
+    codes: list[int]
+    seconds: float
+    out: list[str]
+    err: list[str]
+
+    def messages(self) -> list[str]:
+        """The lines that say what went wrong, of all ranks."""
+        return [line for text in self.err for line in text.splitlines() if line.startswith("error: ")]
+
+
+class Warm:
+    """A process of tests/support/warm.py."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.number = folder, 0
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "support" / "warm.py")], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+
+    def begin(self, *argv: str, num_ranks: int = 2, plant: str = "") -> list[int]:
+        """Start the ranks; their process ids."""
+        self.number += 1
+        self.ranks = num_ranks
+        self.here = self.folder / f"job{self.number}"
+        self.here.mkdir()
+        job = {"argv": argv, "num_ranks": num_ranks, "plant": plant, "folder": str(self.here)}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self) -> Ended:
+        """Wait for the ranks."""
+        said = json.loads(self.process.stdout.readline())
+        texts = [[(self.here / f"rank{rank}.{name}").read_text() for rank in range(self.ranks)]
+                 for name in ("out", "err")]
+        return Ended(said["codes"], said["seconds"], *texts)
+
+    def run(self, *argv: str, num_ranks: int = 2, plant: str = "") -> Ended:
+        """Start the ranks and wait for them."""
+        self.begin(*argv, num_ranks=num_ranks, plant=plant)
+        return self.end()
+
+    def close(self) -> None:
+        """End the process; ranks it may still have end with it."""
+        self.process.stdin.close()
+        self.process.terminate()
+        self.process.wait()

@@ -1,0 +1,208 @@
+"""Whole runs of train.py: the same run in different ways, by torchrun and without. 90 seconds.
+
+Compared: one rank without ZeRO, two ranks with ZeRO-3 that keeps nothing gathered, and the same as two nodes of one
+rank each; in float32 with plain LoRA on a tiny random model, and in bfloat16 on the shipped model in 4 bits. The random
+model's reward is a program of the user's own, as it earns nothing on arithmetic. Runs that are killed and resumed are
+in tests/saving/test_resume.py.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from faults import Warm
+from ranks import ROOT, SHARD_EVERYTHING, launch
+from tiny_models import tiny_qwen2, tiny_tokenizer
+
+NUM_STEPS = 5
+REWARD = """
+def vowels(completions, **columns):
+    return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a dataset with ready prompts, a reward file and a recipe that uses them."""
+    folder = tmp_path_factory.mktemp("train")
+    tiny_qwen2().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    rows = [{"prompt": f"Question: Tom has {i} apples.\nSolution:", "final_answer": str(i)} for i in range(30)]
+    (folder / "data.json").write_text(json.dumps(rows))
+    (folder / "my_rewards.py").write_text(REWARD)
+    recipe = {
+        "model_name_or_path": str(folder / "model"), "train_dataset_id_or_path": str(folder / "data.json"),
+        "reward_funcs": [f"{folder / 'my_rewards.py'}:vowels"], "prompts_per_step": 4, "num_generations": 4,
+        "max_completion_length": 20, "micro_batch_tokens": 110, "max_steps": NUM_STEPS, "learning_rate": 1e-3,
+        "num_iterations": 2, "beta": 0.1, "gradient_checkpointing": True, "eval_examples": 0, "save_strategy": "no",
+        "load_in_4bit": False, "torch_dtype": "float32", "deepspeed": SHARD_EVERYTHING,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def arguments(folder: Path, name: str, *options: str) -> tuple[str, ...]:
+    return "--config", str(folder / "recipe.yaml"), "--output_dir", str(folder / name), *options
+
+
+def train(warm: Warm, folder: Path, name: str, *options: str, num_ranks: int = 1) -> Path:
+    """Run it to the end without a launcher; its output folder, with what rank 0 wrote to stderr beside it."""
+    ended = warm.run(*arguments(folder, name, *options), num_ranks=num_ranks)
+    assert ended.codes == [0] * num_ranks, ended.err[0][-3000:]
+    (folder / f"{name}.err").write_text(ended.err[0])
+    return folder / name
+
+
+def torchrun(folder: Path, name: str, *options: str, **kwargs) -> Path:
+    """Run it to the end on two ranks, as a user does; its output folder."""
+    run = launch("train.py", *arguments(folder, name, *options), num_ranks=2, **kwargs)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return folder / name
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def completions(output: Path) -> list[tuple[int, str, str]]:
+    return [(row["step"], row["question"], row["completion"]) for row in lines(output / "completions.jsonl")]
+
+
+def assert_same_metrics(one: Path, other: Path, tolerance: float, skip: set[int] = frozenset()) -> None:
+    pairs = zip(lines(one / "metrics.jsonl"), lines(other / "metrics.jsonl"), strict=True)
+    for expected, found in (pair for pair in pairs if pair[0]["step"] not in skip):
+        for metric in ("loss", "kl", "grad_norm"):
+            assert found[metric] == pytest.approx(expected[metric], abs=tolerance), (expected["step"], metric)
+
+
+@pytest.fixture(scope="module")
+def alone(warm: Warm, folder: Path) -> Path:
+    """Float32 LoRA on one rank without ZeRO."""
+    return train(warm, folder, "alone", "--zero_stage", "0")
+
+
+@pytest.fixture(scope="module")
+def sharded(folder: Path) -> Path:
+    """The same on two ranks, ZeRO-3, nothing kept gathered."""
+    return torchrun(folder, "sharded")
+
+
+def test_two_sharded_ranks_repeat_the_run_of_one(alone: Path, sharded: Path) -> None:
+    assert completions(sharded) == completions(alone)
+    assert_same_metrics(alone, sharded, 1e-4)
+
+
+def test_the_run_does_something(alone: Path) -> None:
+    records = lines(alone / "metrics.jsonl")
+    assert len(records) == NUM_STEPS and len(completions(alone)) == NUM_STEPS * 16
+    assert records[0]["kl"] == 0.0 and records[-1]["kl"] > 1e-5
+    assert all(record["grad_norm"] > 1e-3 and record["zero_variance_share"] < 1 for record in records)
+    assert records[0]["ratio_max"] > 1.0, "the second iteration has left the old policy"
+    assert all(record["sampler_gap_max"] < 1e-4 for record in records)
+    assert all(record["micro_batches"] > 2 for record in records)
+    for key in ("step", "reward", "kl", "loss", "grad_norm", "step_s", "rollout_s", "update_s", "peak_memory_bytes"):
+        assert all(isinstance(record[key], int | float) for record in records), key
+
+
+def test_five_steps_outside_a_healthy_range_are_a_warning_beside_the_bar(alone: Path) -> None:
+    assert all(record["truncated_share"] > 0.2 for record in lines(alone / "metrics.jsonl"))
+    assert "\nwarning [step 4] truncated_share is " in alone.with_suffix(".err").read_text()
+
+
+def test_correcting_for_a_sampler_that_agrees_changes_nothing(warm: Warm, folder: Path, sharded: Path) -> None:
+    """In the first step, that is: weights within 1e-5 of 1 move a gradient by 1e-7, and later a token at a border."""
+    corrected = train(warm, folder, "corrected", "--rollout_correction", "truncated", num_ranks=2)
+    assert completions(corrected)[:16] == completions(sharded)[:16]
+    assert_same_metrics(sharded, corrected, 1e-4, skip=set(range(1, NUM_STEPS)))
+    for record, plain in zip(lines(corrected / "metrics.jsonl"), lines(sharded / "metrics.jsonl"), strict=True):
+        assert record["correction_weight_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert record["correction_capped_share"] == 0.0
+        assert record.keys() - plain.keys() == {"correction_weight_mean", "correction_capped_share"}
+
+
+def test_a_run_writes_the_files_of_the_fixed_interface(alone: Path) -> None:
+    for name in ("config.yaml", "metrics.jsonl", "completions.jsonl", "report.html", "summary.json",
+                 "adapter/adapter_config.json", "adapter/adapter_model.safetensors"):
+        assert (alone / name).stat().st_size > 0, name
+
+
+def test_two_nodes_of_one_rank_repeat_the_run_of_two_ranks(folder: Path, sharded: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    node = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test")
+    second: list[subprocess.CompletedProcess] = []
+    command = ("train.py", *arguments(folder, "nodes"))
+    thread = threading.Thread(target=lambda: second.append(launch(*command, num_ranks=1, extra=node)))
+    thread.start()
+    first = launch(*command, num_ranks=1, extra=node)
+    thread.join()
+    assert first.returncode == 0 and second[0].returncode == 0, first.stderr[-2000:] + second[0].stderr[-2000:]
+    assert completions(folder / "nodes") == completions(sharded)
+    assert_same_metrics(sharded, folder / "nodes", 1e-6)
+
+
+def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(warm: Warm, folder: Path) -> None:
+    # The shipped model, because the text of a random one, 4.5 nats a token, changes with the last bit of a bfloat16.
+    options = ("--load_in_4bit", "true", "--torch_dtype", "bfloat16", "--model_name_or_path", "data/tiny_qwen2",
+               "--train_dataset_id_or_path", "wordproblems", "--reward_funcs", "format", "correctness",
+               "--max_completion_length", "48", "--micro_batch_tokens", "256", "--learning_rate", "1e-4",
+               "--seed", "1", "--max_steps", "3")
+    alone = train(warm, folder, "alone4", "--zero_stage", "0", *options)
+    sharded = train(warm, folder, "sharded4", *options, num_ranks=2)
+    rows = list(zip(completions(alone), completions(sharded), strict=True))
+    # In bfloat16 a token on the border of two can fall either way: a step with other text is not compared. On the
+    # machine this was written on every text is the same, and the metrics agree to 2e-4.
+    other_steps = {one[0] for one, other in rows if one != other}
+    assert 0 not in other_steps and sum(one != other for one, other in rows) <= 3
+    assert_same_metrics(alone, sharded, 1e-2, skip=other_steps)
+
+
+def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "train.py",
+               *arguments(folder, "orphan", "--max_steps", "5000")]
+    launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (folder / "orphan" / "metrics.jsonl").exists():
+        assert launcher.poll() is None
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert children
+    launcher.kill()
+    launcher.wait()
+    for child in map(int, children):
+        for _ in range(50):
+            try:
+                os.kill(child, 0)
+            except ProcessLookupError:
+                break
+            if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+                break
+            threading.Event().wait(0.1)
+        else:
+            raise AssertionError(f"worker {child} outlived its launcher")
+
+
+@pytest.fixture(scope="module")
+def bare(folder: Path) -> Path:
+    """One step without any program at hand. All rewards are negative, so no row is right, and the gate is on."""
+    nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+    return torchrun(folder, "bare", "--max_steps", "1", "--reward_weights", "-1", "--advantage_gate", "outcome",
+                    env=nothing)
+
+
+def test_a_run_starts_without_a_compiler_and_with_no_extension_built(bare: Path) -> None:
+    assert not (bare.parent / "extensions").exists()
+
+
+def test_the_outcome_gate_leaves_a_step_in_which_nothing_is_right_without_advantages(bare: Path, alone: Path) -> None:
+    def advantages(output: Path) -> set[float]:
+        return {row["advantage"] for row in lines(output / "completions.jsonl") if row["step"] == 0}
+
+    assert len(advantages(alone)) > 4 and advantages(bare) == {0.0}
+    (record,) = lines(bare / "metrics.jsonl")
+    assert record["reward_std_within_group"] > 0 and record["phantom_advantage_share"] == record["surrogate"] == 0.0
