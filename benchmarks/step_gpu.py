@@ -104,7 +104,7 @@ def markdown(result: dict) -> str:
 
 def main() -> None:
     """Read the command line, measure, write JSON and Markdown beside the other results."""
-    parser = argparse.ArgumentParser(description="Compare train.grpo_step with TRL's GRPOTrainer on one GPU.")
+    parser = argparse.ArgumentParser(description="Compare grpo.step.grpo_step with TRL's GRPOTrainer on one GPU.")
     parser.add_argument("--model", required=True, help="folder from benchmarks.random_model")
     parser.add_argument("--data", default="openai/gsm8k", help="dataset of the prompts")
     parser.add_argument("--engines", nargs="+", choices=ON_A_GPU, default=list(ON_A_GPU))

@@ -77,15 +77,15 @@ class Trainer(NamedTuple):
 
 def import_ours() -> tuple[Any, Any, Any]:
     """What `ours` calls."""
-    import train
     from grpo.config import load
     from grpo.run.build import build
+    from grpo.step import grpo_step
 
-    return load, build, train.grpo_step
+    return load, build, grpo_step
 
 
 def ours(case: Case, observe: Callable[[Step], None], **options: Any) -> dict[str, float]:
-    """`train.grpo_step`, built as `train.py` builds its run; `options` are those of its command line."""
+    """`grpo.step.grpo_step`, built as `train.py` builds its run; `options` are those of its command line."""
     load, build, grpo_step = import_ours()
     given = {
         "model_name_or_path": case.model, "load_in_4bit": False, "torch_dtype": "float32", "lora_r": RANK,
@@ -101,9 +101,11 @@ def ours(case: Case, observe: Callable[[Step], None], **options: Any) -> dict[st
     prompt_lengths = [len(run.tokenizer.encode(example.prompt)) for example in run.train_examples]
     for step in range(case.num_steps):
         start = time.perf_counter()
-        metrics, columns = grpo_step(run, step)
+        taken = grpo_step(run, step)
         seconds = time.perf_counter() - start
+        metrics, columns = taken.metrics, taken.collected.columns()
         parts = {name: metrics[name] for name in ("sync_s", "rollout_s", "reference_s", "update_s")}
+        parts["reference_s"] += metrics["advantage_s"]
         observe(Step(seconds, parts, prompt_lengths * case.num_generations, columns["length"], columns["reward"]))
     run.rewards.close()
     return {name: metrics[name] for name in ("grad_norm", "kl")}
@@ -201,7 +203,7 @@ def _trl(says: str, **options: Any) -> Trainer:
 
 
 TRAINERS = {
-    "ours": _ours("`train.grpo_step`, all completions in one packed row, one rank under ZeRO stage 3 (the default)"),
+    "ours": _ours("`grpo_step`, all completions in one packed row, one rank under ZeRO stage 3 (the default)"),
     "ours, checkpointed": _ours("the same with `gradient_checkpointing`", gradient_checkpointing=True),
     "ours, ZeRO stage 0": _ours("the same as the first with `zero_stage` 0", zero_stage=0),
     "TRL": _trl("`GRPOTrainer`, all completions in one batch, no gradient checkpointing"),
@@ -217,7 +219,7 @@ _QLORA = {"dtype": torch.bfloat16, "device_map": {"": 0}, "quantization_config":
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.bfloat16)}
 ON_A_GPU = {
-    "ours": _ours("`train.grpo_step`, NF4 and bfloat16, one rank under ZeRO stage 3 (the default)", **_NF4),
+    "ours": _ours("`grpo_step`, NF4 and bfloat16, one rank under ZeRO stage 3 (the default)", **_NF4),
     "TRL": _trl(
         "`GRPOTrainer`, NF4 and bfloat16, micro-batches of 8 completions, `gradient_checkpointing` (its default), "
         "generation of all at once", rows_at_once=8, use_cpu=False, bf16=True, gradient_checkpointing=True,

@@ -22,7 +22,7 @@ from grpo.doctor.problems import of_problems, sample
 from grpo.memory.concurrency import slot_bytes
 from grpo.memory.ledger import size
 from grpo.options.option import options
-from grpo.run.build import Run
+from grpo.run.parts import Run
 from grpo.saving import checkpoint
 from grpo.saving.continuation import fingerprint
 from grpo.schedule import learning_rate

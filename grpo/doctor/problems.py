@@ -8,7 +8,7 @@ from data.example import Example
 from data.prompts import COMPLETION, STOP_STRINGS
 from grpo.doctor.finding import Finding, judge
 from grpo.health.pulse import pulse
-from grpo.run.build import Run
+from grpo.run.parts import Run
 from rewards import BUILT_IN
 from rewards.math import ANSWER_LINE, CORRECTNESS_REWARD, FORMAT_REWARD, gold_number
 from rewards.pool import Scored

@@ -14,50 +14,38 @@ import torch
 import torch.distributed as dist
 
 from grpo import update
-from grpo.advantage import group_advantages
 from grpo.distributed import gather_objects, global_max, global_sum, rank
 from grpo.doctor.at_rest import dropout_cure, shard
-from grpo.doctor.finding import Finding, judge
+from grpo.doctor.finding import Finding, agree, judge
 from grpo.health.pulse import pulse
 from grpo.report.metrics import METRICS
-from grpo.report.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
-from grpo.run.build import Run
+from grpo.report.summary import Clock, rollout_metrics
+from grpo.run.parts import Run
 from grpo.saving import checkpoint
+from grpo.step import collect
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.types import Rollout
 from grpo.update import Update
-from rewards.pool import Scored
 
 NOISE = 0.1  # a ratio further from 1 is more than rounding
 MANY = 0.01  # of the tokens
 SCRATCH = ".doctor"
 
 
-def of_step(
-    run: Run, rollout: Rollout, reward_BG: torch.Tensor, scored: Scored, clock: Clock
-) -> list[Finding]:
-    """Every check of a step.
-
-    Args:
-        run: as `build` made it.
-        rollout: this rank's completions of the first step.
-        reward_BG: [B, G] their rewards.
-        scored: what they are made of.
-        clock: has the seconds of the rollout.
+def first_step(run: Run) -> list[Finding]:
+    """Every check of a step: its completions, their scores, an update that learns nothing, a checkpoint.
 
     Collective: every rank, once.
     """
-    config = run.config
-    batch_std = global_std(reward_BG.flatten()) if config.scale_rewards == "batch" else None
-    advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
-    metrics = reward_metrics(reward_BG, scored, right_rows(reward_BG, scored.parts), advantage_BG)
-    findings = completions(run, rollout, metrics | rollout_metrics(rollout, clock))
-    advantage_N = advantage_BG.flatten()
-    work = update.prepare(rollout, advantage_N, config, run.limit, run.device)
-    if config.beta > 0:
-        update.score_reference(run.engine, work, config)
-    findings += scores(run, work, advantage_N, rollout)
-    return [*findings, gradient(run, work), saved(run)]
+    clock = Clock(0)
+    collected = collect(run, 0, clock)
+    advantage_N = collected.advantage_BG.flatten()
+    findings = completions(run, collected.rollout, collected.metrics | rollout_metrics(collected.rollout, clock))
+    work = update.prepare(collected.rollout, advantage_N, run.config, run.limit, run.device)
+    if run.config.beta > 0:
+        update.ask_reference(run.engine, work, run.config)
+    findings += scores(run, work, advantage_N, collected.rollout)
+    return agree([*findings, gradient(run, work), saved(run)])
 
 
 def bound(metric: str, when: str = "") -> float:
@@ -162,7 +150,7 @@ def checksum(run: Run) -> dict[str, float]:
 def gradient(run: Run, work: Update) -> Finding:
     """Forward, backward and an optimizer step at a rate of 0, of one iteration. Collective."""
     before = checksum(run)
-    norm = update.apply(run.engine, work, replace(run.config, num_iterations=1), 0.0)["grad_norm"]
+    norm = update.move(run.engine, work, replace(run.config, num_iterations=1), 0.0)["grad_norm"]
     moved = global_sum({"moved": sum(value != before[name] for name, value in checksum(run).items())})["moved"]
     flat = not work.advantage_N.any()
     cures = {

@@ -5,21 +5,17 @@ That order: quantise and inject LoRA while every rank still holds whole weights,
 
 import logging
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import transformers
-from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
-import kernels
 from data import load_examples
 from data.example import Example
 from grpo import distributed
-from grpo.advantage import group_advantages
 from grpo.config import Config
 from grpo.distributed import free_bytes, global_max, world_size
 from grpo.loading.adapter import add_adapter
@@ -34,10 +30,12 @@ from grpo.loading.model import (
 )
 from grpo.memory.batch_length import Budget, Lengths, choose_budget
 from grpo.memory.concurrency import Room, choose_slots
-from grpo.memory.ledger import Ledger, size
-from grpo.memory.plan import after_slots, ledger_of, of_a_row
+from grpo.memory.ledger import Ledger
+from grpo.memory.plan import after_slots, ledger_of
 from grpo.options.refusal import refuse
 from grpo.packing import common_prefix_length
+from grpo.run.announcement import announce
+from grpo.run.parts import Run
 from grpo.sampler.decoder import Decoder
 from grpo.saving import checkpoint, continuation
 from grpo.schedule import total_steps
@@ -46,42 +44,6 @@ from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Policy
 from rewards.math import gold_number
 from rewards.pool import RewardPool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """The parts of a run.
-
-    `asked` is its configuration as the user gave it, `config` with what was derived from it; `start_adapter` the
-    fingerprint of the adapter's files.
-    """
-
-    asked: Config
-    config: Config
-    output_dir: Path
-    device: torch.device
-    engine: Engine
-    decoder: Decoder
-    tokenizer: PreTrainedTokenizerBase
-    stop_token_ids: set[int]
-    train_examples: list[Example]
-    test_examples: list[Example]
-    rewards: RewardPool
-    peft_config: PeftConfig | None
-    start_adapter: str | None
-    first_step: int
-    num_steps: int
-    num_slots: int
-    limit: TokenLimit
-    ledger: Ledger
-    left_out: int
-    announcement: list[str]
-
-    def sync(self) -> None:
-        """Bring the policy's weights, as they are, to the sampler. Collective: every rank, once per sampling phase."""
-        self.decoder.move(self.device)
-        self.engine.copy_to(self.decoder.tensors())
-        self.decoder.merge()
 
 
 def build(config: Config) -> Run:
@@ -162,7 +124,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
         ledger=ledger,
         left_out=left_out,
-        announcement=_announce(config, device, engine, decoder, ledger, {
+        announcement=announce(config, device, engine, decoder, ledger, {
             "rollout": [room.words, copy_line], "update": [budget.words], "resume": passed_over}, left_out),
     )
 
@@ -251,48 +213,3 @@ def _fit_memory(ledger: Ledger, decoder: Decoder, prompts: list[list[int]]) -> t
     prefix = common_prefix_length(prompts)
     lengths = Lengths(prefix, max(map(len, prompts)) - prefix, config.max_completion_length)
     return room, choose_budget(ledger, lengths, free=after_slots(free, room, config))
-
-
-def _announce(
-    config: Config, device: torch.device, engine: Engine, decoder: Decoder, ledger: Ledger,
-    chosen: dict[str, list[str]], left_out: int,
-) -> list[str]:
-    """The start-up block: what runs here, why, and what it costs in memory."""
-    dtype = ledger.dtype
-    hidden_size, num_tokens = decoder.config.hidden_size, config.micro_batch_tokens
-    implementation, reason = kernels.choose(
-        config.logprob_impl, device, dtype=dtype, hidden_size=hidden_size, num_tokens=num_tokens
-    )
-    synced = engine.num_trained() * dtype.itemsize
-    quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
-    example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
-    advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
-    lines = [
-        f"ranks      {world_size()} x {device.type} over {dist.get_backend()}, ZeRO stage {config.zero_stage}",
-        f"model      {config.model_name_or_path}, {str(dtype).removeprefix('torch.')}, {quantised}",
-        f"trained    {engine.num_trained():,} parameters",
-        f"log-probs  {implementation}: {reason}",
-        f"attention  {'FlexAttention over blocks' if device.type == 'cuda' else 'in parts'} of a packed row's tree; "
-        "no mask is held",
-        *(f"{what:<11}{line}" for what, lines in chosen.items() for line in lines),
-        *_memory(config, engine, decoder, ledger),
-        f"sync       {synced / 2**20:,.1f} MiB of trained weights are gathered and copied each step",
-        f"group      rewards (1, 0, 0, 0) become the advantages ({advantages})",
-        "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
-    ]
-    if not config.rollout_keep and device.type == "cpu":
-        lines.append("note       rollout_keep=False has no effect: the rollout copy is in CPU memory anyway")
-    if left_out:
-        lines.append(f"data       {left_out} problems left out: their prompt is longer than max_prompt_length")
-    return lines + [f"note       {note}" for note in config.notes]
-
-
-def _memory(config: Config, engine: Engine, decoder: Decoder, ledger: Ledger) -> list[str]:
-    """The ledger in brief, formula / measured where it can be measured before the first step."""
-    row = of_a_row(ledger, config.micro_batch_tokens, checkpointing=config.gradient_checkpointing == "true")
-    return [
-        f"memory     formula / measured on rank 0: weights {size(ledger.weights())} / {size(engine.held_bytes())}, "
-        f"rollout copy {size(ledger.rollout_copy())} / {size(decoder.nbytes())}",
-        f"memory     formula: gradients {size(ledger.gradients())}, optimizer {size(ledger.optimizer())}, "
-        f"bucket {size(ledger.bucket())}; a row: " + ", ".join(f"{item.name} {size(item.num_bytes)}" for item in row),
-    ]

@@ -8,7 +8,7 @@ from grpo.evaluation.answers import answers_path, evaluate, load_answers, save_a
 from grpo.evaluation.statistics import compare
 from grpo.health.pulse import pulse
 from grpo.health.stop_request import stop_request
-from grpo.run.build import Run
+from grpo.run.parts import Run
 
 
 def solve(run: Run, when: str) -> None:

@@ -5,7 +5,7 @@ import sys
 from grpo.distributed import rank
 from grpo.health import heartbeat
 from grpo.health.pulse import describe, pulse
-from grpo.run.build import Run
+from grpo.run.parts import Run
 from grpo.saving import checkpoint, continuation
 
 

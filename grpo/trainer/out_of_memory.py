@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from grpo.distributed import MIB, free_bytes, rank
+from grpo.distributed import MIB, free_bytes, rank, world_size
+from grpo.types import Batch
 
 
 class TokenLimit:
@@ -41,6 +42,33 @@ class TokenLimit:
         if rank() == 0:
             print(f"\nmemory     {self.needed(num_tokens) / MIB:,.0f} MiB for a row of {num_tokens:,} tokens cannot be "
                   f"had on every rank: from now on micro_batch_tokens is {self.max_tokens:,}", flush=True)
+
+
+def retry(
+    attempt: Callable[[], torch.Tensor], *, shorten: Callable[[int], list[Batch]], batches: list[Batch]
+) -> torch.Tensor:
+    """What `attempt` gives, tried again with shorter packed batches each time that memory ends in it.
+
+    Args:
+        attempt: a pass over the packed batches.
+        shorten: takes back what an attempt has done, and packs batches shorter than so many tokens.
+        batches: those of the first attempt.
+
+    Raises:
+        SystemExit: no shorter batch helps, or other ranks wait for this one in the middle of a layer.
+    """
+    while True:
+        try:
+            return attempt()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            longest = max(len(batch.token_L) for batch in batches)
+            if world_size() > 1 or all(len(batch.row_K.unique()) == 1 for batch in batches):
+                raise SystemExit(
+                    f"\nerror: [rank {rank()}] out of memory with a packed batch of {longest:,} tokens; nearest valid: "
+                    f"micro_batch_tokens={longest // 2}, or gradient_checkpointing=true") from error
+        batches = shorten(longest)  # not above, where the error still holds what the attempt had allocated
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

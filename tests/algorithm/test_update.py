@@ -12,7 +12,7 @@ from grpo.report.metrics import METRICS
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Scores
 from grpo.types import Batch, Rollout
-from grpo.update import Update, apply, prepare
+from grpo.update import Update, move, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_an_update_weighs_both_iterations_by_the_policy_that_sampled(correction,
     # trainer / sampler: 0.25 / 0.5 = 0.5, 0.9 / 0.3 = 3, 0.4 / 0.4 = 1; the last token does not count. Advantages 1, -1
     # over 3 tokens: gradient -weight A / 3, in the second iteration times the ratio exp(0.05), inside the clip.
     engine, work = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log()), work_of(split)
-    metrics = apply(engine, work, Config(rollout_correction=correction, num_iterations=2, beta=0.0), 1.0)
+    metrics = move(engine, work, Config(rollout_correction=correction, num_iterations=2, beta=0.0), 1.0)
     expected_NT = -torch.tensor(weight) * torch.tensor([[1.0], [-1.0]]) / 3
     torch.testing.assert_close(engine.grads, [expected_NT, expected_NT * math.exp(0.05)])
     assert {name: metrics[name] for name in metrics if name.startswith("correction")} == pytest.approx(logged)
@@ -86,7 +86,7 @@ def test_an_update_weighs_both_iterations_by_the_policy_that_sampled(correction,
 def test_all_iterations_compare_with_the_policy_of_the_first_and_are_measured_by_their_mean(split):
     # Ratios 1, exp(0.05) and exp(0.1), clipped at 1.06: in the third iteration, for the two tokens of advantage 1.
     engine = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log())
-    metrics = apply(engine, work_of(split), Config(num_iterations=3, beta=0.0, epsilon=0.06), 1.0)
+    metrics = move(engine, work_of(split), Config(num_iterations=3, beta=0.0, epsilon=0.06), 1.0)
     first_NT = torch.tensor([[-1.0, -1.0], [1.0, 0.0]]) / 3
     third_NT = torch.tensor([[0.0, 0.0], [1.0, 0.0]]) / 3
     torch.testing.assert_close(engine.grads, [first_NT, first_NT * math.exp(0.05), third_NT * math.exp(0.1)])

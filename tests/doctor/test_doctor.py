@@ -20,8 +20,9 @@ from grpo.advantage import group_advantages
 from grpo.config import load
 from grpo.doctor import at_rest, problems, trial
 from grpo.doctor.finding import Finding
-from grpo.run.build import Run
+from grpo.run.parts import Run
 from grpo.saving import checkpoint
+from grpo.step import my_prompts, sample
 from rewards.pool import RewardPool
 
 SMALL = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--max_steps", "3",
@@ -243,7 +244,7 @@ def test_a_disk_that_is_full_or_closed_and_a_long_run_without_checkpoints_are_na
 
 def test_text_that_never_ends_is_named(run: Run) -> None:
     hot = replace(run, config=replace(run.config, temperature=50.0))
-    found = train.first_step(hot)
+    found = trial.first_step(hot)
     assert named(found, "truncated").level == "fail" and "temperature=1" in named(found, "truncated").cure
     assert named(found, "groups").level == "warn" and "easier problems" in named(found, "groups").cure
     # The policy scores at temperature 1 still, so sampler and trainer differ as well.
@@ -260,7 +261,7 @@ def test_a_stale_rollout_copy_and_a_reference_that_is_not_the_start_are_named(ru
     with changed(run, "layers.0.self_attn.v_proj.lora_B", 2.0):
         assert named(at_rest.weights(run), "reference").level == "fail"
         monkeypatch.setattr(run.engine, "copy_to", too_early)
-        found = train.first_step(run)
+        found = trial.first_step(run)
     assert named(found, "sampler gap").level == "fail"
     assert named(found, "kl at step 0").level == "fail"
     assert named(found, "repeatable").level == named(found, "ratio noise").level == "ok"
@@ -273,15 +274,15 @@ def test_the_reference_of_a_start_adapter_is_that_adapter(begin: Callable[..., R
     options = [*SMALL, "--zero_stage", "0", "--adapter_name_or_path", str(tmp_path / "adapter")]
     started = begin(*options, "--output_dir", str(tmp_path / "out"))
     assert all(one.level == "ok" for one in at_rest.weights(started))
-    found = train.first_step(started)
+    found = trial.first_step(started)
     assert named(found, "kl at step 0").level == named(found, "sampler gap").level == "ok"
     with changed(started, "lora_A.reference", 5.0):
         assert named(at_rest.weights(started), "reference").level == "fail"
-        assert named(train.first_step(started), "kl at step 0").level == "fail"
+        assert named(trial.first_step(started), "kl at step 0").level == "fail"
 
 
 def test_a_gradient_that_is_no_number_or_0_and_a_checkpoint_that_is_not_read_are_named(run: Run, monkeypatch) -> None:
-    rollout = train.sample(run, *train.my_prompts(run, 0), 0)
+    rollout = sample(run, *my_prompts(run, 0), 0)
     reward_BG = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
     advantage_N = group_advantages(reward_BG).flatten()
 

@@ -7,8 +7,8 @@ import pytest
 from faults import Warm
 from ranks import ROOT
 
-import train
 from grpo.doctor import trial
+from grpo.doctor.examination import examine
 
 HOME = ["--model_name_or_path", "data/tiny_qwen2", "--num_shots", "0", "--report_to", "none"]
 
@@ -27,7 +27,7 @@ def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_toy_recipe_is_green_and_nothing_is_left(begin, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     toy = begin("--output_dir", str(tmp_path / "new" / "out"))
     before = trial.checksum(toy)
-    assert train.examine(toy) == 0
+    assert examine(toy) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == "30 things looked at: 30 ok, 0 warn, 0 fail", lines
     assert len(lines) == 30 and all(line.startswith("ok   ") for line in lines)
@@ -37,7 +37,7 @@ def test_the_toy_recipe_is_green_and_nothing_is_left(begin, tmp_path: Path, caps
 def test_the_recipe_of_the_7b_is_green_with_a_local_model(begin, gsm8k: str, tmp_path: Path) -> None:
     smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "64"]
     recipe = ["--config", str(ROOT / "recipes" / "qwen2.5-7b-gsm8k.yaml"), "--train_dataset_id_or_path", gsm8k]
-    assert train.examine(begin(*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"))) == 0
+    assert examine(begin(*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"))) == 0
 
 
 def test_two_ranks_agree_that_the_recipe_of_the_0_5b_is_green(warm: Warm, gsm8k: str, tmp_path: Path) -> None:

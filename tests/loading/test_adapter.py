@@ -11,13 +11,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import tiny_qwen2
 from transformers import AutoModelForCausalLM
 
-import train
 from grpo.config import Config
-from grpo.doctor import at_rest
+from grpo.doctor import at_rest, trial
 from grpo.doctor.finding import Finding
 from grpo.loading.adapter import PLAIN, STARTS, add_adapter, read_adapter, read_adapter_config
 from grpo.loading.model import build_decoder
-from grpo.run.build import Run
+from grpo.run.parts import Run
 from grpo.trainer.policy import REFERENCE, active_adapter
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
@@ -120,7 +119,7 @@ def findings(begin, *options: str) -> dict[str, Finding]:
     """What the doctor says at rest and of one step."""
     small = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--load_in_4bit", "false"]
     run: Run = begin(*small, "--zero_stage", "0", *options)
-    return {one.check: one for one in (*at_rest.weights(run), *train.first_step(run))}
+    return {one.check: one for one in (*at_rest.weights(run), *trial.first_step(run))}
 
 
 def test_the_doctor_tells_that_the_kl_of_an_adapter_with_dropout_begins_above_0(begin, tmp_path) -> None:

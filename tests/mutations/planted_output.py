@@ -83,7 +83,7 @@ OUTPUT_GROUPS = [
     ("grpo/report/json_lines.py", ("test_full_disk.py",), JSON_LINES),
     ("grpo/evaluation/answers.py", ("test_full_disk.py",), EVALUATION),
     ("grpo/sampler/generate.py", ("test_stop_request.py",), ROLLOUT),
-    ("grpo/run/scoring.py", ("test_stop_request.py",), SCORING),
+    ("grpo/step.py", ("test_stop_request.py",), SCORING),
     ("grpo/health/stop_request.py", ("test_stop_request.py",), PREEMPTION),
     ("grpo/run/position.py", ("test_stop_request.py",), POSITION),
     ("grpo/saving/checkpoint.py", ("test_stop_request.py",), SAVE),

@@ -44,14 +44,13 @@ CONTINUATION = [
 ]
 
 UPDATE = [
-    ("the old policy follows", "        if old_logprob_NT is None:\n            old_logprob_NT = logprob_NT",
-     "        old_logprob_NT = logprob_NT"),
+    ("the old policy follows", "        if old_logprob_NT is None:", "        if True:"),
     ("gradients' norms added up", " / config.num_iterations", ""),
     ("masked completions are no sequences", "num_sequences=len(keep_N)", "num_sequences=int(keep_N.sum())"),
     ("masked completions' tokens counted", "int(rollout.length_N[keep_N].sum())", "int(rollout.length_N.sum())"),
     ("masked completions trained on", "~rollout.truncated_N if config.mask_truncated_completions",
      "~rollout.truncated_N if False"),
-    ("weights of the sampler's gap follow", "current_NT if old_logprob_NT is None else old_logprob_NT)", "current_NT)"),
+    ("weights of the sampler's gap follow", "current_NT if first else old_logprob_NT", "current_NT"),
 ]
 
 TALLY = [

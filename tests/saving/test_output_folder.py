@@ -17,7 +17,7 @@ from tiny_models import tiny_qwen2
 
 from grpo.config import load
 from grpo.doctor import trial
-from grpo.run.build import Run
+from grpo.run.parts import Run
 from grpo.saving.output_lock import claim, lock
 
 

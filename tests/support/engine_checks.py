@@ -168,7 +168,7 @@ def engine_gradient(
     mine = part_of(whole, first, last)
     rows = slice(first * NUM_GENERATIONS, last * NUM_GENERATIONS)
     work = update.prepare(mine, advantages(whole)[rows], run, limit or limit_of(run), CPU)
-    update.score_reference(engine, work, run)
+    update.ask_reference(engine, work, run)
     captured: dict[str, torch.Tensor] = {}
 
     def capture(learning_rate: float) -> float:
@@ -178,7 +178,7 @@ def engine_gradient(
         return Engine.step(engine, learning_rate)
 
     engine.step = capture
-    update.apply(engine, work, run, 0.0)
+    update.move(engine, work, run, 0.0)
     return captured
 
 
@@ -238,10 +238,10 @@ def check_many_micro_batches_in_bfloat16_add_up_in_float32() -> None:
         engine = Engine(policy, run, torch.bfloat16)
         mine, rows = part_of(whole, 2 * rank(), 2 * rank() + 2), slice(6 * rank(), 6 * rank() + 6)
         work = update.prepare(mine, advantages(whole)[rows], run, limit_of(run), CPU)
-        update.score_reference(engine, work, run)
+        update.ask_reference(engine, work, run)
         work.micro_batches, work.denominator = work.micro_batches * times, work.denominator * times
         engine.backward = partial(keep_last_gradient, engine, gradients, Engine.backward)
-        norms.append(update.apply(engine, work, run, 0.0)["grad_norm"])
+        norms.append(update.move(engine, work, run, 0.0)["grad_norm"])
     once, often = gradients
     assert abs(norms[1] / norms[0] - 1) < 1e-3, norms
     assert (often - once).norm() < 1e-3 * once.norm(), (often - once).norm() / once.norm()
@@ -318,8 +318,8 @@ def train_steps(engine: Engine, decoder, run: Config, steps: int, rate: float = 
         rows = slice(rank() * share * NUM_GENERATIONS, (rank() + 1) * share * NUM_GENERATIONS)
         work = update.prepare(mine, advantages(whole)[rows], run, limit_of(run), CPU)
         if run.beta > 0:
-            update.score_reference(engine, work, run)
-        metrics.append(update.apply(engine, work, run, rate))
+            update.ask_reference(engine, work, run)
+        metrics.append(update.move(engine, work, run, rate))
     return metrics
 
 
@@ -603,8 +603,8 @@ def check_nan_on_one_rank_skips_the_step_on_both() -> None:
         if rank() == 1:
             advantage_N[0] = float("nan")
         work = update.prepare(whole, advantage_N, run, limit_of(run), CPU)
-        update.score_reference(engine, work, run)
-        metrics = update.apply(engine, work, run, 1e-2)
+        update.ask_reference(engine, work, run)
+        metrics = update.move(engine, work, run, 1e-2)
         assert metrics["grad_norm"] == float("inf") and engine.skipped_steps == 1, (options, metrics)
         sync(engine, decoder)
         assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.tensors().items()), options
@@ -621,8 +621,8 @@ def check_a_step_in_which_nothing_counts_has_loss_0() -> None:
     start = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
     whole.truncated_N.fill_(True)
     work = update.prepare(whole, advantages(whole), run, limit_of(run), CPU)
-    update.score_reference(engine, work, run)
-    metrics = update.apply(engine, work, run, 1e-2)
+    update.ask_reference(engine, work, run)
+    metrics = update.move(engine, work, run, 1e-2)
     sync(engine, decoder)
     assert metrics["loss"] == metrics["grad_norm"] == metrics["num_tokens"] == 0.0, metrics
     assert all(torch.equal(tensor, start[name]) for name, tensor in decoder.tensors().items())

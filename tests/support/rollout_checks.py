@@ -15,12 +15,13 @@ from ranks import SHARD_EVERYTHING
 from rollout_cases import sample_rows
 from torch.distributed import distributed_c10d
 
-import train
 from grpo import distributed
 from grpo.config import Config
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.report.summary import Clock
-from grpo.run.build import Run, build
+from grpo.run.build import build
+from grpo.run.parts import Run
+from grpo.step import grpo_step
 
 FOLDER = Path(sys.argv[1])
 EVERY_TOKEN = set(range(320))
@@ -71,7 +72,7 @@ def check_both_ranks_start_the_same_collectives_in_every_phase_of_a_step(run: Ru
 
         Clock.enter = count
         try:
-            columns = train.grpo_step(run, step)[1]
+            columns = grpo_step(run, step).collected.columns()
         finally:
             Clock.enter = enter
         counts["rest"] = collectives() - seen

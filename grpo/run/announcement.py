@@ -1,0 +1,58 @@
+"""The start-up block: what runs here, why, and what it costs in memory."""
+
+import torch
+import torch.distributed as dist
+
+import kernels
+from grpo.advantage import group_advantages
+from grpo.config import Config
+from grpo.distributed import world_size
+from grpo.memory.ledger import Ledger, size
+from grpo.memory.plan import of_a_row
+from grpo.sampler.decoder import Decoder
+from grpo.trainer.engine import Engine
+
+
+def announce(
+    config: Config, device: torch.device, engine: Engine, decoder: Decoder, ledger: Ledger,
+    chosen: dict[str, list[str]], left_out: int,
+) -> list[str]:
+    """The start-up block: what runs here, why, and what it costs in memory."""
+    dtype = ledger.dtype
+    hidden_size, num_tokens = decoder.config.hidden_size, config.micro_batch_tokens
+    implementation, reason = kernels.choose(
+        config.logprob_impl, device, dtype=dtype, hidden_size=hidden_size, num_tokens=num_tokens
+    )
+    synced = engine.num_trained() * dtype.itemsize
+    quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
+    example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
+    advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
+    lines = [
+        f"ranks      {world_size()} x {device.type} over {dist.get_backend()}, ZeRO stage {config.zero_stage}",
+        f"model      {config.model_name_or_path}, {str(dtype).removeprefix('torch.')}, {quantised}",
+        f"trained    {engine.num_trained():,} parameters",
+        f"log-probs  {implementation}: {reason}",
+        f"attention  {'FlexAttention over blocks' if device.type == 'cuda' else 'in parts'} of a packed row's tree; "
+        "no mask is held",
+        *(f"{what:<11}{line}" for what, lines in chosen.items() for line in lines),
+        *_memory(config, engine, decoder, ledger),
+        f"sync       {synced / 2**20:,.1f} MiB of trained weights are gathered and copied each step",
+        f"group      rewards (1, 0, 0, 0) become the advantages ({advantages})",
+        "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
+    ]
+    if not config.rollout_keep and device.type == "cpu":
+        lines.append("note       rollout_keep=False has no effect: the rollout copy is in CPU memory anyway")
+    if left_out:
+        lines.append(f"data       {left_out} problems left out: their prompt is longer than max_prompt_length")
+    return lines + [f"note       {note}" for note in config.notes]
+
+
+def _memory(config: Config, engine: Engine, decoder: Decoder, ledger: Ledger) -> list[str]:
+    """The ledger in brief, formula / measured where it can be measured before the first step."""
+    row = of_a_row(ledger, config.micro_batch_tokens, checkpointing=config.gradient_checkpointing == "true")
+    return [
+        f"memory     formula / measured on rank 0: weights {size(ledger.weights())} / {size(engine.held_bytes())}, "
+        f"rollout copy {size(ledger.rollout_copy())} / {size(decoder.nbytes())}",
+        f"memory     formula: gradients {size(ledger.gradients())}, optimizer {size(ledger.optimizer())}, "
+        f"bucket {size(ledger.bucket())}; a row: " + ", ".join(f"{item.name} {size(item.num_bytes)}" for item in row),
+    ]

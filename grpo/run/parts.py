@@ -1,0 +1,52 @@
+"""What a run is made of, and how the sampler gets the policy's weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from transformers import PreTrainedTokenizerBase
+
+from data.example import Example
+from grpo.config import Config
+from grpo.memory.ledger import Ledger
+from grpo.sampler.decoder import Decoder
+from grpo.trainer.engine import Engine
+from grpo.trainer.out_of_memory import TokenLimit
+from rewards.pool import RewardPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run.
+
+    `asked` is its configuration as the user gave it, `config` with what was derived from it; `start_adapter` the
+    fingerprint of the adapter's files.
+    """
+
+    asked: Config
+    config: Config
+    output_dir: Path
+    device: torch.device
+    engine: Engine
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: set[int]
+    train_examples: list[Example]
+    test_examples: list[Example]
+    rewards: RewardPool
+    peft_config: PeftConfig | None
+    start_adapter: str | None
+    first_step: int
+    num_steps: int
+    num_slots: int
+    limit: TokenLimit
+    ledger: Ledger
+    left_out: int
+    announcement: list[str]
+
+    def sync(self) -> None:
+        """Bring the policy's weights, as they are, to the sampler. Collective: every rank, once per sampling phase."""
+        self.decoder.move(self.device)
+        self.engine.copy_to(self.decoder.tensors())
+        self.decoder.merge()

@@ -1,0 +1,187 @@
+"""One step of GRPO (Shao et al. 2024, arXiv 2402.03300): `collect` has its numbers 1 to 3, `grpo_step` 4 and 5."""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from data.example import Example
+from data.prompts import STOP_STRINGS
+from grpo.advantage import gate_advantages, group_advantages
+from grpo.distributed import rank, world_size
+from grpo.health.pulse import pulse
+from grpo.health.stop_request import stop_request
+from grpo.options.refusal import spelled_out
+from grpo.report.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
+from grpo.run.parts import Run
+from grpo.sampler.generate import generate
+from grpo.schedule import learning_rate, prompts_of_step
+from grpo.types import Rollout
+from grpo.update import Update, ask_reference, move, prepare
+from rewards.pool import Scored
+
+PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """This rank's completions of a step, and what they are worth.
+
+    Args:
+        examples: B problems.
+        rollout: their N = B * G completions.
+        reward_BG: [B, G] float32 total rewards.
+        scored: what they are made of.
+        advantage_BG: [B, G] float32.
+        metrics: of the rewards, over all ranks.
+    """
+
+    examples: list[Example]
+    rollout: Rollout
+    reward_BG: torch.Tensor
+    scored: Scored
+    advantage_BG: torch.Tensor
+    metrics: dict[str, float]
+
+    def columns(self) -> dict[str, list]:
+        """This rank's part of completions.jsonl."""
+        rollout, parts = self.rollout, self.scored.parts
+        num_generations = len(rollout.text) // len(self.examples)
+        return {
+            # Not the whole prompt: with eight examples in front the file would be mostly those.
+            "question": [one.question or one.prompt for one in self.examples for _ in range(num_generations)],
+            "completion": rollout.text,
+            "reward": self.reward_BG.flatten().tolist(),
+            "rewards": [dict(zip(parts, values)) for values in zip(*parts.values())],
+            "advantage": self.advantage_BG.flatten().tolist(),
+            "length": rollout.length_N.tolist(),
+            "truncated": rollout.truncated_N.tolist(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step has to say: its metrics over all ranks, this rank's completions, and what the policy learnt from."""
+
+    metrics: dict[str, float]
+    collected: Collected
+    update: Update
+
+
+def grpo_step(run: Run, step: int) -> Step:
+    """One step: sample, score, compare, ask the reference, move the policy.
+
+    Raises:
+        Stopped: the run was asked to stop before the policy had moved; on every rank.
+
+    Collective: every rank, once per step.
+    """
+    config, clock = run.config, Clock(step)
+    # 1 to 3. Sample completions, score them, compare each with its group.
+    collected = collect(run, step, clock)
+    work = prepare(collected.rollout, collected.advantage_BG.flatten(), config, run.limit, run.device)
+    # 4. Ask the reference: what would the policy of step 0 say of them?
+    clock.enter("reference")
+    if config.beta > 0:
+        ask_reference(run.engine, work, config)
+    # 5. Move the policy.
+    clock.enter("update")
+    rate = learning_rate(
+        step, peak=config.learning_rate, scheduler=config.lr_scheduler_type, warmup_ratio=config.warmup_ratio,
+        total=run.num_steps)
+    moved = move(run.engine, work, config, rate)
+    clock.enter("log")
+    metrics = collected.metrics | moved | rollout_metrics(collected.rollout, clock)
+    metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
+    return Step(metrics=metrics, collected=collected, update=work)
+
+
+def collect(run: Run, step: int, clock: Clock) -> Collected:
+    """The first three numbers of a step. Collective: every rank.
+
+    Raises:
+        Stopped: the run was asked to stop; on every rank.
+    """
+    config = run.config
+    clock.enter("sync")
+    examples, places = my_prompts(run, step)
+    run.sync()
+    with stop_request.may_end_this():
+        # 1. Sample G completions of each prompt from the policy as it is; no rank waits for another.
+        clock.enter("rollout")
+        rollout = sample(run, examples, places, step)
+        # 2. Score them with programs.
+        clock.enter("reward")
+        scored = score(run, examples, rollout, step)
+    # 3. Compare: how much better than its group is each completion?
+    clock.enter("advantage")
+    reward_BG = torch.tensor(scored.total).view(len(examples), config.num_generations)
+    right_BG = right_rows(reward_BG, scored.parts)
+    batch_std = global_std(reward_BG.flatten()) if config.scale_rewards == "batch" else None
+    advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
+    advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
+    return Collected(
+        examples=examples, rollout=rollout, reward_BG=reward_BG, scored=scored, advantage_BG=advantage_BG,
+        metrics=reward_metrics(reward_BG, scored, right_BG, advantage_BG))
+
+
+def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
+    """This rank's share of the step's prompts, and the place of each in the whole step, which keys its noise."""
+    num_prompts, share = run.config.prompts_per_step, run.config.prompts_per_step // world_size()
+    chosen = prompts_of_step(len(run.train_examples), step, prompts_per_step=num_prompts, seed=run.config.seed)
+    places = list(range(rank() * share, (rank() + 1) * share))
+    return [run.train_examples[chosen[place]] for place in places], places
+
+
+def sample(run: Run, examples: list[Example], places: list[int], step: int) -> Rollout:
+    """G completions of each prompt; a bar shows where a long phase stands."""
+    config = run.config
+    num_completions = len(examples) * config.num_generations
+    with tqdm(total=num_completions, desc=f"sample step {step}", unit="row", delay=PATIENCE_S, leave=False,
+              disable=rank() > 0) as bar:
+
+        def show(tokens: int, finished: int) -> None:
+            bar.set_postfix(tokens=tokens, refresh=False)
+            bar.update(finished - bar.n)
+
+        rollout = generate(
+            run.decoder,
+            [run.tokenizer.encode(example.prompt) for example in examples],
+            tokenizer=run.tokenizer,
+            num_generations=config.num_generations,
+            max_completion_length=config.max_completion_length,
+            temperature=config.temperature,
+            stop_token_ids=run.stop_token_ids,
+            stop_strings=STOP_STRINGS,
+            seed=config.seed,
+            step=step,
+            prompt_index=places,
+            num_slots=run.num_slots,
+            progress=show,
+        )
+    if not config.rollout_keep:
+        run.decoder.move("cpu")
+    return rollout
+
+
+def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Scored:
+    """The total reward of each completion, and what it is made of; functions that failed are named in a warning.
+
+    Raises:
+        Stopped: this process was asked to stop.
+    """
+    def wait() -> None:
+        pulse.progress()
+        stop_request.leave()
+
+    asked = [example for example in examples for _ in range(run.config.num_generations)]  # once for each completion
+    columns = {name: [one.columns[name] for one in asked] for name in asked[0].columns if name != "prompt"}
+    scored = run.rewards.score(
+        prompts=[one.prompt for one in asked], completions=rollout.text, columns=columns,
+        seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
+    for name, (count, reason) in scored.failures.items():
+        # On a line of its own: the progress bar holds the current one.
+        print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(asked)} "
+              f"completions ({spelled_out(reason)})" + (": they get 0" if count else ""), file=sys.stderr, flush=True)
+    return scored
