@@ -1,4 +1,4 @@
-"""What can be seen of a run before its first step: is anything about it known to go wrong?
+"""Checks of a run before its first step: is anything about it known to go wrong?
 
 The short form runs before every run. `train.py --doctor` also asks the user's own rewards, and then tries a step, see
 `grpo/doctor/trial.py`.
@@ -107,11 +107,11 @@ def _is_of_adapter(name: str) -> bool:
 
 
 def shard(parameter: nn.Parameter) -> torch.Tensor:
-    """What this rank holds of a parameter. Equal shapes are cut alike, so parts compare as wholes do."""
+    """This rank's shard of a parameter. Equal shapes are sharded in the same way, so shards compare as wholes do."""
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach()
-    held = parameter.ds_tensor.detach()
-    return held[: max(parameter.ds_numel - rank() * held.numel(), 0)]  # behind the last part lies what was there before
+    part = parameter.ds_tensor.detach()
+    return part[: max(parameter.ds_numel - rank() * part.numel(), 0)]  # the last shard is padded with whatever was there before
 
 
 def _is_finite(parameter: nn.Parameter) -> bool:
@@ -146,7 +146,7 @@ def schedule(run: Run) -> Finding:
 
 
 def memory(run: Run) -> Finding:
-    """Does a step fit in what is free now, when nothing of it is held yet?"""
+    """Does a step fit into the memory that is free now, before any of it is allocated?"""
     config, ledger, free = run.config, run.ledger, free_bytes(run.device)
     slots = run.num_slots * slot_bytes(run.decoder, config.max_completion_length)
     coming = ledger.gradients() + ledger.optimizer() + (slots if config.rollout_keep else 0)
@@ -173,7 +173,7 @@ def disk(run: Run) -> list[Finding]:
     """Can output_dir be written, does the run fit on its disk, and would an accident cost it all?"""
     number, trained = num_checkpoints(run), run.engine.num_trained()
     export = trained * run.ledger.dtype.itemsize
-    each = 12 * trained + export  # a float32 master and two moments, and the adapter beside them
+    each = 12 * trained + export  # a float32 master and two moments, and the adapter
     needed = number * each + export
     folder = next(path for path in (run.output_dir, *run.output_dir.absolute().parents) if path.exists())
     words = f"{number:,} checkpoints of {size(each)} and an export of {size(export)}"

@@ -8,7 +8,7 @@ LEVELS = ("ok", "warn", "fail")
 
 
 class Finding(NamedTuple):
-    """What one check came to.
+    """The result of one check.
 
     Args:
         level: ok, warn or fail.

@@ -97,7 +97,7 @@ def of_all_ranks(value_NT: torch.Tensor) -> torch.Tensor:
 
 
 def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) -> list[Finding]:
-    """Does everybody who scores a token say the same of it? Collective."""
+    """Do policy, reference and sampler give a token the same log-probability? Collective."""
     config = run.config
     column_T = torch.arange(work.sampler_logprob_NT.shape[1])
     mask_NT = ((column_T < work.rollout.length_N[:, None]) & work.keep_N[:, None]).to(run.device)

@@ -1,6 +1,6 @@
-"""The parts of a run, built once and in the order that a sharded 4-bit model allows.
+"""Builds the parts of a run, in the order that a sharded 4-bit model allows.
 
-That order: quantise and inject LoRA while every rank still holds whole weights, copy them for the rollout, then shard.
+That order: quantise and add LoRA while every rank still has whole weights, copy them for the sampler, then shard.
 """
 
 import logging
@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
 
-from data import load_examples
 from data.example import Example
 from grpo import distributed
 from grpo.config import Config
@@ -35,6 +33,7 @@ from grpo.memory.plan import after_slots, ledger_of
 from grpo.options.refusal import refuse
 from grpo.packing import common_prefix_length
 from grpo.run.announcement import announce
+from grpo.run.examples import fit_context, load_problems
 from grpo.run.parts import Run
 from grpo.sampler.decoder import Decoder
 from grpo.saving import checkpoint, continuation
@@ -42,7 +41,6 @@ from grpo.schedule import total_steps
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Policy
-from rewards.math import gold_number
 from rewards.pool import RewardPool
 
 
@@ -69,7 +67,7 @@ def build(config: Config) -> Run:
 
 def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     """The parts that need the data or the model."""
-    train_examples, test_examples = _load_data(config)
+    train_examples, test_examples = load_problems(config)
     rewards.check_columns(list(train_examples[0].columns))
 
     hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
@@ -79,8 +77,8 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     model_config = read_config(config.model_name_or_path, load_in_4bit=config.load_in_4bit, **hub)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, **hub)
     context = model_config.max_position_embeddings
-    train_examples, prompts, left_out = _fit_context(train_examples, tokenizer, context, config)
-    test_examples, *_ = _fit_context(test_examples, tokenizer, context, config)
+    train_examples, prompts, left_out = fit_context(train_examples, tokenizer, context, config)
+    test_examples, *_ = fit_context(test_examples, tokenizer, context, config)
     resume_from, passed_over = _find_checkpoint(config, train_examples)
     model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
     peft_config = add_adapter(model, config, dtype) if config.use_peft else None
@@ -137,30 +135,10 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", module="(torch|deepspeed|peft|transformers|bitsandbytes)")
 
 
-def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
-    """The training problems, and held-out ones when an evaluation wants them: never rows of the training split."""
-    options = {"num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
-    train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
-    for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
-        if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
-            refuse("train_dataset_id_or_path", config.train_dataset_id_or_path, f"row {number} has the final_answer "
-                   f"{example.columns['final_answer']!r:.40}, which no completion can match: the reward correctness "
-                   "needs a number", "a number in each row, or reward_funcs without correctness")
-    if config.eval_examples == 0:
-        return train, []
-    if config.test_dataset_id_or_path is None:
-        test = load_examples(config.train_dataset_id_or_path, "validation", **options)
-    else:
-        test = load_examples(config.test_dataset_id_or_path, "test", **options)
-    if not all(example.final_answer for example in test):
-        refuse("eval_examples", config.eval_examples, "needs a final_answer to every held-out problem", 0)
-    return train, test
-
-
 def _find_checkpoint(config: Config, train_examples: list[Example]) -> tuple[Path | None, list[str]]:
-    """Where a resumed run goes on from, and one line for each damaged one passed over and for that one.
+    """The checkpoint that a resumed run starts from, and one line each for it and for every damaged one.
 
-    `train_examples` are those trained on, as a checkpoint records them: without those left out for their length.
+    `train_examples` are those trained on, without those left out for their length: so a checkpoint records them.
 
     Raises:
         ValueError: no checkpoint is whole, or the newest whole one is of a run that computes something else.
@@ -176,33 +154,10 @@ def _find_checkpoint(config: Config, train_examples: list[Example]) -> tuple[Pat
     return folder, [*lines, f"goes on from {folder}"]
 
 
-def _fit_context(
-    examples: list[Example], tokenizer: PreTrainedTokenizerBase, context: int, config: Config
-) -> tuple[list[Example], list[list[int]], int]:
-    """Examples whose prompt leaves room for a completion, these prompts, and how many `max_prompt_length` left out.
-
-    Raises:
-        ValueError: no prompt is short enough, or one is too long for the model and no limit says to leave it out.
-    """
-    room = context - config.max_completion_length
-    limit = min(config.max_prompt_length or room, room)
-    encoded = [tokenizer.encode(example.prompt) for example in examples]
-    length = [len(prompt) for prompt in encoded]
-    kept = [example for example, tokens in zip(examples, length) if tokens <= limit]
-    if examples and (not kept or len(kept) < len(examples) and config.max_prompt_length is None):
-        raise ValueError(
-            f"max_completion_length={config.max_completion_length} with a prompt of {max(length)} tokens: together "
-            f"they must fit in {limit + config.max_completion_length} tokens (the model's context is {context}); "
-            f"nearest valid: max_completion_length={max(context - max(length), 1)}, fewer num_shots, "
-            f"or max_prompt_length={max(room, 1)} to leave such problems out"
-        )
-    return kept, [prompt for prompt in encoded if len(prompt) <= limit], len(examples) - len(kept)
-
-
 def _fit_memory(ledger: Ledger, decoder: Decoder, prompts: list[list[int]]) -> tuple[Room, Budget]:
-    """Rows of a rollout and of an update, by the rank that has least memory free.
+    """Completions sampled at the same time, and length of a packed batch, by the rank with least free memory.
 
-    Collective: every rank, once, when it holds all that it will hold between steps.
+    Collective: every rank, once, when it has allocated all that stays between steps.
     """
     config = ledger.run
     free = -int(global_max({"minus_free": -float(free_bytes(decoder.device))})["minus_free"])

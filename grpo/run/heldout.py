@@ -1,4 +1,4 @@
-"""The held-out problems of a run: solved before and after, and what that came to."""
+"""The held-out problems of a run: solved before and after training, and the summary of both."""
 
 import json
 
@@ -44,7 +44,7 @@ def solve(run: Run, when: str) -> None:
 
 
 def summarize(run: Run, seconds: float) -> dict[str, float]:
-    """What the run came to: summary.json. `accuracy_*` is sampled at the training temperature, `greedy_*` is greedy."""
+    """Write summary.json: `accuracy_*` is sampled at the training temperature, `greedy_*` is greedy."""
     summary: dict[str, float] = {"steps": run.num_steps, "ranks": world_size(), "seconds": round(seconds, 1)}
     if run.test_examples:
         for prefix, mode in (("", "sampled"), ("greedy_", "greedy")):

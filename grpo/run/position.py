@@ -1,4 +1,4 @@
-"""How far a run is, and the checkpoints that say so."""
+"""The step a run has reached, and the checkpoints it saves."""
 
 import sys
 
@@ -13,7 +13,7 @@ class Position:
     """Steps done, and how many of them the newest checkpoint holds; None where there is none.
 
     Args:
-        first_step: where the run goes on from; 0 for a new one.
+        first_step: where a resumed run starts; 0 for a new one.
     """
 
     def __init__(self, first_step: int) -> None:

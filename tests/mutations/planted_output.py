@@ -30,7 +30,7 @@ CONTINUATION = [
 RUN = [
     ("compared before problems are left out",
      "    resume_from, passed_over = _find_checkpoint(config, train_examples)\n    model = load_base",
-     "    resume_from, passed_over = _find_checkpoint(config, _load_data(config)[0])\n    model = load_base"),
+     "    resume_from, passed_over = _find_checkpoint(config, load_problems(config)[0])\n    model = load_base"),
 ]
 
 JSON_LINES = [

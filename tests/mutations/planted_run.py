@@ -102,6 +102,6 @@ RUN_GROUPS = [
     ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
     ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
     ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),
-    ("grpo/run/build.py", ("test_run.py",), RUN),
+    ("grpo/run/examples.py", ("test_run.py",), RUN),
     ("grpo/sampler/kv_cache.py", ("test_kv_cache.py",), KV_CACHE),
 ]

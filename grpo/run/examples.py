@@ -1,0 +1,52 @@
+"""The problems of a run: those it trains on, and those it is tested on."""
+
+from transformers import PreTrainedTokenizerBase
+
+from data import load_examples
+from data.example import Example
+from grpo.config import Config
+from grpo.options.refusal import refuse
+from rewards.math import gold_number
+
+
+def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
+    """Training problems, and held-out ones where an evaluation wants them: never from the training split."""
+    options = {"num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
+    train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
+    for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
+        if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
+            refuse("train_dataset_id_or_path", config.train_dataset_id_or_path, f"row {number} has the final_answer "
+                   f"{example.columns['final_answer']!r:.40}, which no completion can match: the reward correctness "
+                   "needs a number", "a number in each row, or reward_funcs without correctness")
+    if config.eval_examples == 0:
+        return train, []
+    if config.test_dataset_id_or_path is None:
+        test = load_examples(config.train_dataset_id_or_path, "validation", **options)
+    else:
+        test = load_examples(config.test_dataset_id_or_path, "test", **options)
+    if not all(example.final_answer for example in test):
+        refuse("eval_examples", config.eval_examples, "needs a final_answer to every held-out problem", 0)
+    return train, test
+
+
+def fit_context(
+    examples: list[Example], tokenizer: PreTrainedTokenizerBase, context: int, config: Config
+) -> tuple[list[Example], list[list[int]], int]:
+    """Examples whose prompt leaves room for a completion, their prompts as tokens, and how many were left out.
+
+    Raises:
+        ValueError: no prompt is short enough, or one is too long for the model and no limit says to leave it out.
+    """
+    room = context - config.max_completion_length
+    limit = min(config.max_prompt_length or room, room)
+    encoded = [tokenizer.encode(example.prompt) for example in examples]
+    length = [len(prompt) for prompt in encoded]
+    kept = [example for example, tokens in zip(examples, length) if tokens <= limit]
+    if examples and (not kept or len(kept) < len(examples) and config.max_prompt_length is None):
+        raise ValueError(
+            f"max_completion_length={config.max_completion_length} with a prompt of {max(length)} tokens: together "
+            f"they must fit in {limit + config.max_completion_length} tokens (the model's context is {context}); "
+            f"nearest valid: max_completion_length={max(context - max(length), 1)}, fewer num_shots, "
+            f"or max_prompt_length={max(room, 1)} to leave such problems out"
+        )
+    return kept, [prompt for prompt in encoded if len(prompt) <= limit], len(examples) - len(kept)
