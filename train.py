@@ -38,8 +38,8 @@ from grpo.health.stop_request import Stopped, stop_request
 from grpo.memory import plan
 from grpo.options.refusal import spelled_out
 from grpo.report.log import Log
+from grpo.report.measures import Clock, global_std, is_right, reward_metrics, rollout_metrics
 from grpo.report.page import write_report
-from grpo.report.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
 from grpo.run import heldout
 from grpo.run.build import Run, build
 from grpo.run.position import Position
@@ -76,16 +76,17 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
         clock.enter("reward")
         reward_N, scored = score_completions(run, examples, rollout, step)
     # 4. How much better than its group is each completion?
-    clock.enter("reference")
+    clock.enter("advantage")
     reward_BG = reward_N.view(len(examples), config.num_generations)
-    right_BG = right_rows(reward_BG, scored.parts)
+    right_BG = is_right(reward_BG, scored.parts)
     batch_std = global_std(reward_N) if config.scale_rewards == "batch" else None
     advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
     advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
     metrics = reward_metrics(reward_BG, scored, right_BG, advantage_BG)
     end_if_rewards_fail(config.max_reward_failures, metrics["reward_failures"], scored.failures, step)
-    # 5. What would the policy of step 0 say of them?
     work = update.prepare(rollout, advantage_BG.flatten(), config, run.limit, run.device)
+    # 5. What would the policy of step 0 say of them?
+    clock.enter("reference")
     if config.beta > 0:
         update.score_reference(run.engine, work, config)
     # 6. Move the policy.
@@ -97,7 +98,7 @@ def grpo_step(run: Run, step: int) -> tuple[dict[str, float], dict[str, list]]:
     metrics |= update.apply(run.engine, work, config, rate)
     clock.enter("log")
     if rank() == 0 and not math.isfinite(metrics["grad_norm"]):
-        skipped.dump(run.output_dir, step, work, where=describe(pulse.take()))
+        skipped.dump(run.output_dir, step, *work.evidence(), where=describe(pulse.take()))
     metrics |= rollout_metrics(rollout, clock)
     metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
     return metrics, completion_columns(examples, rollout, reward_N, scored.parts, advantage_BG)

@@ -19,8 +19,8 @@ from grpo.distributed import gather_objects, global_max, global_sum, rank
 from grpo.doctor.at_rest import dropout_cure, shard
 from grpo.doctor.finding import Finding, judge
 from grpo.health.pulse import pulse
+from grpo.report.measures import Clock, global_std, is_right, reward_metrics, rollout_metrics
 from grpo.report.metrics import METRICS
-from grpo.report.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
 from grpo.run.build import Run
 from grpo.saving import checkpoint
 from grpo.trainer.out_of_memory import TokenLimit
@@ -50,7 +50,7 @@ def of_step(
     config = run.config
     batch_std = global_std(reward_BG.flatten()) if config.scale_rewards == "batch" else None
     advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
-    metrics = reward_metrics(reward_BG, scored, right_rows(reward_BG, scored.parts), advantage_BG)
+    metrics = reward_metrics(reward_BG, scored, is_right(reward_BG, scored.parts), advantage_BG)
     findings = completions(run, rollout, metrics | rollout_metrics(rollout, clock))
     advantage_N = advantage_BG.flatten()
     work = update.prepare(rollout, advantage_N, config, run.limit, run.device)

@@ -99,7 +99,7 @@ RUN_GROUPS = [
     ("grpo/saving/checkpoint.py", ("test_checkpoint.py",), CHECKPOINT),
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
     ("grpo/update.py", ("test_update.py",), UPDATE),
-    ("grpo/report/tally.py", ("test_update.py",), TALLY),
+    ("grpo/report/measures.py", ("test_update.py",), TALLY),
     ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
     ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
     ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),

@@ -10,8 +10,7 @@ import pytest
 
 from grpo.config import Config
 from grpo.options.option import options
-from grpo.report.metrics import METRICS, markdown_table
-from grpo.report.range import Range
+from grpo.report.metrics import METRICS, Range, markdown_table
 from grpo.report.watch import AGAIN, RANGES, Watch, warnings
 
 OFF_POLICY = {"num_iterations": 2}

@@ -19,7 +19,7 @@ import train
 from grpo import distributed
 from grpo.config import Config
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.report.summary import Clock
+from grpo.report.measures import Clock
 from grpo.run.build import Run, build
 
 FOLDER = Path(sys.argv[1])
