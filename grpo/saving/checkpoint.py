@@ -73,7 +73,7 @@ def save(
     if engine.optimizer_steps == 0:
         engine.start_optimizer(0)  # no step, no moments
     for name, parameter in engine.trainable.items():
-        for kind, tensor in engine.state(parameter).items():
+        for kind, tensor in engine.state(parameter).items():  # on every rank: it gathers the shards
             if rank() == 0:
                 state[f"{name}:{kind}"] = tensor.detach().float().cpu().clone()
     tensors = _trained_tensors(engine)
@@ -81,14 +81,14 @@ def save(
         final = output_dir / "checkpoints" / f"step-{step}"
         partial = final.with_name(f".{final.name}.partial")
         counts = {"optimizer_steps": engine.optimizer_steps, "skipped_steps": engine.skipped_steps}
-        record = {"step": step, **counts, **facts, "versions": versions()}
+        content = {"step": step, **counts, **facts, "versions": versions()}
         try:
-            for left in final.parent.glob(".step-*"):
+            for left in final.parent.glob(".step-*"):  # of a run that was killed while it wrote
                 shutil.rmtree(left, ignore_errors=True)
             _write_weights(engine, partial / ("model" if peft_config is None else "adapter"), tensors, peft_config)
             save_file(state, partial / "state.safetensors")
-            (partial / "state.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-            seal(partial)
+            (partial / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+            seal(partial)  # last, so that a checkpoint with a whole list of checksums is whole
             _publish(partial, final)
             for old in _superfluous(output_dir, step, save_total_limit):
                 _remove(old)

@@ -9,9 +9,10 @@ import torch
 
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import Config
+from grpo.health.pulse import pulse
 from grpo.report import measures
 from grpo.report.log import SINKS, Log
-from grpo.report.measures import is_right, reward_metrics
+from grpo.report.measures import Clock, is_right, reward_metrics
 from grpo.report.metrics import METRICS, markdown_table, metric
 from rewards.pool import Scored
 
@@ -47,6 +48,16 @@ def test_the_markdown_table_has_five_cells_in_every_row():
     lines = markdown_table().splitlines()
     assert len(lines) == len(METRICS) + 2
     assert {line.replace(r"\|", "").count("|") for line in lines} == {6}
+
+
+def test_a_phase_lasts_until_the_next_one_and_the_heartbeat_is_told(monkeypatch):
+    now = iter([10.0, 10.0, 13.0, 18.0])  # the clock is made, three phases begin
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = Clock(7)
+    for phase in ("reward", "advantage", "reference"):
+        clock.enter(phase)
+    assert clock.seconds == {"reward_s": 3.0, "advantage_s": 5.0}
+    assert (pulse.step, pulse.phase) == (7, "reference")
 
 
 def test_each_step_is_on_disk_as_soon_as_it_is_written(tmp_path):
