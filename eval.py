@@ -103,7 +103,7 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_of(settings.torch_dtype, device)
     answers = {}
-    for adapter in [settings.adapter, None] if settings.compare_base else [settings.adapter]:
+    for adapter in [settings.adapter, None] if settings.compare_base else [settings.adapter]:  # one model at a time
         decoder, tokenizer, stop_token_ids = load_decoder(
             settings.model, adapter=adapter, load_in_4bit=settings.load_in_4bit, dtype=dtype, device=device,
             revision=settings.model_revision, trust_remote_code=settings.trust_remote_code)
@@ -157,7 +157,7 @@ def chart(records: list[dict[str, Any]]) -> Figure:
     """Strict and lenient accuracy over the number of shots, with their intervals."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    labels = list(dict.fromkeys(record["model"] for record in records))
+    labels = list(dict.fromkeys(record["model"] for record in records))  # in order, each once
     for color, label in zip(("C0", "C7"), labels):
         group = sorted((record for record in records if record["model"] == label), key=lambda one: one["num_shots"])
         for name, line in (("strict", "-"), ("lenient", ":")):

@@ -23,17 +23,11 @@ NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One completion of one held-out problem, scored.
+    """One completion of one held-out problem, scored."""
 
-    Args:
-        index: place of the problem in the evaluated set; the same before and after, at any number of ranks.
-        question: the problem without template or examples; the prompt where the dataset gives only that.
-        final_answer: the gold answer.
-    """
-
-    index: int
-    question: str
-    final_answer: str
+    index: int  # place of the problem in the evaluated set: the same before and after, at any number of ranks
+    question: str  # without template or examples; the prompt where the dataset gives only that
+    final_answer: str  # the gold answer
     completion: str
     strict: bool  # the answer line is there and its number is right
     lenient: bool  # strict, or the last number of the completion is right
@@ -49,15 +43,10 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
 
     Args:
         temperature: 0 decodes greedily.
-        top_p: share of the probability mass that is sampled from.
-        seed: of the sampling noise. The same seed before and after training draws the same noise, which makes the
-            two easier to compare.
+        seed: of the sampling noise; with the same seed before and after training the two are easier to compare.
         prompt_index: place of each example in the set of all ranks; None: 0, 1, 2, ...
         num_slots: completions decoded at the same time, which limits the memory; None: all.
         progress: label of a progress bar; None shows none.
-
-    Returns:
-        len(examples) * num_samples answers; those of one problem follow each other.
 
     Raises:
         ValueError: several greedy samples asked for, or a prompt that leaves no room for its completion.
@@ -118,7 +107,7 @@ def answers_path(output_dir: Path, mode: str, when: str) -> Path:
 
 
 def save_answers(answers: list[Answer], path: Path) -> None:
-    """Write answers as JSON lines, so that a resumed run still has its scores from before the training."""
+    """Write answers as JSON lines: a resumed run still needs its scores from before the training."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")  # so a file with the name `path` is complete
     partial.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")

@@ -53,8 +53,8 @@ def paired_test(before: Sequence[int], after: Sequence[int]) -> float:
     With one answer per problem this is McNemar's exact test.
 
     Args:
-        before: right answers per problem, B of them.
-        after: the same of the same problems in the same order, with as many answers to each.
+        before: right answers to each of the B problems.
+        after: the same for the same problems in the same order, with the same number of answers to each.
     """
     differences = [y - x for x, y in zip(before, after, strict=True) if x != y]
     total = sum(abs(difference) for difference in differences)

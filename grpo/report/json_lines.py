@@ -18,18 +18,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """Appends to a file; lines that the disk does not take stay in memory and are written with the next ones.
-
-    Args:
-        first_step: lines of this step and later ones are dropped, so that a resumed run has each step once.
-    """
+    """Appends to a file; lines that the disk does not take stay in memory and are written with the next ones."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path, self.pending, self.is_short = path, b"", False
         path.touch()
         lines = path.read_bytes().splitlines(keepends=True)
+        # A resumed run takes its steps again from first_step on; each must be in the file once.
         kept = [line for line in lines if (step := _step_of(line)) is not None and step < first_step]
-        fresh = path.with_suffix(".tmp")  # a run killed here still has the old file
+        fresh = path.with_suffix(".tmp")  # a run that is killed here still has the old file
         fresh.write_bytes(b"".join(kept))
         fresh.replace(path)
 
@@ -39,23 +36,19 @@ class JsonLines:
         self._write()
 
     def flush(self) -> None:
-        """Write what is still in memory.
-
-        Raises:
-            OSError: the disk still does not take it.
-        """
+        """Write what is still in memory; OSError where the disk still does not take it."""
         self._write()
         if self.pending:
             raise OSError(f"{self.path} lacks its end: {len(self.pending):,} bytes that the disk does not take")
 
     def _write(self) -> None:
         try:
-            with self.path.open("ab", buffering=0) as file:
+            with self.path.open("ab", buffering=0) as file:  # so that we know how many bytes are written
                 while self.pending:
                     self.pending = self.pending[file.write(self.pending):]
             self.is_short = False
         except OSError as error:
-            if not self.is_short:
+            if not self.is_short:  # one warning for each time the disk is full
                 print(f"\nwarning: {self.path} cannot be written ({error.strerror}): training goes on, its lines stay "
                       "in memory until it can", file=sys.stderr, flush=True)
             self.is_short = True

@@ -50,7 +50,6 @@ class Log:
     """Writes a run's metrics and completions and shows its progress; only rank 0 has one.
 
     Args:
-        output_dir: where `metrics.jsonl` and `completions.jsonl` go; it exists.
         report_to: names of SINKS.
         total_steps: of the whole run, for the progress bar.
         first_step: the step this process starts with; greater than 0 when a run is resumed.
@@ -71,13 +70,9 @@ class Log:
         self.bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", mininterval=interval)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one step to `metrics.jsonl`, the sinks and the progress bar, and warn of what is not healthy.
-
-        Raises:
-            ValueError: the table of metrics lacks a name.
-        """
+        """Append one step to `metrics.jsonl`, the sinks and the progress bar, and warn of what is not healthy."""
         for name in values:
-            metric(name)
+            metric(name)  # raises where the table of metrics has no such row
         self.files["metrics"].append([{"step": step, **values}])
         if step % self.logging_steps == 0:
             for write, _ in self.sinks:
@@ -100,10 +95,6 @@ class Log:
             close()
 
     def flush(self) -> None:
-        """Write the lines that the disk did not take before.
-
-        Raises:
-            OSError: the disk still does not take them.
-        """
+        """Write the lines that the disk did not take before; OSError where it still does not."""
         for file in self.files.values():
             file.flush()

@@ -36,7 +36,7 @@ def global_std(value_N: torch.Tensor) -> float:
     """Sample standard deviation over the values of all ranks, sqrt(sum (x - mean)^2 / (N - 1)). Collective."""
     value_N = value_N.double()
     sums = global_sum({"num": float(len(value_N)), "total": float(value_N.sum())})
-    mean = sums["total"] / sums["num"]
+    mean = sums["total"] / sums["num"]  # first: a difference of sums of squares would lose digits
     squares = global_sum({"squares": float(((value_N - mean) ** 2).sum())})["squares"]
     return math.sqrt(squares / max(sums["num"] - 1, 1))
 
@@ -67,17 +67,17 @@ def reward_metrics(
     Collective: every rank, once per step.
     """
     part = {name: torch.tensor(values, dtype=torch.float64) for name, values in scored.parts.items()}
-    flat_B = reward_BG.amax(dim=1) == reward_BG.amin(dim=1)
+    flat_B = reward_BG.amax(dim=1) == reward_BG.amin(dim=1)  # the std of equal rewards may be rounded
     mass_B = advantage_BG.abs().sum(dim=1, dtype=torch.float64)
     sums = {"groups": float(len(reward_BG)), "completions": float(reward_BG.numel())}
     sums |= {"reward": float(reward_BG.sum()), "right": float(right_BG.sum())}
     sums["std"] = float(reward_BG.std(dim=1).sum())
     sums["flat"], sums["flat_right"] = float(flat_B.sum()), float((flat_B & right_BG.all(dim=1)).sum())
     sums["mass"], sums["phantom"] = float(mass_B.sum()), float(mass_B[~right_BG.any(dim=1)].sum())
-    for name, value_N in part.items():
+    for name, value_N in part.items():  # NaN where a function did not apply
         sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
         sums[f"failed/{name}"] = float(scored.failures.get(name, (0, ""))[0])
-    sums = global_sum(sums)
+    sums = global_sum(sums)  # sums, not means: ranks may differ in how many values they have
     return {
         "reward": sums["reward"] / sums["completions"],
         "reward_std_batch": global_std(reward_BG.flatten()),
@@ -152,7 +152,7 @@ class Tally:
         self._add("advantage_mass", advantage_NT.abs().sum())
         self._add("sampler_gap_mean", gap_NT.sum())
         self._raise("sampler_gap_max", gap_NT.max())
-        if weight_NT is not None:
+        if weight_NT is not None:  # a weight below the uncapped one has been capped, or masked to 0
             uncapped_NT = correction_weight(
                 logprob_NT, self.sampler_logprob_NT, batch.mask_NT, correction="truncated", cap=math.inf)
             self._add("correction_weight_mean", counted(weight_NT).sum())
@@ -194,7 +194,7 @@ def rollout_metrics(rollout: Rollout, clock: Clock) -> dict[str, float]:
         "prefill_s": cost.prefill_s,
         "seconds": cost.seconds,
     })
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available()  # else the process's own memory, which Linux counts in KiB
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step_s = time.perf_counter() - clock.start
     slowest = global_max(

@@ -14,25 +14,19 @@ class Range(NamedTuple):
 
     >>> print(Range(0.25, 4, of="the start"))
     0.25 to 4 times the start
-
-    Args:
-        low: in the metric's unit, or a multiple of what `of` names.
-        when: where the range applies; "" everywhere.
-        of: the mean of the run's first steps, or the value of the step before; "" for an absolute range.
-        patience: steps in a row outside the range before there is a warning; 1 where noise cannot lead outside.
     """
 
-    low: float = -math.inf
+    low: float = -math.inf  # in the metric's unit, or a multiple of what `of` names
     high: float = math.inf
-    # "with a signal": an advantage or the KL is not 0, so there must be a gradient.
+    # Where it applies. "with a signal": an advantage or the KL is not 0, so there must be a gradient.
     when: Literal["", "at step 0", "later", "on policy", "off policy", "in float32", "in bfloat16 or tf32",
                   "with a signal"] = ""
-    of: Literal["", "the start", "the step before"] = ""
-    patience: int = 5
+    of: Literal["", "the start", "the step before"] = ""  # the start: the mean of the run's first steps
+    patience: int = 5  # steps in a row outside before there is a warning; 1 where noise cannot lead outside
 
     def holds(self, value: float, base: float) -> bool:
         """Is the value healthy? `base` is what `of` names, 1 for an absolute range."""
-        # An open end times a base of 0 would be NaN.
+        # inf * 0 would be NaN.
         low, high = (bound if math.isinf(bound) else bound * base for bound in (self.low, self.high))
         return low <= value <= high
 
@@ -49,20 +43,12 @@ class Range(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """What one logged number means.
-
-    Args:
-        formula: how it is computed.
-        unit: "1" for a plain number.
-        course: how it should go, in words.
-        cure: what to do where it does not, or leaves its ranges.
-        ranges: where it should stay.
-    """
+    """What one logged number means."""
 
     formula: str
-    unit: str
-    course: str
-    cure: str
+    unit: str  # "1" for a plain number
+    course: str  # how it should develop, in words
+    cure: str  # what to do where it does not, or leaves its ranges
     ranges: tuple[Range, ...] = ()
 
     @property
@@ -172,12 +158,8 @@ PREFIX = "rewards/"
 
 
 def metric(name: str) -> Metric:
-    """The row of the table for a logged name; all names below "rewards/" share one row.
-
-    Raises:
-        ValueError: the table has no such name.
-    """
-    key = PREFIX + "<name>" if name.startswith(PREFIX) and name != PREFIX else name
+    """The row of a logged name; ValueError where there is none."""
+    key = PREFIX + "<name>" if name.startswith(PREFIX) and name != PREFIX else name  # all reward functions share one
     if key not in METRICS:
         raise ValueError(f"metric {name!r} has no row in grpo/report/metrics.py; add one, or log a listed name")
     return METRICS[key]

@@ -88,7 +88,7 @@ def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> Figure:
         axes.plot(steps, running_mean(values), color="C0", linewidth=2, label=f"mean of {2 * WINDOW + 1} steps")
         axes.set(title=f"{name} [{metric(name).unit}]", xlabel="step")
         axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=min(0, *values, 0))
+        axes.set_ylim(bottom=min(0, *values, 0))  # from 0, so that a small change looks small
         if name == "accuracy":
             for color, (mode, answers) in zip(("C2", "C1"), evaluations.items()):
                 ends = (min(steps, default=0), max(steps, default=1))
@@ -140,7 +140,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = html.escape(spelled_out(str(value), keep="\n\t"))
+    text = html.escape(spelled_out(str(value), keep="\n\t"))  # a completion may hold any character
     return f"<pre>{text}</pre>" if "\n" in text else text
 
 

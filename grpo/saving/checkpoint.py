@@ -22,15 +22,13 @@ from grpo.saving.sealed_folder import damage, seal, sync
 from grpo.trainer.engine import MOMENTS, Engine
 from grpo.trainer.policy import public_name
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")  # what a run computes with
 WRITE_ERRORS = (OSError, SafetensorError)
 
 
 def export(engine: Engine, parent: Path, peft_config: PeftConfig | None) -> Path:
-    """Write the trained weights into `parent`, read them back and compare.
-
-    Returns:
-        The folder written: `adapter` in peft's layout; `model` in transformers' layout where peft_config is None.
+    """Write the trained weights into a folder of `parent` and return it: `adapter` in peft's layout, or, where there is
+    no peft_config, `model` in transformers' layout.
 
     Raises:
         OSError: the disk did not take them, or what was read back is not what was trained; on every rank.
@@ -114,7 +112,7 @@ def find(output_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a run computes with."""
+    """Versions of PACKAGES."""
     return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
@@ -156,17 +154,16 @@ def _write_weights(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if peft_config is None:
-        model = engine.policy.model
         file = folder / "model.safetensors"
-        model.config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
+        engine.policy.model.config.save_pretrained(folder)
+        engine.policy.model.generation_config.save_pretrained(folder)
     else:
         file = folder / "adapter_model.safetensors"
         tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
         peft_config.save_pretrained(folder)
     save_file(tensors, file, metadata={"format": "pt"})
     read = load_file(file)
-    empty = [name for name, tensor in read.items() if tensor.numel() == 0]
+    empty = [name for name, tensor in read.items() if tensor.numel() == 0]  # what ZeRO-3 leaves of a sharded weight
     equal = read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
     if empty or not equal:
         raise OSError(f"{file} does not read back as written (empty: {empty[:3]})")
@@ -203,6 +200,7 @@ def _superfluous(output_dir: Path, step: int, save_total_limit: int | None) -> l
 
 
 def _check_names(engine: Engine, state: dict[str, torch.Tensor], folder: Path) -> None:
+    # Under ZeRO-3 p.shape is that of a shard.
     shape = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.trainable.items()}
     saved = {name.removesuffix(":master"): tuple(t.shape) for name, t in state.items() if name.endswith(":master")}
     if saved != shape:

@@ -24,15 +24,12 @@ LENGTH = {"max_steps", "num_train_epochs"}  # without effect on a step where the
 
 
 def facts(config: Config, examples: list[Example], adapter: str | None, step: int) -> dict[str, Any]:
-    """What a checkpoint after `step` steps stores of its run: recipe, data, position, keys of all random draws.
-
-    `adapter` is the fingerprint of the start adapter when the run read it.
-    """
+    """What a checkpoint after `step` steps stores of its run: recipe, data, position, keys of all random draws."""
     drawn = step * config.prompts_per_step
     return {
         "recipe": {name: getattr(config, name) for name in options(Config)},
         "data": {"num_examples": len(examples), "sha256": fingerprint(one.prompt for one in examples)},
-        "adapter": adapter,
+        "adapter": adapter,  # fingerprint of the start adapter when the run read it
         "prompts_drawn": drawn,
         "epoch": drawn / len(examples),
         # Order of the data, sampling noise and dropout are functions of these two: no generator has a state to keep.
@@ -56,11 +53,7 @@ def adapter_fingerprint(path: str | None) -> str | None:
 
 
 def check(folder: Path, then: dict[str, Any], config: Config, examples: list[Example]) -> None:
-    """Refuse to resume from this checkpoint with a recipe, start adapter or data that would compute something else.
-
-    Raises:
-        ValueError: the fields that differ, then and now.
-    """
+    """Refuse to resume with a recipe, start adapter or data that would compute something else: ValueError."""
     now = facts(config, examples, adapter_fingerprint(config.adapter_name_or_path), 0)
     constant = config.lr_scheduler_type == "constant" and config.warmup_ratio == 0
     free = FREE | (LENGTH if constant else set())

@@ -40,17 +40,13 @@ def claim(output_dir: Path, *, resume: bool) -> AbstractContextManager:
 
 
 def lock(folder: Path) -> TextIO:
-    """Lock a folder, which is made where it is missing, until the returned file is closed.
-
-    Raises:
-        ValueError: another process has locked it.
-    """
+    """Lock a folder, made where it is missing, until the returned file is closed; ValueError if it is taken."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / NAME).open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
+        file.seek(0)  # the owner has written who it is
         owner = file.read().strip() or "unknown"
         file.close()
         refuse("output_dir", str(folder), f"is in use by another run ({owner})", f"{folder}-2, or wait for its end")

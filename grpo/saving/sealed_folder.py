@@ -15,7 +15,7 @@ def seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / NAME).write_text("".join(lines), encoding="utf-8")
-    for path in [*folder.rglob("*"), folder]:
+    for path in [*folder.rglob("*"), folder]:  # folders too: they have the files' names
         sync(path)
 
 
@@ -34,7 +34,7 @@ def damage(folder: Path) -> str:
         lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return f"{NAME} is missing or cannot be read"
-    if not lines:
+    if not lines:  # a seal always lists something
         return f"{NAME} is empty"
     for line in lines:
         expected, _, name = line.partition("  ")

@@ -25,5 +25,5 @@ def dump(output_dir: Path, step: int, tensors: dict[str, torch.Tensor], texts: d
     except (OSError, SafetensorError) as error:
         print(f"\nwarning: {where} the batch of this gradient, which is not finite, could not be written to {folder}: "
               f"{error}", file=sys.stderr, flush=True)
-        for file in files:
+        for file in files:  # half a batch helps nobody
             file.unlink(missing_ok=True)
