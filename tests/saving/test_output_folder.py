@@ -1,4 +1,4 @@
-"""The output folder of a run: one that is in use, or from which this run starts, is refused; others stay. 25 seconds."""
+"""The output folder of a run: one in use, or from which this run starts, is refused; others stay. 25 seconds."""
 
 import json
 import os
