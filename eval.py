@@ -2,8 +2,8 @@
 
     python eval.py --model Qwen/Qwen2.5-0.5B --adapter outputs/run/adapter --data openai/gsm8k --num_shots 0 2 4 8
 
-Prompt, stop strings and parser are those of the training. An accuracy means little without the number of examples in
-the prompt, and less without its interval, so the table has a row per number and a 95 % interval in each.
+Prompt, stop strings and parser are those of the training. An accuracy depends on the number of examples in the prompt,
+so the table has one row for each number, and a 95 % interval behind every accuracy.
 """
 
 import json
@@ -32,7 +32,7 @@ from grpo.options.surroundings import check_writable
 from grpo.report.page import NOTE, draw_shares, image, page, percent, table
 from grpo.sampler.decoder import Decoder
 
-MOST_SLOTS = 256  # beyond that a step gets no faster per row
+MOST_SLOTS = 256  # more make a step no faster per completion
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 
 
@@ -46,13 +46,13 @@ class Settings:
     data: str = option("wordproblems", "wordproblems, a dataset file or folder, or a Hub name.")
     split: str = option("test", "Split of the dataset.")
     num_shots: list[int] = option([0], "Worked examples in the prompt, one evaluation for each.", within="[0, 8]")
-    limit: int | None = option(None, "Score only so many problems.", unit="problems", within="[1, inf)")
-    max_completion_length: int = option(256, "Longer completions are cut.", unit="tokens", within="[1, inf)")
+    limit: int | None = option(None, "Score only the first problems, this many.", unit="problems", within="[1, inf)")
+    max_completion_length: int = option(256, "Longer completions are truncated.", unit="tokens", within="[1, inf)")
     temperature: float = option(0.0, "Of sampling; 0 decodes greedily.", within="[0, inf)")
     top_p: float = option(1.0, "Sample from the fewest tokens that have this probability.", within="(0, 1]")
     num_samples: int = option(1, "Completions per problem.", within="[1, inf)")
     rollout_slots: int | None = option(
-        None, f"Completions continued at once; none: up to {MOST_SLOTS}, as far as half of the free memory reaches.",
+        None, f"Completions decoded at once; none: as many as half of the free memory allows, at most {MOST_SLOTS}.",
         within="[1, inf)")
     load_in_4bit: bool = option(False, "Quantise the model to NF4, as in training.")
     torch_dtype: str = option(
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str]) -> Settings:
     """The settings of a command line.
 
     Raises:
-        ValueError: an unknown option, a value outside its range, or options that do not go together.
+        ValueError: an unknown option, a value outside its range, or options that contradict each other.
     """
     known = options(Settings)
     given = command_line(Settings, usage="python eval.py [--option value ...]").parse_args(list(argv))
@@ -89,7 +89,7 @@ def parse(argv: Sequence[str]) -> Settings:
 
 
 def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
-    """The answers of the adapter, or of the model without it, or of both, at each number of shots.
+    """The answers of the adapter, of the model without it, or of both, at each number of shots.
 
     Raises:
         ValueError: the model, the adapter or the dataset is missing, or they do not fit together.
@@ -103,7 +103,7 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_of(settings.torch_dtype, device)
     answers = {}
-    for adapter in [settings.adapter, None] if settings.compare_base else [settings.adapter]:
+    for adapter in [settings.adapter, None] if settings.compare_base else [settings.adapter]:  # one model at a time
         decoder, tokenizer, stop_token_ids = load_decoder(
             settings.model, adapter=adapter, load_in_4bit=settings.load_in_4bit, dtype=dtype, device=device,
             revision=settings.model_revision, trust_remote_code=settings.trust_remote_code)
@@ -121,10 +121,10 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
 def slots(
     settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example]
 ) -> int:
-    """The completions to continue at once: those asked for, or what memory allows.
+    """How many completions to decode at the same time: as asked for, or as memory allows.
 
     Raises:
-        ValueError: so many do not fit.
+        ValueError: the number asked for does not fit into memory.
     """
     most = settings.rollout_slots or MOST_SLOTS
     return choose_slots(
@@ -134,7 +134,7 @@ def slots(
 
 
 def records_of(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, Any]]:
-    """One record per model and number of shots; the adapter's holds the p value against the model without it."""
+    """One record per model and number of shots; the adapter's has the p value against the model without it."""
     records = []
     for (label, num_shots), group in answers.items():
         records.append({"model": label, "num_shots": num_shots, **summarize(group)})
@@ -157,7 +157,7 @@ def chart(records: list[dict[str, Any]]) -> Figure:
     """Strict and lenient accuracy over the number of shots, with their intervals."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    labels = list(dict.fromkeys(record["model"] for record in records))
+    labels = list(dict.fromkeys(record["model"] for record in records))  # in order, each once
     for color, label in zip(("C0", "C7"), labels):
         group = sorted((record for record in records if record["model"] == label), key=lambda one: one["num_shots"])
         for name, line in (("strict", "-"), ("lenient", ":")):
@@ -186,7 +186,7 @@ def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], reco
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command: prints the table, returns the exit code."""
+    """Print the table and return the exit code."""
     try:
         settings = parse(argv)
         answers = score(settings)

@@ -116,7 +116,7 @@ def take_step(run: Run, step: int, log: Log | None) -> bool:
     end_if_rewards_fail(run.config.max_reward_failures, taken, step)
     finite = math.isfinite(taken.metrics["grad_norm"])
     if rank() == 0 and not finite:
-        skipped.dump(run.output_dir, step, taken.update, where=describe(pulse.take()))
+        skipped.dump(run.output_dir, step, *taken.update.evidence(), where=describe(pulse.take()))
     everyone = gather_objects(taken.collected.columns())
     if log:
         epoch = (step + 1) * run.config.prompts_per_step / len(run.train_examples)

@@ -105,7 +105,7 @@ def ours(case: Case, observe: Callable[[Step], None], **options: Any) -> dict[st
         seconds = time.perf_counter() - start
         metrics, columns = taken.metrics, taken.collected.columns()
         parts = {name: metrics[name] for name in ("sync_s", "rollout_s", "reference_s", "update_s")}
-        parts["reference_s"] += metrics["advantage_s"]
+        parts["reference_s"] += metrics["advantage_s"]  # a peer's has its advantages and its padding in it too
         observe(Step(seconds, parts, prompt_lengths * case.num_generations, columns["length"], columns["reward"]))
     run.rewards.close()
     return {name: metrics[name] for name in ("grad_norm", "kl")}

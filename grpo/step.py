@@ -13,7 +13,7 @@ from grpo.distributed import rank, world_size
 from grpo.health.pulse import pulse
 from grpo.health.stop_request import stop_request
 from grpo.options.refusal import spelled_out
-from grpo.report.summary import Clock, global_std, reward_metrics, right_rows, rollout_metrics
+from grpo.report.measures import Clock, global_std, is_right, reward_metrics, rollout_metrics
 from grpo.run.parts import Run
 from grpo.sampler.generate import generate
 from grpo.schedule import learning_rate, prompts_of_step
@@ -117,7 +117,7 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
     # 3. Compare: how much better than its group is each completion?
     clock.enter("advantage")
     reward_BG = torch.tensor(scored.total).view(len(examples), config.num_generations)
-    right_BG = right_rows(reward_BG, scored.parts)
+    right_BG = is_right(reward_BG, scored.parts)
     batch_std = global_std(reward_BG.flatten()) if config.scale_rewards == "batch" else None
     advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
     advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)

@@ -13,7 +13,7 @@ from grpo.config import Config
 from grpo.distributed import gather_objects, global_max, rank, world_size
 from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss
 from grpo.packing import merge, pack
-from grpo.report.tally import Tally
+from grpo.report.measures import Tally
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit, retry
 from grpo.types import Batch, Rollout
@@ -48,6 +48,17 @@ class Update:
     micro_batches: list[Batch] = field(default_factory=list)
     ref_logprob_NT: torch.Tensor | None = None
     ref_hidden: list[torch.Tensor] = field(default_factory=list)
+
+    def evidence(self) -> tuple[dict[str, torch.Tensor], dict[str, list]]:
+        """What the gradient was computed from, by name: the tensors, and what is text or of many lengths."""
+        rollout = self.rollout
+        tensors = {
+            "token_NT": rollout.token_NT, "length_N": rollout.length_N, "truncated_N": rollout.truncated_N,
+            "sampler_logprob_NT": rollout.sampler_logprob_NT, "advantage_N": self.advantage_N,
+        }
+        if self.ref_logprob_NT is not None:
+            tensors["ref_logprob_NT"] = self.ref_logprob_NT  # of this rank's completions, 0 elsewhere
+        return tensors, {"prompt_ids": rollout.prompt_ids, "completion": rollout.text}
 
 
 def prepare(
@@ -123,7 +134,8 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
     Collective: every rank, once per step.
     """
     old_logprob_NT: torch.Tensor | None = None
-    tally = Tally(work.advantage_N, work.sampler_logprob_NT, config)
+    tally = Tally(work.advantage_N, work.sampler_logprob_NT, epsilon=config.epsilon,
+                  epsilon_high=config.epsilon_high, num_iterations=config.num_iterations)
     grad_norm = 0.0
     for _ in range(config.num_iterations):
         logprob_NT = retry(
@@ -181,7 +193,8 @@ def gradient(
             weight_NT=weight_NT,
         )
         engine.backward(loss, last=index == len(work.micro_batches) - 1)
-        tally.add(batch, scores, loss.detach(), current_NT.detach(), old_logprob_NT, kl_NT, weight_NT)
+        tally.add(batch, loss.detach(), current_NT.detach(), old_logprob_NT, entropy_K=scores.entropy_K, kl_NT=kl_NT,
+                  weight_NT=weight_NT, first=first)
         logprob_NT += current_NT.detach() * batch.mask_NT
     return logprob_NT
 

@@ -111,7 +111,7 @@ def shard(parameter: nn.Parameter) -> torch.Tensor:
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach()
     part = parameter.ds_tensor.detach()
-    return part[: max(parameter.ds_numel - rank() * part.numel(), 0)]  # the last shard is padded with whatever was there before
+    return part[: max(parameter.ds_numel - rank() * part.numel(), 0)]  # the last shard ends in padding
 
 
 def _is_finite(parameter: nn.Parameter) -> bool:

@@ -18,8 +18,8 @@ from grpo.distributed import gather_objects, global_max, global_sum, rank
 from grpo.doctor.at_rest import dropout_cure, shard
 from grpo.doctor.finding import Finding, agree, judge
 from grpo.health.pulse import pulse
+from grpo.report.measures import Clock, rollout_metrics
 from grpo.report.metrics import METRICS
-from grpo.report.summary import Clock, rollout_metrics
 from grpo.run.parts import Run
 from grpo.saving import checkpoint
 from grpo.step import collect

@@ -1,7 +1,7 @@
-"""Answers to held-out problems, scored: what train.py asks for before and after, and eval.py on demand.
+"""Answers to held-out problems, scored: by train.py before and after the training, and by eval.py.
 
-Each completion is scored twice, because one number misleads: strict asks for the answer in the trained format, lenient
-for the right number in any words. A jump of the strict score alone is format learning, not arithmetic.
+Each completion is scored twice. "Strict" asks for the right number in the trained format, "lenient" for the right
+number in any words. If only the strict score rises, the model has learnt the format, not arithmetic.
 """
 
 import json
@@ -23,53 +23,30 @@ NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One completion of one held-out problem, scored.
+    """One completion of one held-out problem, scored."""
 
-    Args:
-        index: place of the problem in the evaluated set; the same before and after, whatever the number of ranks.
-        question: the problem as text, without template or exemplars; the prompt where the dataset gives only that.
-        final_answer: the gold answer as text.
-        completion: what the policy wrote.
-        strict: the answer line is there and its number is right.
-        lenient: strict, or the last number of the completion is right.
-        format: the answer line is there.
-        truncated: max_completion_length ended the completion.
-    """
-
-    index: int
-    question: str
-    final_answer: str
+    index: int  # place of the problem in the evaluated set: the same before and after, at any number of ranks
+    question: str  # without template or examples; the prompt where the dataset gives only that
+    final_answer: str  # the gold answer
     completion: str
-    strict: bool
-    lenient: bool
-    format: bool
-    truncated: bool
+    strict: bool  # the answer line is there and its number is right
+    lenient: bool  # strict, or the last number of the completion is right
+    format: bool  # the answer line is there
+    truncated: bool  # max_completion_length ended the completion
 
 
 def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example], *, num_samples: int = 1,
              temperature: float = 0.0, top_p: float = 1.0, seed: int, max_completion_length: int,
              stop_token_ids: set[int], stop_strings: list[str], prompt_index: list[int] | None = None,
              num_slots: int | None = None, progress: str | None = None) -> list[Answer]:
-    """Let the decoder answer every example `num_samples` times, and score the answers. No collective inside.
+    """Answer every example of this rank `num_samples` times, and score the answers. Makes no collective call.
 
     Args:
-        decoder: holds the weights to score.
-        tokenizer: of the decoder.
-        examples: the problems of this rank.
-        num_samples: completions per problem; more than one only makes sense when sampling.
         temperature: 0 decodes greedily.
-        top_p: share of the probability mass that is sampled from.
-        seed: of the sampling noise. The same seed before and after training draws the same noise, which narrows the
-            difference between them.
-        max_completion_length: tokens.
-        stop_token_ids: end-of-sequence tokens.
-        stop_strings: texts that end a completion.
-        prompt_index: place of each example in the whole set, when this rank holds a part of it; None: 0, 1, 2, ...
-        num_slots: completions continued at once, which bounds the memory; None: all.
+        seed: of the sampling noise; with the same seed before and after training the two are easier to compare.
+        prompt_index: place of each example in the set of all ranks; None: 0, 1, 2, ...
+        num_slots: completions decoded at the same time, which limits the memory; None: all.
         progress: label of a progress bar; None shows none.
-
-    Returns:
-        len(examples) * num_samples answers, the samples of one problem side by side.
 
     Raises:
         ValueError: several greedy samples asked for, or a prompt that leaves no room for its completion.
@@ -81,7 +58,7 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
     _check_room(prompts, indices, max_completion_length, decoder.config.max_position_embeddings)
     if not examples:
         return []
-    with tqdm(total=len(examples) * num_samples, desc=progress, unit="row", disable=progress is None) as bar:
+    with tqdm(total=len(examples) * num_samples, desc=progress, unit="answer", disable=progress is None) as bar:
         rollout = generate(
             decoder, prompts, tokenizer=tokenizer, num_generations=num_samples,
             max_completion_length=max_completion_length, temperature=temperature, top_p=top_p,
@@ -99,8 +76,8 @@ def _check_room(prompts: list[list[int]], indices: list[int], max_completion_len
 
 
 def _score(rollout: Rollout, examples: list[Example], indices: list[int], num_samples: int) -> list[Answer]:
-    rows = [(index, example) for index, example in zip(indices, examples, strict=True) for _ in range(num_samples)]
-    gold = [example.final_answer for _, example in rows]
+    asked = [pair for pair in zip(indices, examples, strict=True) for _ in range(num_samples)]
+    gold = [example.final_answer for _, example in asked]
     correct, formatted = correctness_reward(rollout.text, gold), format_reward(rollout.text)
     return [
         Answer(
@@ -113,31 +90,31 @@ def _score(rollout: Rollout, examples: list[Example], indices: list[int], num_sa
             format=formatted[n] > 0,
             truncated=bool(rollout.truncated_N[n]),
         )
-        for n, (index, example) in enumerate(rows)
+        for n, (index, example) in enumerate(asked)
     ]
 
 
 def last_number_right(completion: str, final_answer: str) -> bool:
-    """Whether the last number of a text, in whatever words, is the gold one within the rewards' tolerance."""
+    """Whether the last number of a text is the gold one, within the tolerance of the rewards."""
     numbers = NUMBER.findall(completion)
     answer, truth = parse_number(numbers[-1]) if numbers else None, gold_number(final_answer)
     return answer is not None and truth is not None and abs(answer - truth) <= TOLERANCE
 
 
 def answers_path(output_dir: Path, mode: str, when: str) -> Path:
-    """Where a run keeps its held-out answers: `mode` is greedy or sampled, `when` is before or after."""
+    """The file of a run's held-out answers: `mode` is greedy or sampled, `when` is before or after."""
     return output_dir / "evaluation" / f"{mode}_{when}.jsonl"
 
 
 def save_answers(answers: list[Answer], path: Path) -> None:
-    """Write answers as JSON lines, so that a resumed run still has its scores from before the training."""
+    """Write answers as JSON lines: a resumed run still needs its scores from before the training."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")  # a file of that name is whole
+    partial = path.with_suffix(".tmp")  # so a file with the name `path` is complete
     partial.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
     partial.replace(path)
 
 
 def load_answers(path: Path) -> list[Answer]:
-    """Read what `save_answers` wrote."""
+    """Read a file of `save_answers`."""
     with path.open(encoding="utf-8") as lines:
         return [Answer(**json.loads(line)) for line in lines]

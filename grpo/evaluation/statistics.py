@@ -1,4 +1,4 @@
-"""Held-out accuracy, and how sure we are of it: intervals, and a paired test of before and after."""
+"""Held-out accuracy and its uncertainty: 95 % intervals, and a paired test of before and after."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Z_95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
 
 def num_right(answers: list[Answer], score: str = "strict") -> list[int]:
-    """How many samples of each problem are right, problems in the order of their index."""
+    """The number of right samples of each problem, in the order of the problems' index."""
     counts: dict[int, int] = {}
     for answer in answers:
         counts[answer.index] = counts.get(answer.index, 0) + getattr(answer, score)
@@ -23,22 +23,20 @@ def num_right(answers: list[Answer], score: str = "strict") -> list[int]:
 def wilson_interval(share: float, num: float) -> tuple[float, float]:
     """95 % confidence interval of a share (Wilson 1927): all p with |share - p| <= z sqrt(p (1 - p) / num).
 
-    Args:
-        share: observed share of right answers.
-        num: independent answers it was observed on; the effective number may be a fraction.
+    `num` is the number of independent answers; an effective number may be a fraction.
     """
     middle = (share + Z_95**2 / (2 * num)) / (1 + Z_95**2 / num)
     half = Z_95 / (1 + Z_95**2 / num) * math.sqrt(share * (1 - share) / num + Z_95**2 / (4 * num**2))
-    # Shares of 0 and 1 are ends of their own interval, which rounding misses by a hair on either side.
+    # Shares of 0 and 1 are ends of their own interval; rounding would miss them slightly.
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def accuracy_interval(right: Sequence[int], num_samples: int) -> tuple[float, float]:
     """95 % confidence interval of the accuracy over problems like these, each answered `num_samples` times.
 
-    The samples of one problem are alike, so they count as fewer: Wilson's interval with the effective number
-    p (1 - p) / (var / B) of independent answers (Kish 1965), var the variance of the B problems' own accuracies. It
-    lies between B (all samples of a problem agree) and B * num_samples; with one sample each it is B.
+    The samples of one problem are correlated, so they count as fewer: Wilson's interval with the effective number
+    p (1 - p) / (var / B) of independent answers (Kish 1965), where var is the variance of the B problems' accuracies.
+    The number lies between B (all samples of a problem agree) and B * num_samples.
     """
     share_B = np.asarray(right) / num_samples
     share, num = float(share_B.mean()), len(share_B)
@@ -50,17 +48,17 @@ def accuracy_interval(right: Sequence[int], num_samples: int) -> tuple[float, fl
 def paired_test(before: Sequence[int], after: Sequence[int]) -> float:
     """Two-sided p value of "before and after are equally good", from the same problems answered by both.
 
-    Were it so, each problem's difference would carry either sign with chance 1/2. The p value is the chance, over all
-    2^B choices of signs, of a total at least as far from 0 as the observed one (Fisher 1935), exact by convolution.
+    If that were true, each problem's difference would have either sign with chance 1/2. The p value is the chance, over
+    all 2^B choices of signs, of a total at least as far from 0 as the observed one (Fisher 1935), exact by convolution.
     With one answer per problem this is McNemar's exact test.
 
     Args:
-        before: right answers per problem, B of them.
-        after: likewise, the same problems in the same order and as many answers to each.
+        before: right answers to each of the B problems.
+        after: the same for the same problems in the same order, with the same number of answers to each.
     """
     differences = [y - x for x, y in zip(before, after, strict=True) if x != y]
     total = sum(abs(difference) for difference in differences)
-    chance = np.zeros(total + 1)  # of the sum of the positive differences being 0, 1, ..., total
+    chance = np.zeros(total + 1)  # that the positive differences add up to 0, 1, ..., total
     chance[0] = 1.0
     for size in map(abs, differences):
         chance[size:] = chance[size:] + chance[:-size]  # the right side is complete before it is assigned
@@ -70,7 +68,7 @@ def paired_test(before: Sequence[int], after: Sequence[int]) -> float:
 
 
 def summarize(answers: list[Answer]) -> dict[str, Any]:
-    """The shares of one evaluation, each accuracy with its 95 % interval; one row of the tables."""
+    """The shares of one evaluation, each with its 95 % interval."""
     num_problems = len(num_right(answers))
     num_samples = len(answers) // num_problems
     summary: dict[str, Any] = {"num_problems": num_problems, "num_samples": num_samples}

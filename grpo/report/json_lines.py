@@ -1,4 +1,4 @@
-"""A growing file of one JSON object a line, each with its step, that survives a full disk and half a last line."""
+"""A file of one JSON object per line, each with its step, that survives a full disk and a run killed while writing."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, in order; a broken line, which a full disk or a killed run leaves, costs a warning."""
+    """The objects of a file, in order; broken lines, which a full disk or a killed run leaves, cost a warning."""
     lines = path.read_bytes().splitlines(keepends=True)
     whole = [line for line in lines if _step_of(line) is not None]
     if len(whole) < len(lines):
@@ -18,52 +18,44 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """Appends to a file; what the disk does not take is kept, and written with the next lines.
-
-    Args:
-        path: the file; it may hold the lines of an earlier run.
-        first_step: lines of this step and later ones are dropped, so that a resumed run has each step once.
-    """
+    """Appends to a file; lines that the disk does not take stay in memory and are written with the next ones."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path, self.pending, self.is_short = path, b"", False
         path.touch()
         lines = path.read_bytes().splitlines(keepends=True)
+        # A resumed run takes its steps again from first_step on; each must be in the file once.
         kept = [line for line in lines if (step := _step_of(line)) is not None and step < first_step]
-        fresh = path.with_suffix(".tmp")
+        fresh = path.with_suffix(".tmp")  # a run that is killed here still has the old file
         fresh.write_bytes(b"".join(kept))
         fresh.replace(path)
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Write one line for each; a number that is not finite becomes null, since JSON has none."""
+        """Write one line for each; a number that is not finite becomes null, since JSON has no such number."""
         self.pending += "".join(json.dumps(_finite(record)) + "\n" for record in records).encode()
         self._write()
 
     def flush(self) -> None:
-        """Write what is still in memory.
-
-        Raises:
-            OSError: the disk does not take it.
-        """
+        """Write what is still in memory; OSError where the disk still does not take it."""
         self._write()
         if self.pending:
             raise OSError(f"{self.path} lacks its end: {len(self.pending):,} bytes that the disk does not take")
 
     def _write(self) -> None:
         try:
-            with self.path.open("ab", buffering=0) as file:
+            with self.path.open("ab", buffering=0) as file:  # so that we know how many bytes are written
                 while self.pending:
                     self.pending = self.pending[file.write(self.pending):]
             self.is_short = False
         except OSError as error:
-            if not self.is_short:
+            if not self.is_short:  # one warning for each time the disk is full
                 print(f"\nwarning: {self.path} cannot be written ({error.strerror}): training goes on, its lines stay "
                       "in memory until it can", file=sys.stderr, flush=True)
             self.is_short = True
 
 
 def _step_of(line: bytes) -> int | None:
-    """None for what a killed run or a bad disk left of a line."""
+    """None where the line is broken."""
     try:
         return json.loads(line)["step"] if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
@@ -71,7 +63,6 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have: nan and the infinities."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What a run writes step by step, for programs, for people and for the services that show curves."""
+"""What a run writes after each step: files, the progress bar, and the services that draw curves."""
 
 import json
 import sys
@@ -47,15 +47,14 @@ SINKS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
 
 
 class Log:
-    """Writes a run's metrics and completions and shows its progress; rank 0 builds one, the other ranks none.
+    """Writes a run's metrics and completions and shows its progress; only rank 0 has one.
 
     Args:
-        output_dir: where `metrics.jsonl` and `completions.jsonl` go; it exists.
-        report_to: further sinks by name: tensorboard, mlflow, wandb.
-        total_steps: steps of the whole run, for the progress bar.
+        report_to: names of SINKS.
+        total_steps: of the whole run, for the progress bar.
         first_step: the step this process starts with; greater than 0 when a run is resumed.
-        settings: the resolved configuration; the sinks show it, and some healthy ranges depend on it.
-        logging_steps: the sinks receive every so many steps; `metrics.jsonl` receives them all.
+        settings: the options of the run; the sinks show them, and some healthy ranges depend on them.
+        logging_steps: the sinks get one step in this many; `metrics.jsonl` gets all.
     """
 
     def __init__(self, output_dir: str | Path, *, report_to: list[str], total_steps: int, first_step: int,
@@ -64,22 +63,16 @@ class Log:
         self.files = {name: JsonLines(output_dir / f"{name}.jsonl", first_step) for name in ("metrics", "completions")}
         self.watch = Watch(settings)
         for record in read(output_dir / "metrics.jsonl"):
-            self.watch.look(record)  # where a run goes on: what it has warned of, and what its first steps were like
+            self.watch.look(record)  # a resumed run knows its first steps and does not repeat its warnings
         self.sinks = [SINKS[name](output_dir, first_step, settings) for name in report_to]
         self.logging_steps = logging_steps
         interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file is no terminal
         self.bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", mininterval=interval)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one step to `metrics.jsonl`, the sinks and the progress bar, and warn of what is not healthy.
-
-        A value that is not finite is null.
-
-        Raises:
-            ValueError: a name that the table does not hold.
-        """
+        """Append one step to `metrics.jsonl`, the sinks and the progress bar, and warn of what is not healthy."""
         for name in values:
-            metric(name)
+            metric(name)  # raises where the table of metrics has no such row
         self.files["metrics"].append([{"step": step, **values}])
         if step % self.logging_steps == 0:
             for write, _ in self.sinks:
@@ -91,14 +84,9 @@ class Log:
             self.bar.write(line, file=sys.stderr)
 
     def write_completions(self, step: int, columns: dict[str, list[Any]]) -> None:
-        """Append one object per row to `completions.jsonl`: the step and the row's value of each column.
-
-        Args:
-            step: the step the rows were sampled in.
-            columns: N values each, by name: prompt, completion, reward, rewards (parts), advantage, length, truncated.
-        """
+        """Append one object per completion to `completions.jsonl`; each column has one value per completion."""
         rows = zip(*columns.values(), strict=True)
-        self.files["completions"].append([{"step": step, **dict(zip(columns, row, strict=True))} for row in rows])
+        self.files["completions"].append([{"step": step, **dict(zip(columns, row))} for row in rows])
 
     def close(self) -> None:
         """End the progress bar and the sinks."""
@@ -107,10 +95,6 @@ class Log:
             close()
 
     def flush(self) -> None:
-        """Write the lines that the disk did not take before.
-
-        Raises:
-            OSError: it still does not.
-        """
+        """Write the lines that the disk did not take before; OSError where it still does not."""
         for file in self.files.values():
             file.flush()

@@ -1,6 +1,6 @@
-"""A run as one self-contained HTML page, made from the files of its output folder and nothing else.
+"""A run as one self-contained HTML page, made only from the files in its output folder.
 
-So the page of a resumed run covers all of it, and `python -m grpo.report.page OUTPUT_DIR` makes it again at any time.
+So the page of a resumed run shows the whole run, and `python -m grpo.report.page OUTPUT_DIR` makes it at any time.
 """
 
 import base64
@@ -24,8 +24,7 @@ from grpo.report.watch import warnings
 MODES = ("greedy", "sampled")
 CURVES = ("reward", "accuracy", "kl", "truncated_share", "completion_length", "step_s")
 NUM_SHOWN = 6  # problems shown with their completions
-DPI = 110
-WINDOW = 5  # steps to either side that the thick curves average
+WINDOW = 5  # the thick curves average this many steps on either side
 NOTE = (
     "Strict: right number in the asked format. Lenient: strict, or the last number is right. Format: the answer line "
     "is there. Truncated: cut off by max_completion_length. In brackets the 95 % confidence interval; p is the chance "
@@ -42,19 +41,12 @@ Evaluations = dict[str, tuple[list[Answer], list[Answer]]]
 
 
 def write_report(output_dir: str | Path) -> Path:
-    """Write `report.html` and `curves.png` from what the run has written so far.
-
-    Args:
-        output_dir: holds `config.yaml`, `metrics.jsonl` and, where held-out problems were scored, `evaluation/`.
-
-    Returns:
-        The path of `report.html`.
-    """
+    """Write `report.html` and `curves.png` into the output folder of a run, and return the path of the first."""
     output_dir = Path(output_dir)
     config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
     records = read(output_dir / "metrics.jsonl")
     evaluations = _read_evaluations(output_dir)
-    curves(records, evaluations).savefig(output_dir / "curves.png", dpi=DPI)
+    curves(records, evaluations).savefig(output_dir / "curves.png", dpi=110)
 
     model, data = config["model_name_or_path"], config["train_dataset_id_or_path"]
     body = [f"<p>{len(records)} steps of GRPO: {html.escape(str(model))} on {html.escape(str(data))}.</p>"]
@@ -66,15 +58,14 @@ def write_report(output_dir: str | Path) -> Path:
     if evaluations:
         body += ["<h2>Completions before and after</h2>", _completions_table(evaluations)]
     body += ["<h2>Settings</h2>", table(("option", "value"), list(config.items()))]
-    rows = [(name, *row.cells) for name, row in METRICS.items()]
-    body += ["<h2>What the metrics mean</h2>", table(COLUMNS, rows)]
+    body += ["<h2>What the metrics mean</h2>", table(COLUMNS, [(name, *row.cells) for name, row in METRICS.items()])]
     path = output_dir / "report.html"
     path.write_text(page(f"GRPO run {output_dir.resolve().name}", body), encoding="utf-8")
     return path
 
 
 def comparison_table(evaluations: Evaluations) -> str:
-    """Before and after side by side for each decoding mode, with 95 % intervals and the paired test."""
+    """Shares before and after training for each decoding mode, with 95 % intervals and the paired test."""
     rows = []
     for mode, (before, after) in evaluations.items():
         old, new = summarize(before), summarize(after)
@@ -88,17 +79,16 @@ def comparison_table(evaluations: Evaluations) -> str:
 
 
 def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> Figure:
-    """One picture of the run: small multiples over the steps, with the held-out accuracy before and after."""
+    """One picture with CURVES over the steps, and the held-out accuracy before and after."""
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     for axes, name in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         steps, values = [step for step, _ in points], [value for _, value in points]
         axes.plot(steps, values, color="C0", alpha=0.35, linewidth=1, label="each step")
         axes.plot(steps, running_mean(values), color="C0", linewidth=2, label=f"mean of {2 * WINDOW + 1} steps")
-        axes.set_title(f"{name} [{metric(name).unit}]")
-        axes.set_xlabel("step")
+        axes.set(title=f"{name} [{metric(name).unit}]", xlabel="step")
         axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=min(0, *values, 0))
+        axes.set_ylim(bottom=min(0, *values, 0))  # from 0, so that a small change looks small
         if name == "accuracy":
             for color, (mode, answers) in zip(("C2", "C1"), evaluations.items()):
                 ends = (min(steps, default=0), max(steps, default=1))
@@ -110,13 +100,13 @@ def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> Figure:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Mean of each value with the WINDOW before and after it, of fewer at either end."""
+    """Mean of each value and the WINDOW values on either side; fewer at the ends."""
     parts = [values[max(0, middle - WINDOW):middle + WINDOW + 1] for middle in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
 
 def draw_shares(axes: Axes, x: Sequence[int], summaries: list[dict[str, Any]], score: str, **style: str) -> None:
-    """Draw one share of some evaluations at the places x, with its 95 % intervals as error bars."""
+    """Draw one share of several evaluations at the places x, with its 95 % intervals as error bars."""
     share = [summary[score] for summary in summaries]
     low, high = zip(*(summary[f"{score}_interval"] for summary in summaries), strict=True)
     error = [[middle - end for middle, end in zip(share, low)], [end - middle for middle, end in zip(share, high)]]
@@ -124,54 +114,53 @@ def draw_shares(axes: Axes, x: Sequence[int], summaries: list[dict[str, Any]], s
 
 
 def percent(summary: dict[str, Any], score: str) -> str:
-    """A share of an evaluation and its 95 % interval, in percent."""
+    """A share and its 95 % interval, in percent."""
     low, high = summary[f"{score}_interval"]
     return f"{100 * summary[score]:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table of plain values, escaped; text of several lines keeps them."""
-    cells = ["".join(f"<td>{_cell(value)}</td>" for value in row) for row in rows]
+    """An HTML table of plain values, which are escaped; the lines of a text stay lines."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>\n" for row in cells) + "</table>"
+    body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>\n" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def image(path: Path) -> str:
-    """A PNG file as an image inside the page."""
+    """A PNG file as HTML that contains it."""
     return f'<img alt="chart" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
 def page(title: str, body: Sequence[str]) -> str:
     """A whole HTML page; the parts of the body are HTML already."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    content = "\n".join([f"<h1>{html.escape(title)}</h1>", *body])
+    title = html.escape(title)
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    content = "\n".join([f"<h1>{title}</h1>", *body])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{content}</body></html>\n'
 
 
 def _cell(value: Any) -> str:
-    text = html.escape(spelled_out(str(value), keep="\n\t"))
+    text = html.escape(spelled_out(str(value), keep="\n\t"))  # a completion may hold any character
     return f"<pre>{text}</pre>" if "\n" in text else text
 
 
 def _read_evaluations(output_dir: Path) -> Evaluations:
-    """The modes that were scored before the training and after it, those that were not left out."""
+    """The modes that were scored both before and after training."""
     paths = {mode: [answers_path(output_dir, mode, when) for when in ("before", "after")] for mode in MODES}
-    return {
-        mode: (load_answers(before), load_answers(after))
-        for mode, (before, after) in paths.items() if before.exists() and after.exists()
-    }
+    return {mode: (load_answers(before), load_answers(after))
+            for mode, (before, after) in paths.items() if before.exists() and after.exists()}
 
 
 def _completions_table(evaluations: Evaluations) -> str:
-    """The first problems as they come, not picked, with the first completion of each."""
+    """The first problems, with the first completion of each."""
     mode, (before, after) = next(iter(evaluations.items()))
     rows = []
     for index in sorted({answer.index for answer in before})[:NUM_SHOWN]:
-        old, new = (next(answer for answer in answers if answer.index == index) for answers in (before, after))
-        verdicts = ["yes" if answer.strict else "no" for answer in (old, new)]
-        rows.append((old.question, old.final_answer, old.completion, verdicts[0], new.completion, verdicts[1]))
+        pair = [next(answer for answer in answers if answer.index == index) for answers in (before, after)]
+        shown = [cell for one in pair for cell in (one.completion, "yes" if one.strict else "no")]
+        rows.append((pair[0].question, pair[0].final_answer, *shown))
     header = ("problem", "gold answer", f"before ({mode})", "right", f"after ({mode})", "right")
-    return f"<p>The first {len(rows)} held-out problems, not picked.</p>" + table(header, rows)
+    return f"<p>The first {len(rows)} held-out problems, not selected.</p>" + table(header, rows)
 
 
 if __name__ == "__main__":

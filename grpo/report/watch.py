@@ -1,7 +1,6 @@
-"""Warnings during a run: which metrics have left the ranges of the table in grpo/report/metrics.py, and what to do.
+"""Warnings during a run: which metrics have left their healthy range (grpo/report/metrics.py), and what to do.
 
-A function of the records of metrics.jsonl in their order and of nothing else, so a resumed run and the report come to
-the same warnings by looking at the same records again.
+They depend only on the options and on the lines of metrics.jsonl, so a resumed run and the report find the same ones.
 """
 
 import math
@@ -10,42 +9,35 @@ from typing import Any
 
 import torch
 
-from grpo.report.metrics import METRICS
-from grpo.report.range import Range
+from grpo.report.metrics import METRICS, Range
 
-NUM_START = 5  # steps whose mean is "the start"; what is relative to it is looked at after them
+NUM_START = 5  # steps whose mean is "the start"; ranges relative to it are checked after them
+AGAIN = 50  # a warning is repeated after this many more steps outside
 RANGES = [(name, healthy) for name, row in METRICS.items() for healthy in row.ranges]
-AGAIN = 50  # steps outside after which a warning is repeated
 
 
 class Watch:
     """Looks at each step's metrics, from the run's first step on.
 
     Args:
-        settings: the options of the run by name, as config.yaml holds them.
+        settings: the options of the run by name, as in config.yaml.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        # An open type is the one that this machine would choose.
         automatic = "bfloat16" if torch.cuda.is_available() else "float32"
         dtype = automatic if settings["torch_dtype"] == "auto" else settings["torch_dtype"]
         exact = dtype == "float32" and not settings["tf32"]
-        self.lasting = {
-            "",
-            "on policy" if settings["num_iterations"] == 1 else "off policy",
-            "in float32" if exact else "in bfloat16 or tf32",
-        }
-        self.start: list[dict[str, Any]] = []
+        self.lasting = {"", "on policy" if settings["num_iterations"] == 1 else "off policy",
+                        "in float32" if exact else "in bfloat16 or tf32"}  # conditions that hold in every step
+        self.start: list[dict[str, Any]] = []  # the records of the first steps
         self.before: dict[str, Any] = {}
         self.num_outside: Counter[tuple[str, Range]] = Counter()  # steps in a row
 
     def look(self, record: dict[str, Any]) -> list[str]:
-        """One line for each range that the metrics have been outside of for as long as its patience.
-
-        It is said again after AGAIN more steps outside, or when they leave the range anew.
+        """One line for each range that its metric has been outside of for as many steps as the range's patience.
 
         Args:
-            record: the step and its metrics by name; what is missing, null or not finite is not looked at.
+            record: the step and its metrics by name; a metric that is missing, null or not finite is not checked.
         """
         record = {name: value for name, value in record.items() if value is not None and math.isfinite(value)}
         applying = self.lasting | {"later" if record["step"] else "at step 0"}
@@ -67,7 +59,7 @@ class Watch:
         return lines
 
     def _base(self, name: str, healthy: Range) -> float | None:
-        """What the bounds are multiples of; None where it is not known yet."""
+        """What the bounds are multiples of; None while it is not known."""
         if healthy.of == "the start":
             known = [record[name] for record in self.start if name in record]
             return sum(known) / len(known) if known and len(self.start) == NUM_START else None

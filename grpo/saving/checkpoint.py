@@ -1,9 +1,8 @@
-"""Write, find and read checkpoints; export an adapter. Safetensors and JSON only: nothing is ever unpickled.
+"""Write, find and read checkpoints; export the trained weights. Safetensors and JSON only: nothing is ever unpickled.
 
-A checkpoint holds what cannot be recomputed: per trained tensor its float32 master and AdamW's two moments, and the
-number of steps done. Everything else is a function of the recipe and the step number (data order, sampling noise,
-learning rate), which is why a run can go on at another number of ranks, ZeRO stage or length of rows. The recipe goes
-with it, so that a continuation whose mathematics would differ is refused.
+A checkpoint has what cannot be recomputed: the float32 master and AdamW's two moments of each trained tensor, and the
+number of steps done. Everything else (data order, sampling noise, learning rate) is a function of the recipe and the
+step number. So a run can be resumed with another number of ranks, ZeRO stage or length of packed batches.
 """
 
 import importlib.metadata
@@ -23,23 +22,16 @@ from grpo.saving.sealed_folder import damage, seal, sync
 from grpo.trainer.engine import MOMENTS, Engine
 from grpo.trainer.policy import public_name
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")  # what a run computes with
 WRITE_ERRORS = (OSError, SafetensorError)
 
 
 def export(engine: Engine, parent: Path, peft_config: PeftConfig | None) -> Path:
-    """Write the trained weights, read them back, compare, and only then say so.
-
-    Args:
-        engine: what is trained.
-        parent: where the folder goes: `adapter` in peft's layout, or `model` in transformers' when all weights train.
-        peft_config: the adapter's description; None without an adapter.
-
-    Returns:
-        The folder written.
+    """Write the trained weights into a folder of `parent` and return it: `adapter` in peft's layout, or, where there is
+    no peft_config, `model` in transformers' layout.
 
     Raises:
-        OSError: the disk did not take it, or what was read back is not what was trained; on every rank.
+        OSError: the disk did not take them, or what was read back is not what was trained; on every rank.
 
     Collective: every rank; rank 0 writes.
     """
@@ -63,18 +55,15 @@ def save(
     engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig | None, facts: dict[str, Any],
     save_total_limit: int | None = None,
 ) -> str:
-    """Write `checkpoints/step-N` beside its final place, then rename it: a folder of that name is complete.
+    """Write `checkpoints/step-N` under another name, then rename it: a folder of that name is complete.
 
     Args:
-        engine: what is trained.
-        output_dir: the run's folder.
         step: number of steps done.
-        peft_config: for the adapter that goes with the checkpoint.
-        facts: what else a continuation is compared with, see `check`.
-        save_total_limit: so many checkpoints are kept, the newest; None: all.
+        facts: what a resumed run is compared with, see continuation.py.
+        save_total_limit: how many checkpoints are kept, the newest ones; None: all.
 
     Returns:
-        Why it could not be written, the same on every rank; empty when it was. The older ones are then as they were.
+        Why it could not be written, the same on every rank; empty when it was. Older checkpoints stay as they were.
 
     Collective: every rank; rank 0 writes.
     """
@@ -82,7 +71,7 @@ def save(
     if engine.optimizer_steps == 0:
         engine.start_optimizer(0)  # no step, no moments
     for name, parameter in engine.trainable.items():
-        for kind, tensor in engine.state(parameter).items():
+        for kind, tensor in engine.state(parameter).items():  # on every rank: it gathers the shards
             if rank() == 0:
                 state[f"{name}:{kind}"] = tensor.detach().float().cpu().clone()
     tensors = _trained_tensors(engine)
@@ -90,14 +79,14 @@ def save(
         final = output_dir / "checkpoints" / f"step-{step}"
         partial = final.with_name(f".{final.name}.partial")
         counts = {"optimizer_steps": engine.optimizer_steps, "skipped_steps": engine.skipped_steps}
-        record = {"step": step, **counts, **facts, "versions": versions()}
+        content = {"step": step, **counts, **facts, "versions": versions()}
         try:
-            for left in final.parent.glob(".step-*"):
+            for left in final.parent.glob(".step-*"):  # of a run that was killed while it wrote
                 shutil.rmtree(left, ignore_errors=True)
             _write_weights(engine, partial / ("model" if peft_config is None else "adapter"), tensors, peft_config)
             save_file(state, partial / "state.safetensors")
-            (partial / "state.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-            seal(partial)
+            (partial / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+            seal(partial)  # last, so that a checkpoint with a whole list of checksums is whole
             _publish(partial, final)
             for old in _superfluous(output_dir, step, save_total_limit):
                 _remove(old)
@@ -110,7 +99,7 @@ def save(
 def find(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, or None; and one line for each newer one that is damaged.
 
-    Collective: every rank; rank 0 looks, since a checkpoint is read in full.
+    Collective: every rank; rank 0 reads them.
     """
     found, lines = None, []
     for folder in _numbered(output_dir) if rank() == 0 else []:
@@ -123,41 +112,35 @@ def find(output_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose arithmetic a run is made of."""
+    """Versions of PACKAGES."""
     return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself beside its tensors."""
+    """What a checkpoint has besides its tensors."""
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def restore(engine: Engine, folder: Path) -> int:
-    """Put a checkpoint back: float32 masters, the engine's own copies of them, and AdamW's moments.
-
-    Returns:
-        Number of steps done.
+    """Load float32 masters and AdamW's moments into the engine, and return the number of steps done.
 
     Raises:
-        ValueError: the checkpoint is of other trained tensors than this run's.
+        ValueError: the checkpoint has other trained tensors than this run.
 
     Collective: every rank; every rank reads.
     """
-    state, said = load_file(folder / "state.safetensors"), record(folder)
+    state, saved = load_file(folder / "state.safetensors"), record(folder)
     _check_names(engine, state, folder)
-    engine.start_optimizer(said["optimizer_steps"])
+    engine.start_optimizer(saved["optimizer_steps"])
     for name, parameter in engine.trainable.items():
         engine.set_state(parameter, {kind: state[f"{name}:{kind}"] for kind in ("master", *MOMENTS)})
-    engine.skipped_steps = said["skipped_steps"]
-    return said["step"]
+    engine.skipped_steps = saved["skipped_steps"]
+    return saved["step"]
 
 
 def _trained_tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    """The trained weights by public name, whole, on rank 0; a tied matrix under both names, because peft asks for both.
-
-    Collective: every rank.
-    """
-    named = engine.policy.model.named_parameters(remove_duplicate=False)
+    """The trained weights by public name, not sharded, on rank 0; empty elsewhere. Collective: every rank."""
+    named = engine.policy.model.named_parameters(remove_duplicate=False)  # peft wants both names of a tied matrix
     trained = {public_name(name): parameter for name, parameter in named if parameter.requires_grad}
     with engine.gathered(engine.trainable.values()):
         if rank() > 0:
@@ -171,24 +154,23 @@ def _write_weights(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if peft_config is None:
-        model = engine.policy.model
         file = folder / "model.safetensors"
-        model.config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
+        engine.policy.model.config.save_pretrained(folder)
+        engine.policy.model.generation_config.save_pretrained(folder)
     else:
         file = folder / "adapter_model.safetensors"
         tensors = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
         peft_config.save_pretrained(folder)
     save_file(tensors, file, metadata={"format": "pt"})
     read = load_file(file)
-    empty = [name for name, tensor in read.items() if tensor.numel() == 0]
+    empty = [name for name, tensor in read.items() if tensor.numel() == 0]  # what ZeRO-3 leaves of a sharded weight
     equal = read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in tensors)
     if empty or not equal:
         raise OSError(f"{file} does not read back as written (empty: {empty[:3]})")
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Give a written folder its name; what had the name before is gone only then."""
+    """Give a written folder its name; only then remove the folder that had this name before."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -199,28 +181,28 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Take the name away first: what is half removed must not look like a checkpoint."""
     doomed = folder.with_name(f".{folder.name}.old")
-    os.replace(folder, doomed)
+    os.replace(folder, doomed)  # a half removed folder must not have a checkpoint's name
     shutil.rmtree(doomed)
 
 
 def _numbered(output_dir: Path) -> list[Path]:
-    """The folders with a checkpoint's name, the newest first."""
+    """The checkpoints of a run, the newest first."""
     folders = [path for path in (output_dir / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
     return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _superfluous(output_dir: Path, step: int, save_total_limit: int | None) -> list[Path]:
-    """Checkpoints beyond the limit, and those of a course that was left, because they were damaged when it went on."""
+    """Checkpoints beyond the limit, and those of later steps."""
     kept = [folder for folder in _numbered(output_dir) if int(folder.name[5:]) <= step]
-    left = [folder for folder in _numbered(output_dir) if folder not in kept]
-    return left + (kept[save_total_limit:] if save_total_limit else [])
+    later = [folder for folder in _numbered(output_dir) if folder not in kept]  # damaged: the run resumed before them
+    return later + (kept[save_total_limit:] if save_total_limit else [])
 
 
 def _check_names(engine: Engine, state: dict[str, torch.Tensor], folder: Path) -> None:
+    # Under ZeRO-3 p.shape is that of a shard.
     shape = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.trainable.items()}
     saved = {name.removesuffix(":master"): tuple(t.shape) for name, t in state.items() if name.endswith(":master")}
     if saved != shape:
         differing = sorted(name for name in saved.keys() | shape.keys() if saved.get(name) != shape.get(name))
-        raise ValueError(f"resume: {folder} holds other trained tensors than this recipe, first {differing[0]}")
+        raise ValueError(f"resume: {folder} has other trained tensors than this recipe, first {differing[0]}")

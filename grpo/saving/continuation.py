@@ -1,7 +1,7 @@
-"""What a resumed run must have in common with the one it continues; kept in every checkpoint.
+"""What a resumed run must have in common with the run it continues; stored in every checkpoint.
 
-The steps of a run are a function of its recipe, its data and the step number. So a continuation may run elsewhere and
-otherwise (ranks, ZeRO stage, memory, output), but not compute something else under the same name.
+The steps of a run are a function of its recipe, its data and the step number. A resumed run may differ in where and how
+it runs (ranks, ZeRO stage, memory, output), but not in what it computes.
 """
 
 import hashlib
@@ -24,15 +24,12 @@ LENGTH = {"max_steps", "num_train_epochs"}  # without effect on a step where the
 
 
 def facts(config: Config, examples: list[Example], adapter: str | None, step: int) -> dict[str, Any]:
-    """What a checkpoint after `step` steps says of its run: recipe, data, position in it, keys of all random draws.
-
-    `adapter` is the fingerprint of the start adapter when it was read.
-    """
+    """What a checkpoint after `step` steps stores of its run: recipe, data, position, keys of all random draws."""
     drawn = step * config.prompts_per_step
     return {
         "recipe": {name: getattr(config, name) for name in options(Config)},
         "data": {"num_examples": len(examples), "sha256": fingerprint(one.prompt for one in examples)},
-        "adapter": adapter,
+        "adapter": adapter,  # fingerprint of the start adapter when the run read it
         "prompts_drawn": drawn,
         "epoch": drawn / len(examples),
         # Order of the data, sampling noise and dropout are functions of these two: no generator has a state to keep.
@@ -41,7 +38,7 @@ def facts(config: Config, examples: list[Example], adapter: str | None, step: in
 
 
 def fingerprint(texts: Iterable[str]) -> str:
-    """Digits that differ where one text or their order does."""
+    """SHA-256 over texts; their order counts."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
@@ -49,41 +46,31 @@ def fingerprint(texts: Iterable[str]) -> str:
 
 
 def adapter_fingerprint(path: str | None) -> str | None:
-    """Of the start adapter's files, which a resumed run reads again as its reference; None without one."""
+    """SHA-256 of the start adapter's files, which a resumed run reads again as its reference; None without one."""
     files = [] if path is None else [Path(path) / name for name in ("adapter_config.json", "adapter_model.safetensors")]
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
     return "-".join(digests) or None
 
 
-def check(folder: Path, said: dict[str, Any], config: Config, examples: list[Example]) -> None:
-    """Refuse a continuation that would compute something else.
-
-    Args:
-        folder: the checkpoint.
-        said: its facts.
-        config: the recipe as the user gives it now.
-        examples: the training problems now.
-
-    Raises:
-        ValueError: the fields that differ, then and now.
-    """
+def check(folder: Path, then: dict[str, Any], config: Config, examples: list[Example]) -> None:
+    """Refuse to resume with a recipe, start adapter or data that would compute something else: ValueError."""
     now = facts(config, examples, adapter_fingerprint(config.adapter_name_or_path), 0)
     constant = config.lr_scheduler_type == "constant" and config.warmup_ratio == 0
     free = FREE | (LENGTH if constant else set())
     names = [name for name in now["recipe"] if name not in free]
-    differing = [name for name in names if said["recipe"].get(name) != now["recipe"][name]]
+    differing = [name for name in names if then["recipe"].get(name) != now["recipe"][name]]
     if differing:
-        then = said["recipe"]
-        listed = ", ".join(f"{name} ({then.get(name)!r} then, {now['recipe'][name]!r} now)" for name in differing)
+        listed = ", ".join(
+            f"{name} ({then['recipe'].get(name)!r} then, {now['recipe'][name]!r} now)" for name in differing)
         raise ValueError(
-            f"resume=True with another recipe than {folder}: {listed}; nearest valid value: those of then, or a new "
-            "output_dir with adapter_name_or_path set to the checkpoint's adapter")
-    if "adapter" in said and said["adapter"] != now["adapter"]:  # older checkpoints do not say
+            f"resume=True with another recipe than {folder}: {listed}; nearest valid value: the values of then, or "
+            "a new output_dir with adapter_name_or_path set to the checkpoint's adapter")
+    if "adapter" in then and then["adapter"] != now["adapter"]:  # older checkpoints lack it
         raise ValueError(
             f"resume=True with another adapter than {folder}: the files of adapter_name_or_path="
-            f"{config.adapter_name_or_path!r} are not those that the run started from, and that its reference is; "
+            f"{config.adapter_name_or_path!r} are not those that the run started from, and its reference needs them; "
             "nearest valid value: the adapter of then, at that path")
-    if said["data"] != now["data"]:
+    if then["data"] != now["data"]:
         raise ValueError(
-            f"resume=True with other data than {folder}: {said['data']['num_examples']:,} training problems then, "
+            f"resume=True with other data than {folder}: {then['data']['num_examples']:,} training problems then, "
             f"{now['data']['num_examples']:,} now, and the prompts differ; nearest valid value: the data of then")

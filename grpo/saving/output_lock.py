@@ -1,4 +1,4 @@
-"""One run at a time writes to an output folder: a lock that the system drops when its process ends, however it ends."""
+"""Only one run writes to an output folder: a lock that the system releases when its process ends in any way."""
 
 import errno
 import fcntl
@@ -14,21 +14,22 @@ from grpo.options.refusal import refuse
 from grpo.options.surroundings import check_output_dir
 
 NAME = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what a file system without locks answers
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of a file system without locks
 
 
 def claim(output_dir: Path, *, resume: bool) -> AbstractContextManager:
-    """Keep other runs out of output_dir until what is returned is closed: on rank 0 the locked file, else nothing.
+    """Lock output_dir until what is returned is closed.
 
     Raises:
-        ValueError: another run has it, or has written there since the preflight; on every rank.
+        ValueError: another run has locked it, or has written there since the first check; on every rank.
 
-    Collective: every rank, once, before anything is written or a checkpoint is read.
+    Collective: every rank, once, before anything is written or a checkpoint is read; rank 0 locks.
     """
     file, problem = nullcontext(), ""
     if rank() == 0:
         try:
             file = lock(output_dir)
+            # Another run may have come and gone since the first check.
             check_output_dir(output_dir, resume=resume)
         except ValueError as error:
             problem = str(error)
@@ -39,17 +40,13 @@ def claim(output_dir: Path, *, resume: bool) -> AbstractContextManager:
 
 
 def lock(folder: Path) -> TextIO:
-    """The open and locked file of a folder, which is made where it is missing.
-
-    Raises:
-        ValueError: another process has it.
-    """
+    """Lock a folder, made where it is missing, until the returned file is closed; ValueError if it is taken."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / NAME).open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
+        file.seek(0)  # the owner has written who it is
         owner = file.read().strip() or "unknown"
         file.close()
         refuse("output_dir", str(folder), f"is in use by another run ({owner})", f"{folder}-2, or wait for its end")

@@ -1,6 +1,6 @@
-"""What makes a folder whole: every byte on the disk, and a list of checksums written last.
+"""A folder that proves it is whole: a list of checksums, written last, and every byte on the disk.
 
-The list is what `sha256sum` writes, so `sha256sum -c SHA256SUMS` in the folder says the same as `damage`.
+The list has the format of `sha256sum`, so `sha256sum -c SHA256SUMS` in the folder finds the same as `damage`.
 """
 
 import hashlib
@@ -11,16 +11,16 @@ NAME = "SHA256SUMS"
 
 
 def seal(folder: Path) -> None:
-    """List the checksums of all files of a folder in it, and wait until the disk has everything."""
+    """Write the checksums of all its files into a folder, and wait until everything is on the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / NAME).write_text("".join(lines), encoding="utf-8")
-    for path in [*folder.rglob("*"), folder]:
+    for path in [*folder.rglob("*"), folder]:  # folders too: they have the files' names
         sync(path)
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -29,12 +29,12 @@ def sync(path: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a sealed folder, in words; empty when it is as it was sealed."""
+    """What is wrong with a sealed folder, in words; empty where nothing is."""
     try:
         lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return f"{NAME} is missing or cannot be read"
-    if not lines:
+    if not lines:  # a seal always lists something
         return f"{NAME} is empty"
     for line in lines:
         expected, _, name = line.partition("  ")

@@ -7,7 +7,7 @@ import torch
 
 from grpo import update
 from grpo.config import Config
-from grpo.report import tally
+from grpo.report import measures
 from grpo.report.metrics import METRICS
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Scores
@@ -17,9 +17,9 @@ from grpo.update import Update, move, prepare
 
 @pytest.fixture(autouse=True)
 def one_rank(monkeypatch):
-    for module in (tally, update):
+    for module in (measures, update):
         monkeypatch.setattr(module, "global_max", lambda values: values)
-    monkeypatch.setattr(tally, "global_sum", lambda values: values)
+    monkeypatch.setattr(measures, "global_sum", lambda values: values)
     monkeypatch.setattr(update, "gather_objects", lambda value: [value])
     monkeypatch.setattr(update, "rank", lambda: 0)
     monkeypatch.setattr(update, "world_size", lambda: 1)

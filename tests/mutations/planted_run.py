@@ -29,9 +29,9 @@ DOCTOR = [
 CHECKPOINT = [
     ("step-9 above step-10", "key=lambda path: int(path.name[5:]), reverse", "key=lambda path: path.name[5:], reverse"),
     ("the oldest first", "int(path.name[5:]), reverse=True)", "int(path.name[5:]))"),
-    ("skipped steps forgotten", '    engine.skipped_steps = said["skipped_steps"]\n', ""),
-    ("AdamW counts steps that were skipped", 'engine.start_optimizer(said["optimizer_steps"])',
-     'engine.start_optimizer(said["step"])'),
+    ("skipped steps forgotten", '    engine.skipped_steps = saved["skipped_steps"]\n', ""),
+    ("AdamW counts steps that were skipped", 'engine.start_optimizer(saved["optimizer_steps"])',
+     'engine.start_optimizer(saved["step"])'),
 ]
 
 CONTINUATION = [
@@ -98,7 +98,7 @@ RUN_GROUPS = [
     ("grpo/saving/checkpoint.py", ("test_checkpoint.py",), CHECKPOINT),
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
     ("grpo/update.py", ("test_update.py",), UPDATE),
-    ("grpo/report/tally.py", ("test_update.py",), TALLY),
+    ("grpo/report/measures.py", ("test_update.py",), TALLY),
     ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
     ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
     ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),

@@ -9,10 +9,11 @@ import torch
 
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import Config
-from grpo.report import summary
+from grpo.health.pulse import pulse
+from grpo.report import measures
 from grpo.report.log import SINKS, Log
+from grpo.report.measures import Clock, is_right, reward_metrics
 from grpo.report.metrics import METRICS, markdown_table, metric
-from grpo.report.summary import reward_metrics, right_rows
 from rewards.pool import Scored
 
 
@@ -27,7 +28,7 @@ def read(path):
 
 def test_logging_a_name_without_a_row_in_the_table_raises_and_writes_nothing(tmp_path):
     log = open_log(tmp_path)
-    with pytest.raises(ValueError, match="'rewrad' has no row in the table"):
+    with pytest.raises(ValueError, match="'rewrad' has no row in grpo/report/metrics.py"):
         log.write(0, {"reward": 1.0, "rewrad": 1.0})
     log.close()
     assert read(tmp_path / "metrics.jsonl") == []
@@ -47,6 +48,16 @@ def test_the_markdown_table_has_five_cells_in_every_row():
     lines = markdown_table().splitlines()
     assert len(lines) == len(METRICS) + 2
     assert {line.replace(r"\|", "").count("|") for line in lines} == {6}
+
+
+def test_a_phase_lasts_until_the_next_one_and_the_heartbeat_is_told(monkeypatch):
+    now = iter([10.0, 10.0, 13.0, 18.0])  # the clock is made, three phases begin
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = Clock(7)
+    for phase in ("reward", "advantage", "reference"):
+        clock.enter(phase)
+    assert clock.seconds == {"reward_s": 3.0, "advantage_s": 5.0}
+    assert (pulse.step, pulse.phase) == (7, "reference")
 
 
 def test_each_step_is_on_disk_as_soon_as_it_is_written(tmp_path):
@@ -133,7 +144,7 @@ def scored(rewards, scale, gate="none"):
     """The reward metrics of these groups."""
     reward_BG = torch.tensor(rewards)
     right_N = [float(reward > 1) for group in rewards for reward in group]
-    right_BG = right_rows(reward_BG, {"correctness": right_N})
+    right_BG = is_right(reward_BG, {"correctness": right_N})
     advantage_BG = gate_advantages(group_advantages(reward_BG, scale=scale, eps=0.0), right_BG, gate=gate)
     return reward_metrics(reward_BG, Scored([], {"correctness": right_N}, {}), right_BG, advantage_BG)
 
@@ -145,7 +156,7 @@ def scored(rewards, scale, gate="none"):
     ("group", 3 / (3 + 2 * 2 ** 0.5)),
 ])
 def test_phantom_share_is_the_advantage_mass_of_groups_in_which_nothing_is_right(scale, share, monkeypatch):
-    monkeypatch.setattr(summary, "global_sum", lambda values: values)
+    monkeypatch.setattr(measures, "global_sum", lambda values: values)
     metrics = scored(REWARDS, scale)
     assert metrics["phantom_advantage_share"] == pytest.approx(share)
     assert metrics["accuracy"] == 1 / 12 and metrics["zero_variance_all_wrong"] == 1 / 3
@@ -156,16 +167,16 @@ def test_phantom_share_is_the_advantage_mass_of_groups_in_which_nothing_is_right
 def test_phantom_share_is_one_ratio_over_all_ranks_and_no_mean_of_theirs(monkeypatch):
     # The second rank has a share of 1, the first one of 0; their masses are 0.75 and 2.
     calls = []
-    monkeypatch.setattr(summary, "global_sum", lambda values: calls.append(values) or values)
+    monkeypatch.setattr(measures, "global_sum", lambda values: calls.append(values) or values)
     scored(REWARDS[:1], "none")
     second = iter(calls.copy())
     monkeypatch.setattr(
-        summary, "global_sum", lambda values: {name: values[name] + other for name, other in next(second).items()})
+        measures, "global_sum", lambda values: {name: values[name] + other for name, other in next(second).items()})
     assert scored(REWARDS[1:2], "none")["phantom_advantage_share"] == pytest.approx(0.75 / 2.75)
 
 
 def test_right_is_correctness_where_there_is_one_and_any_reward_otherwise():
     reward_BG = torch.tensor([[0.5, 1.0], [0.0, -1.0]])
     parts = {"format": [0.5, 0.0, 0.0, 0.0], "correctness": [0.0, 1.0, math.nan, 0.0]}
-    assert right_rows(reward_BG, parts).tolist() == [[False, True], [False, False]]
-    assert right_rows(reward_BG, {"brevity": [0.5, 1.0, 0.0, -1.0]}).tolist() == [[True, True], [False, False]]
+    assert is_right(reward_BG, parts).tolist() == [[False, True], [False, False]]
+    assert is_right(reward_BG, {"brevity": [0.5, 1.0, 0.0, -1.0]}).tolist() == [[True, True], [False, False]]

@@ -10,8 +10,7 @@ import pytest
 
 from grpo.config import Config
 from grpo.options.option import options
-from grpo.report.metrics import METRICS, markdown_table
-from grpo.report.range import Range
+from grpo.report.metrics import METRICS, Range, markdown_table
 from grpo.report.watch import AGAIN, RANGES, Watch, warnings
 
 OFF_POLICY = {"num_iterations": 2}
@@ -122,7 +121,7 @@ def test_a_warning_is_repeated_after_fifty_steps_and_not_before():
     assert warned({"truncated_share": [1.0] * 104}) == [(step, "truncated_share") for step in (4, 54)]
 
 
-def test_one_healthy_step_ends_a_series_and_the_next_series_is_warned_of_anew():
+def test_one_healthy_step_ends_a_series_and_the_next_series_is_warned_of_again():
     one_short = [1.0] * 4 + [0.0]
     assert warned({"truncated_share": one_short * 20}) == []
     twice = warned({"truncated_share": [1.0] * 6 + [0.0] + [1.0] * 6})

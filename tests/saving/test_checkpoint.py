@@ -49,9 +49,9 @@ def test_what_a_checkpoint_holds_is_put_back(tmp_path: Path) -> None:
 
 def resumed(config: Config, name: str) -> None:
     """Continue a run whose recipe had another value of this option."""
-    said = continuation.facts(config, EXAMPLES, None, 3)
-    said["recipe"][name] = "another"
-    continuation.check(Path("step-3"), said, config, EXAMPLES)
+    then = continuation.facts(config, EXAMPLES, None, 3)
+    then["recipe"][name] = "another"
+    continuation.check(Path("step-3"), then, config, EXAMPLES)
 
 
 @pytest.mark.parametrize("name", options(Config))

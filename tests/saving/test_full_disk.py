@@ -1,4 +1,4 @@
-"""A disk that is full for a while, or for good: what it costs, and what is said. 20 seconds."""
+"""A disk that is full for some time, or to the end of the run: what is lost, and what the user is told. 20 seconds."""
 
 import json
 from pathlib import Path

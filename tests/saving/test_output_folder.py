@@ -1,4 +1,4 @@
-"""A folder that is not free: another run's, at work or not; the start of this one; a neighbour's. 25 seconds."""
+"""The output folder of a run: one in use, or from which this run starts, is refused; others stay. 25 seconds."""
 
 import json
 import os

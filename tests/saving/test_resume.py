@@ -1,6 +1,6 @@
 """A run that is killed and resumed is the run that was not: bit for bit on one rank, to 1e-6 at another number of them.
 
-Six steps against three, kill -9, and three more: NF4, ZeRO-3 that keeps nothing gathered, a trained head beside LoRA,
+Six steps against three, kill -9, and three more: NF4, ZeRO-3 that keeps nothing gathered, LoRA and a trained head,
 the middle of an epoch, two updates a step. 60 seconds.
 """
 

@@ -9,8 +9,8 @@ REWARD = """
 def vowels(completions, **columns):
     return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
 """
-TIMES = {"step_s", "rollout_s", "reward_s", "sync_s", "reference_s", "update_s", "warmup_s", "tokens_per_s",
-         "rollout_tokens_per_s", "prefill_share", "peak_memory_bytes"}
+TIMES = {"step_s", "rollout_s", "reward_s", "advantage_s", "sync_s", "reference_s", "update_s", "warmup_s",
+         "tokens_per_s", "rollout_tokens_per_s", "prefill_share", "peak_memory_bytes"}
 
 
 def prepare(folder: Path) -> None:

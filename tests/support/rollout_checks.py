@@ -18,7 +18,7 @@ from torch.distributed import distributed_c10d
 from grpo import distributed
 from grpo.config import Config
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.report.summary import Clock
+from grpo.report.measures import Clock
 from grpo.run.build import build
 from grpo.run.parts import Run
 from grpo.step import grpo_step

@@ -20,6 +20,8 @@ from faults import Warm
 from ranks import ROOT, SHARD_EVERYTHING, launch
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
+from grpo.report.metrics import METRICS
+
 NUM_STEPS = 5
 REWARD = """
 def vowels(completions, **columns):
@@ -108,6 +110,13 @@ def test_the_run_does_something(alone: Path) -> None:
     assert all(record["micro_batches"] > 2 for record in records)
     for key in ("step", "reward", "kl", "loss", "grad_norm", "step_s", "rollout_s", "update_s", "peak_memory_bytes"):
         assert all(isinstance(record[key], int | float) for record in records), key
+
+
+def test_the_metrics_of_a_step_are_the_rows_of_the_table(alone: Path) -> None:
+    only_corrected = {"correction_weight_mean", "correction_capped_share"}
+    for record in lines(alone / "metrics.jsonl"):
+        rows = {"rewards/<name>" if name.startswith("rewards/") else name for name in record}
+        assert rows == METRICS.keys() - only_corrected
 
 
 def test_five_steps_outside_a_healthy_range_are_a_warning_beside_the_bar(alone: Path) -> None:

@@ -1,0 +1,210 @@
+"""The values behind the table in metrics.py: what a step is measured by, over all ranks. No part of the gradient."""
+
+import math
+import resource
+import time
+
+import torch
+
+from grpo.distributed import global_max, global_sum
+from grpo.health.pulse import pulse
+from grpo.loss import correction_weight, ratio_stats
+from grpo.types import Batch, Rollout
+from rewards.pool import Scored
+
+
+class Clock:
+    """Seconds of each phase of a step, by the metric's name; the heartbeat is told which phase it is."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.phase = step, ""
+        self.start = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def enter(self, phase: str) -> None:
+        """End the phase before this one, and begin this one."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # a phase ends when the GPU has finished its work
+        now = time.perf_counter()
+        if self.phase:
+            self.seconds[f"{self.phase}_s"] = now - self.last
+        self.phase, self.last = phase, now
+        pulse.enter(phase, self.step)
+
+
+def global_std(value_N: torch.Tensor) -> float:
+    """Sample standard deviation over the values of all ranks, sqrt(sum (x - mean)^2 / (N - 1)). Collective."""
+    value_N = value_N.double()
+    sums = global_sum({"num": float(len(value_N)), "total": float(value_N.sum())})
+    mean = sums["total"] / sums["num"]  # first: a difference of sums of squares would lose digits
+    squares = global_sum({"squares": float(((value_N - mean) ** 2).sum())})["squares"]
+    return math.sqrt(squares / max(sums["num"] - 1, 1))
+
+
+def is_right(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> torch.Tensor:
+    """[B, G] bool, which completions are right: correctness > 0, or reward > 0 without such a function.
+
+    Args:
+        reward_BG: total rewards.
+        parts: [N] values by reward function, before their weights; NaN where a function did not apply.
+    """
+    if "correctness" not in parts:
+        return reward_BG > 0
+    return (torch.tensor(parts["correctness"], dtype=torch.float64) > 0).view(reward_BG.shape)
+
+
+def reward_metrics(
+    reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tensor, advantage_BG: torch.Tensor
+) -> dict[str, float]:
+    """The metrics of the rewards and of the groups, over all ranks.
+
+    Args:
+        reward_BG: total rewards.
+        scored: the same by reward function, and what failed.
+        right_BG: bool, from `is_right`.
+        advantage_BG: as the update gets them, after the gate.
+
+    Collective: every rank, once per step.
+    """
+    part = {name: torch.tensor(values, dtype=torch.float64) for name, values in scored.parts.items()}
+    flat_B = reward_BG.amax(dim=1) == reward_BG.amin(dim=1)  # the std of equal rewards may be rounded
+    mass_B = advantage_BG.abs().sum(dim=1, dtype=torch.float64)
+    sums = {"groups": float(len(reward_BG)), "completions": float(reward_BG.numel())}
+    sums |= {"reward": float(reward_BG.sum()), "right": float(right_BG.sum())}
+    sums["std"] = float(reward_BG.std(dim=1).sum())
+    sums["flat"], sums["flat_right"] = float(flat_B.sum()), float((flat_B & right_BG.all(dim=1)).sum())
+    sums["mass"], sums["phantom"] = float(mass_B.sum()), float(mass_B[~right_BG.any(dim=1)].sum())
+    for name, value_N in part.items():  # NaN where a function did not apply
+        sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
+        sums[f"failed/{name}"] = float(scored.failures.get(name, (0, ""))[0])
+    sums = global_sum(sums)  # sums, not means: ranks may differ in how many values they have
+    return {
+        "reward": sums["reward"] / sums["completions"],
+        "reward_std_batch": global_std(reward_BG.flatten()),
+        "reward_std_within_group": sums["std"] / sums["groups"],
+        "reward_failures": max(sums[f"failed/{name}"] for name in part) / sums["completions"],
+        "accuracy": sums["right"] / sums["completions"],
+        "phantom_advantage_share": sums["phantom"] / (sums["mass"] or 1.0),
+        "zero_variance_share": sums["flat"] / sums["groups"],
+        "zero_variance_all_right": sums["flat_right"] / sums["groups"],
+        "zero_variance_all_wrong": (sums["flat"] - sums["flat_right"]) / sums["groups"],
+        **{f"rewards/{name}": sums[f"sum/{name}"] / max(sums[f"num/{name}"], 1.0) for name in part},
+    }
+
+
+class Tally:
+    """The metrics of an update, added up over its micro-batches and iterations.
+
+    The sums stay on the device until `metrics`, so that no micro-batch waits for the host.
+
+    Args:
+        advantage_N: of all ranks' completions; the masks of the micro-batches say which of them this rank counts.
+        sampler_logprob_NT: nats, what the sampler reported.
+    """
+
+    def __init__(self, advantage_N: torch.Tensor, sampler_logprob_NT: torch.Tensor, *, epsilon: float,
+                 epsilon_high: float, num_iterations: int) -> None:
+        self.advantage_N, self.sampler_logprob_NT = advantage_N, sampler_logprob_NT
+        self.epsilon, self.epsilon_high, self.num_iterations = epsilon, epsilon_high, num_iterations
+        self.sums: dict[str, torch.Tensor] = {}
+        self.maxima: dict[str, torch.Tensor] = {}
+
+    def copy(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What has been added so far, for `restore`."""
+        return dict(self.sums), dict(self.maxima)
+
+    def restore(self, copy: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]) -> None:
+        """Forget what was added since that copy."""
+        self.sums, self.maxima = copy
+
+    def add(
+        self,
+        batch: Batch,
+        loss: torch.Tensor,
+        logprob_NT: torch.Tensor,
+        old_logprob_NT: torch.Tensor | None,
+        *,
+        entropy_K: torch.Tensor | None,
+        kl_NT: torch.Tensor | None,
+        weight_NT: torch.Tensor | None,
+        first: bool,
+    ) -> None:
+        """Measure one micro-batch of one iteration; the last three tensors are read in the first iteration only."""
+        stats = ratio_stats(logprob_NT, old_logprob_NT, self.advantage_N, batch.mask_NT, epsilon=self.epsilon,
+                            epsilon_high=self.epsilon_high)
+        self._add("loss", loss)
+        self._add("clip_share_low", stats.num_clipped_low)
+        self._add("clip_share_high", stats.num_clipped_high)
+        self._raise("ratio_max", stats.ratio_max)
+        if not first:
+            return
+
+        # The rest describes the policy that sampled the tokens, which the first optimizer step will move.
+        def counted(value_NT: torch.Tensor) -> torch.Tensor:
+            return torch.where(batch.mask_NT, value_NT, 0.0)
+
+        gap_NT = counted((self.sampler_logprob_NT - logprob_NT).abs())
+        advantage_NT = counted(self.advantage_N[:, None])
+        if kl_NT is not None:
+            self._add("kl", counted(kl_NT).sum())
+        self._add("entropy", counted(batch.scatter(entropy_K)).sum())
+        self._add("surrogate", (advantage_NT * logprob_NT).sum())
+        self._add("advantage_mass", advantage_NT.abs().sum())
+        self._add("sampler_gap_mean", gap_NT.sum())
+        self._raise("sampler_gap_max", gap_NT.max())
+        if weight_NT is not None:  # a weight below the uncapped one has been capped, or masked to 0
+            uncapped_NT = correction_weight(
+                logprob_NT, self.sampler_logprob_NT, batch.mask_NT, correction="truncated", cap=math.inf)
+            self._add("correction_weight_mean", counted(weight_NT).sum())
+            self._add("correction_capped_share", (weight_NT < uncapped_NT).sum())
+
+    def metrics(self, num_tokens: float) -> dict[str, float]:
+        """The update's metrics over all ranks: kl is NaN without a reference, a correction's two need a correction.
+
+        Args:
+            num_tokens: counted tokens of all ranks.
+
+        Collective: every rank, once per update.
+        """
+        sums = global_sum({name: float(value) for name, value in self.sums.items()})
+        mass, iterations = sums.pop("advantage_mass"), self.num_iterations
+        divisor = dict.fromkeys(sums, max(num_tokens, 1.0))
+        divisor |= {"surrogate": mass or 1.0, "loss": iterations}  # the loss is divided by its denominator already
+        divisor |= {name: divisor[name] * iterations for name in ("clip_share_low", "clip_share_high")}
+        means = {name: sums[name] / divisor[name] for name in sums}
+        return {"kl": math.nan} | means | global_max({name: float(value) for name, value in self.maxima.items()})
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        value = value.detach().double()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _raise(self, name: str, value: torch.Tensor) -> None:
+        value = value.detach().double()
+        self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
+
+
+def rollout_metrics(rollout: Rollout, clock: Clock) -> dict[str, float]:
+    """Lengths over all ranks, and the seconds of the slowest rank. Collective: every rank, once per step."""
+    cost = rollout.cost
+    sums = global_sum({
+        "completions": float(len(rollout.length_N)),
+        "tokens": float(rollout.length_N.sum()),
+        "truncated": float(rollout.truncated_N.sum()),
+        "slot_steps": float(cost.num_slots * cost.num_steps),
+        "prefill_s": cost.prefill_s,
+        "seconds": cost.seconds,
+    })
+    on_gpu = torch.cuda.is_available()  # else the process's own memory, which Linux counts in KiB
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step_s = time.perf_counter() - clock.start
+    slowest = global_max(
+        {**clock.seconds, "warmup_s": cost.warmup_s, "step_s": step_s, "peak_memory_bytes": float(peak)})
+    return {
+        "completion_length": sums["tokens"] / sums["completions"],
+        "truncated_share": sums["truncated"] / sums["completions"],
+        "tokens_per_s": sums["tokens"] / slowest["step_s"],
+        "rollout_tokens_per_s": sums["tokens"] / slowest["rollout_s"],
+        "slot_occupancy": sums["tokens"] / sums["slot_steps"],
+        "prefill_share": sums["prefill_s"] / sums["seconds"],
+        **slowest,
+    }
