@@ -1,6 +1,6 @@
-"""The one public function, `fused_logprob`, over the implementations of it, and the choice between them.
+"""The one public function, `fused_logprob`, and the choice between its implementations.
 
-`kernels` is also the name of a package of Hugging Face's. Both can be used side by side; see `kernels/huggingface.py`.
+Hugging Face has a package named `kernels`, too. Both work in one process; see `kernels/huggingface.py`.
 """
 
 import pkgutil
@@ -21,12 +21,9 @@ def __getattr__(name: str) -> Any:
 
 
 class LogprobOutput(NamedTuple):
-    """What `fused_logprob` says of each token; None for what was not asked.
+    """Per token, in nats: its log-probability, the entropy of its distribution, KL(policy || reference).
 
-    Args:
-        logprob_L: [L] float32, nats, log-probability of the token.
-        entropy_L: [L] float32, nats, entropy of the distribution the token was drawn from.
-        kl_L: [L] float32, nats, KL of that distribution to the reference's.
+    float32, or float64 for float64 hidden states; None for what was not asked.
     """
 
     logprob_L: torch.Tensor
@@ -46,29 +43,24 @@ def fused_logprob(
     entropy: bool = False,
     impl: str = "auto",
 ) -> LogprobOutput:
-    """Log-probability, entropy and KL of tokens from hidden states, without ever holding the [L, V] logits.
+    """Log-probability, entropy and KL of tokens from hidden states, without ever storing the [L, V] logits.
 
         logprob_l = log softmax(hidden_l weight^T / temperature)[token_l]
 
-    Args:
-        hidden_LH: [L, H] float, final hidden states; row l predicts token_L[l].
-        weight_VH: [V, H] float, the language-model head.
-        token_L: [L] int64 in [0, V).
-        temperature: divides the logits; tokens sampled at T are scored at T.
-        ref_hidden_LH: [L, H] float, the reference's hidden states, for the KL.
-        ref_weight_VH: [V, H] float, the reference's head, for the same; None means weight_VH.
-        kl: None, or "exact": KL(policy || ref) over the vocabulary. Estimates from the token alone are
-            `grpo.loss.kl_divergence`.
-        entropy: also compute the entropy.
-        impl: "auto", "reference", "triton" or "hybrid"; see `choose`.
+    Gradient: from every output to hidden_LH and weight_VH, each only if it needs one; none to the reference.
 
-    Returns:
-        LogprobOutput, computed in float32 whatever the inputs are (float64 inputs stay float64).
+    Args:
+        hidden_LH: final hidden states; number l predicts token_L[l].
+        weight_VH: the language-model head.
+        token_L: int64 in [0, V).
+        temperature: divides the logits. Tokens sampled at T are scored at T.
+        ref_hidden_LH: the reference's hidden states, for the KL.
+        ref_weight_VH: the reference's head; None means weight_VH.
+        kl: None, or "exact": over the whole vocabulary. `grpo.loss.kl_divergence` estimates it from the token alone.
+        impl: "auto", "reference", "triton" or "hybrid"; see `choose`.
 
     Raises:
         ValueError: unknown kl or impl, a KL without its reference, temperature <= 0, a token outside the vocabulary.
-
-    Gradient: from every output to hidden_LH and weight_VH, each only if it needs one; none to the reference.
     """
     num_tokens, hidden_size = hidden_LH.shape
     name, _ = choose(impl, hidden_LH.device, dtype=hidden_LH.dtype, hidden_size=hidden_size, num_tokens=num_tokens)
@@ -78,12 +70,13 @@ def fused_logprob(
             refuse("ref_hidden_LH", None, f"must be given for kl={kl!r}", "a tensor")
     if not temperature > 0:
         refuse("temperature", temperature, "must be > 0", 1.0)
-    options = {
-        "temperature": temperature, "entropy": entropy, "ref_hidden_LH": None if kl is None else ref_hidden_LH,
-        "ref_weight_VH": ref_weight_VH}
+    # With a frozen head, the forward pass can form the gradient of the log-probability at once: see the reference.
+    frozen = torch.is_grad_enabled() and hidden_LH.requires_grad and not weight_VH.requires_grad
+    ref = (None if kl is None else ref_hidden_LH, weight_VH if ref_weight_VH is None else ref_weight_VH)
+    args = (hidden_LH, weight_VH, token_L, *ref, temperature, entropy, frozen and kl is None)
     if name == "reference":
         check_tokens(token_L, len(weight_VH))
-        return LogprobOutput(*reference.fused_logprob(hidden_LH, weight_VH, token_L, **options))
+        return LogprobOutput(*reference.FusedLogprob.apply(*args))
     from kernels.gpu import autograd
 
-    return LogprobOutput(*autograd.fused_logprob(hidden_LH, weight_VH, token_L, **options, hybrid=name == "hybrid"))
+    return LogprobOutput(*autograd.FusedLogprob.apply(*args, name == "hybrid"))

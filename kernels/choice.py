@@ -14,21 +14,12 @@ IMPLEMENTATIONS = ("auto", "reference", "triton", "hybrid")
 def choose(
     impl: str, device: torch.device | str, *, dtype: torch.dtype, hidden_size: int, num_tokens: int
 ) -> tuple[str, str]:
-    """Which implementation runs. Not by what needs a gradient: scores with and without one must agree bit for bit.
-
-    Args:
-        impl: "auto", "reference", "triton" or "hybrid".
-        device: where the hidden states are.
-        dtype: of the hidden states.
-        hidden_size: H.
-        num_tokens: L.
-
-    Returns:
-        (name, reason), for the start-up block.
+    """(name, reason) of the implementation that runs for these hidden states.
 
     Raises:
         ValueError: the name is unknown, or that implementation cannot run.
     """
+    # Not by what needs a gradient: scores with and without one must agree bit for bit.
     device = torch.device(device)
     check_choice("impl", impl, IMPLEMENTATIONS)
     obstacle = _obstacle(device, dtype)

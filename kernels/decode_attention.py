@@ -1,22 +1,22 @@
-"""Triton: attention of a decoding step to keys and values that rows share as a tree.
+"""Triton: attention of a decoding step to keys and values that completions share as a tree.
 
-A row's text is the prefix that all prompts share, the rest of its group's prompt, and its own tokens; each part is
+A completion's text is the prefix that all prompts share, the rest of its prompt, and its own tokens. Each part is
 stored once for all that see it. With the keys kᵢ and values vᵢ of all three, and any m,
 
     out = Σᵢ wᵢ vᵢ / Σᵢ wᵢ,    wᵢ = exp(q·kᵢ / √D − m),    lse = m + log Σᵢ wᵢ
 
 Here m is the running maximum, so nothing overflows; sums are float32. `_shared` attends to the prefix for blocks of
-rows, which share its loads, and to spans of it apart where the rows alone would not fill a GPU. `_own`, one program a
-row and key/value head, begins with the row's newest token, which it stores too; then each span of the prefix counts as
-one key of score lse and value out, which is exact; then come the other tokens one by one.
+completions at once, and to several spans of it in parallel where the completions alone would not fill a GPU. `_own`,
+one program per completion and key/value head, starts with the newest token, which it also stores. Then each span of the
+prefix counts as one key of score lse and value out, which is exact; then come the other tokens.
 
 Lengths and places are read on the device and grids follow from shapes, so a CUDA graph that captured a call stays right
 when those change. A call of the same shapes and types must come before the capture: it compiles the kernels.
 
-Axes beside those of `grpo/types.py`: M rows of this step, X any tokens, J key/value heads, F query heads per key/value
-head (query head h = j·F + f), D head size, P prefix tokens, A groups, Q room for a prompt's rest, S slots, T room for
-own tokens, C key and value, N spans of the prefix. In kernels R query rows of a program, K tokens of a block, W the
-head size padded.
+Axes besides those of `grpo/types.py`: M completions of this step, X any tokens, J key/value heads, F query heads per
+key/value head (query head h = j·F + f), D head size, P prefix tokens, A prompts, Q room for a prompt's rest, S slots,
+T room for own tokens, C key and value, N spans of the prefix. In kernels R query rows of a program, K tokens of a
+block, W the head size padded.
 """
 
 from typing import Any
@@ -40,31 +40,27 @@ def attend_tree(
     own_CSJTD: torch.Tensor,
     column_M: torch.Tensor,
 ) -> torch.Tensor:
-    """`softmax(q kᵀ / √D) v` of each row m, over prefix[:], rest[place_m, :length] and own[m, :column_m + 1].
+    """[M, J, F, D]: `softmax(q kᵀ / √D) v` of each m, over prefix[:], rest[place_m, :length] and own[m, :column_m + 1].
 
-    The newest own token is given apart and stored first: own[m, column_m] = pair[m]. D is contiguous everywhere, the
-    tokens of a head are contiguous, keys and values are of the query's type; the int64 tensors are contiguous. Every
-    row is computed: one that nobody reads needs a valid place and column too. Nothing beyond a length is read.
+    The newest token is given as `pair` and stored first: own[m, column_m] = pair[m]. A completion that nobody reads
+    needs a valid place and column too. Nothing beyond a length is read.
 
     Args:
-        query_MJFD: [M, J, F, D] float32, bfloat16 or float16.
-        pair_MCJD: [M, 2, J, D] key and value of each row's newest token.
-        prefix_CJPD: [2, J, P, D], P may be 0.
-        rest_CAJQD: [2, A, J, Q, D].
-        length_A: [A] int64 tokens of each prompt beyond the prefix, in [0, Q].
-        place_M: [M] int64 group of each row, in [0, A).
-        own_CSJTD: [2, S, J, T, D], S >= M; row m is slot m. Changed in place.
-        column_M: [M] int64 in [0, T), where the newest token belongs.
-
-    Returns:
-        out_MJFD, [M, J, F, D] contiguous, of the query's type.
+        query_MJFD: float32, bfloat16 or float16. D is contiguous here and everywhere.
+        pair_MCJD: key and value of the newest token. Keys and values are of the query's type.
+        prefix_CJPD: P may be 0. The tokens of a head are contiguous here, in rest and in own.
+        rest_CAJQD: the prompts beyond the prefix.
+        length_A: int64 contiguous in [0, Q], tokens of each rest.
+        place_M: int64 contiguous in [0, A), prompt of each completion.
+        own_CSJTD: S >= M, completion m is in slot m. Changed in place.
+        column_M: int64 contiguous in [0, T), where the newest token belongs.
 
     Raises:
         ValueError: keys and values of another type, other heads or another layout within a token.
     """
     _check(query_MJFD, pair_MCJD.unsqueeze(3).movedim(2, 0), prefix_CJPD.transpose(0, 1), rest_CAJQD.movedim(2, 0),
            own_CSJTD.movedim(2, 0))
-    num_rows, num_kv, num_shared, _ = query_MJFD.shape
+    num_completions, num_kv, num_shared, _ = query_MJFD.shape
     shared_NMJFD, lse_NMJF = attend_shared(query_MJFD, prefix_CJPD)
     out_MJFD = query_MJFD.new_empty(query_MJFD.shape)
     args = (query_MJFD, pair_MCJD, shared_NMJFD, lse_NMJF, rest_CAJQD, length_A, place_M, own_CSJTD, column_M, out_MJFD,
@@ -72,23 +68,15 @@ def attend_tree(
     strides = (*query_MJFD.stride()[:3], *pair_MCJD.stride()[:3], *rest_CAJQD.stride()[:3], *own_CSJTD.stride()[:3])
     heads = max(16, triton.next_power_of_2(num_shared))  # tl.dot takes no fewer
     with torch.cuda.device_of(query_MJFD):
-        _own[num_rows, num_kv](*args, *strides, ROWS=heads, **_constants(query_MJFD))
+        _own[num_completions, num_kv](*args, *strides, ROWS=heads, **_constants(query_MJFD))
     return out_MJFD
 
 
 def attend_shared(query_XJFD: torch.Tensor, kv_CJPD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of every query to each of N spans of P tokens, `softmax(q kᵀ / √D) v` and `log Σ exp(q kᵀ / √D)`.
+    """out [N, X, J, F, D] = `softmax(q kᵀ / √D) v` and lse [N, X, J, F] = `log Σ exp(q kᵀ / √D)` over N spans of P.
 
-    Args:
-        query_XJFD: [X, J, F, D] float32, bfloat16 or float16; only D need be contiguous.
-        kv_CJPD: [2, J, P, D] of the query's type; the tokens of a head are contiguous.
-
-    Returns:
-        out_NXJFD [N, X, J, F, D] and lse_NXJF [N, X, J, F], nats, both float32 and contiguous; not causal. N follows
-        from the shapes; it is 0 where P is.
-
-    Raises:
-        ValueError: keys and values of another type, other heads or another layout within a token.
+    Both float32 and contiguous; not causal. N follows from the shapes; it is 0 where P is. Layouts, types and errors
+    are those of `attend_tree`.
     """
     _check(query_XJFD, kv_CJPD.transpose(0, 1))
     num_queries, num_kv, num_shared, _ = query_XJFD.shape
@@ -110,20 +98,19 @@ def attend_shared(query_XJFD: torch.Tensor, kv_CJPD: torch.Tensor) -> tuple[torc
 
 
 def _check(query_XJFD: torch.Tensor, *pairs: torch.Tensor) -> None:
-    """Refuse what the kernels would misread; the pairs [J, ..., tokens, D]."""
+    """Refuse what the kernels would misread; the pairs are [J, ..., tokens, D]."""
     _, num_kv, _, head_size = query_XJFD.shape
     if query_XJFD.stride(3) != 1:
         raise ValueError(f"strides of the query are {query_XJFD.stride()}; the last must be 1")
     for pair in pairs:
-        in_rows = pair.stride(-1) == 1 and pair.stride(-2) == head_size
-        if pair.dtype != query_XJFD.dtype or (len(pair), pair.shape[-1]) != (num_kv, head_size) or not in_rows:
+        in_order = pair.stride(-1) == 1 and pair.stride(-2) == head_size
+        if pair.dtype != query_XJFD.dtype or (len(pair), pair.shape[-1]) != (num_kv, head_size) or not in_order:
             found = f"{pair.dtype}, {len(pair)} heads of {pair.shape[-1]} with strides {pair.stride()}"
             raise ValueError(f"keys and values are {found}; must be {query_XJFD.dtype}, {num_kv} heads of {head_size}, "
                              "contiguous tokens")
 
 
 def _constants(query_XJFD: torch.Tensor) -> dict[str, Any]:
-    """The compile-time arguments that both kernels share."""
     _, _, num_shared, head_size = query_XJFD.shape
     width = max(16, triton.next_power_of_2(head_size))  # tl.dot takes no less
     # 8 KiB of keys: with values, and the next block loading meanwhile (it takes 3 stages), 40 KiB of shared memory.
@@ -143,10 +130,7 @@ def _multiply(left, right, sums, UPCAST: tl.constexpr):
 @triton.jit
 def _fold(query_RW, key, value, length, top_R, total_R, sum_RW, D: tl.constexpr, KEYS: tl.constexpr,
           UPCAST: tl.constexpr):
-    """(m, Σ w [R], Σ w v [R, W]) after `length` more tokens of one head.
-
-    No block is without a token, so the maximum is a score from the first block on, never -inf.
-    """
+    """(m, Σ w [R], Σ w v [R, W]) after `length` more tokens of one head."""
     w = tl.arange(0, query_RW.shape[1])
     for first in tl.range(0, length, KEYS):
         k = first + tl.arange(0, KEYS)
@@ -156,7 +140,7 @@ def _fold(query_RW, key, value, length, top_R, total_R, sum_RW, D: tl.constexpr,
         value_KW = tl.load(value + offset_KW, mask=inside_KW, other=0.0)
         score_RK = _multiply(query_RW, key_KW.T, tl.zeros((query_RW.shape[0], KEYS), tl.float32), UPCAST) * D ** -0.5
         score_RK = tl.where((k < length)[None, :], score_RK, float("-inf"))
-        new_R = tl.maximum(top_R, tl.max(score_RK, 1))
+        new_R = tl.maximum(top_R, tl.max(score_RK, 1))  # never -inf: each block has a token
         weight_RK = tl.exp(score_RK - new_R[:, None])
         shrink_R = tl.exp(top_R - new_R)
         total_R = shrink_R * total_R + tl.sum(weight_RK, 1)
@@ -192,7 +176,7 @@ def _own(query, pair, shared, lse, rest, length, place, own, column, out, num_pa
          stride_pair_m, stride_pair_c, stride_pair_j, stride_rest_c, stride_rest_a, stride_rest_j, stride_own_c,
          stride_own_s, stride_own_j, F: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
          UPCAST: tl.constexpr, ROWS: tl.constexpr):
-    """out of one row and key/value head: its newest token, `_shared`'s spans, the prompt, its earlier own tokens."""
+    """out of one completion and key/value head, in this order: newest token, `_shared`'s spans, prompt, own tokens."""
     m, j = tl.program_id(0).to(tl.int64), tl.program_id(1)
     f_R, w = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     inside_R, inside_W = f_R < F, w < D
@@ -210,7 +194,7 @@ def _own(query, pair, shared, lse, rest, length, place, own, column, out, num_pa
     sum_RW = tl.broadcast_to(value_W.to(tl.float32)[None, :], (ROWS, WIDTH))
     head_R = (m * tl.num_programs(1) + j) * F + f_R
     num_heads = tl.num_programs(0).to(tl.int64) * tl.num_programs(1) * F
-    for part in tl.range(0, num_parts):
+    for part in tl.range(0, num_parts):  # a span of the prefix is one key
         lse_R = tl.load(lse + part * num_heads + head_R, mask=inside_R, other=0.0)
         part_RW = tl.load(shared + (part * num_heads + head_R)[:, None] * D + w[None, :], mask=inside_RW, other=0.0)
         new_R = tl.maximum(top_R, lse_R)

@@ -1,8 +1,8 @@
 """Hugging Face's package of the same name, which transformers and bitsandbytes import where it is installed.
 
-Ours hides theirs, because the project's root comes first on sys.path. For both to work, `kernels.__path__` also holds
-their folder, so their submodules (`kernels.layer`) import as ever, and a name that ours does not have
-(`from kernels import get_kernel`) is looked up in their `__init__.py`, run on first need as `kernels._huggingface`.
+Ours hides theirs, because the project's root comes first on sys.path. So `kernels.__path__` also holds their folder:
+their submodules (`kernels.layer`) import as usual. A name that ours does not have (`from kernels import get_kernel`) is
+looked up in their `__init__.py`, which runs when it is first needed, as the module `kernels._huggingface`.
 """
 
 import importlib.util
@@ -14,27 +14,15 @@ MODULE = "kernels._huggingface"
 
 
 def attribute(name: str, *, folders: list[str]) -> Any:
-    """What their package calls `name`.
-
-    Args:
-        name: a name that our package does not have.
-        folders: `kernels.__path__`, ours first.
-
-    Raises:
-        AttributeError: their package is not installed or has no such name.
-    """
+    """Their `name`; `folders` is `kernels.__path__`. AttributeError: not installed, or no such name."""
     if MODULE not in sys.modules:
-        init = _their_init(folders)
-        if init is None:
+        ours = Path(__file__).parent
+        inits = [Path(folder, "__init__.py") for folder in folders]
+        theirs = [init for init in inits if init.is_file() and not init.parent.samefile(ours)]
+        if not theirs:
             raise AttributeError(f"module 'kernels' has no attribute {name!r}; Hugging Face's is not installed")
-        _run(init)
+        _run(theirs[0])
     return getattr(sys.modules[MODULE], name)
-
-
-def _their_init(folders: list[str]) -> Path | None:
-    inits = [Path(folder, "__init__.py") for folder in folders]
-    ours = Path(__file__).parent
-    return next((init for init in inits if init.is_file() and not init.parent.samefile(ours)), None)
 
 
 def _run(init: Path) -> None:

@@ -1,35 +1,28 @@
 """Log-prob, entropy and KL of tokens straight from hidden states: the executable specification and the CPU path.
 
-Logits of L tokens over V words do not fit (16,384 x 151,936 in float32 are 10 GB), so they exist one tile at a time:
-all L rows, C words. With z = hidden weight^T / temperature, one sweep over the tiles adds up, around the running
-maximum m of a row,
+The logits of 16,384 tokens over 151,936 words are 10 GB in float32. So only one tile of them exists at a time: all L
+tokens, C words. With z = hidden weight^T / temperature, one sweep over the tiles adds up, around a token's running
+maximum m,
 
     s = sum_v exp(z_v - m)      t = sum_v exp(z_v - m) (z_v - m)      U = sum_v exp(z_v - m) W_v
 
-and from them, with p = softmax(z), q likewise of the reference, and lse = m + log s,
+With p = softmax(z), lse = m + log s, and q and lse of the reference in the same way,
 
     logprob_l = z_y - lse                 entropy_l = -sum_v p_v log p_v = log s - t / s
-    kl_l      = sum_v p_v (log p_v - log q_v) + q_v - p_v                 KL(policy || ref)
+    kl_l      = sum_v p_v (log p_v - log q_v) + q_v - p_v                 KL(policy || reference), a second sweep
 
-The last two terms of the KL add up to 0 over the vocabulary; with them an error of lse enters only squared, so float32
-is right to a few 1e-8 even for tiny KLs. If policy and reference are the same, every summand is exactly 0. The KL needs
-lse first, so it makes a second sweep.
-
-Gradients, in two ways. The log-probability's with a frozen head does not depend on what comes after,
+The log-probability's gradient with a frozen head needs nothing that comes later, so the forward pass stashes it:
 
     d logprob / d hidden = (W_y - U / s) / temperature
 
-so the forward pass stashes it, and the backward pass is one product. All others form each tile of logits again and take
-the line of `kernels/coefficients.py`; d/dhidden = d/dz weight is summed over the tiles, the rows of d/dweight =
-d/dz^T hidden are written once each. Gradients are returned to autograd, never written to `.grad`: ZeRO-3 reduces them
-in its hooks.
+All other gradients compute each tile of logits again: d/dz by `kernels/coefficients.py`, d/dhidden = sum over tiles of
+d/dz weight, and d/dweight = d/dz^T hidden, written once per tile.
 
-Memory beyond inputs and outputs, in float32 numbers (float64 for float64 inputs); a tile is at most TILE_ELEMENTS and
-nothing grows with V:
-    forward    3 tiles; with the stash 2 L H more; with a KL 6 tiles
-    backward   of the stash L H; else L H + 2 tiles, with a KL 3
-Half-precision inputs need a tile more, and L H for the upcast hidden states (2 L H with a KL). Saved between the
-passes: the stash [L, H], or the inputs themselves; and at most four [L] vectors.
+Memory beyond inputs and outputs, in float32 numbers (float64 for float64 inputs); it does not grow with V:
+    forward    3 tiles of at most TILE_ELEMENTS; with the stash 2 L H more; with a KL 6 tiles
+    backward   of the stash L H; otherwise L H + 2 tiles, with a KL 3
+    half-precision inputs take a tile more, and L H for the upcast hidden states (2 L H with a KL)
+    saved      the stash [L, H], or the inputs themselves; and at most four [L] vectors
 """
 
 from typing import Any, NamedTuple
@@ -37,53 +30,16 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.coefficients import Coefficients, coefficients
-from kernels.matmul import add_matmul, matmul
+from kernels.coefficients import Coefficients, add_matmul, coefficients, matmul
 
 TILE_ELEMENTS = 2**22  # bounds a tile of logits and the slice of the weight behind it: 16 MiB each in float32
-
 LOW = -1e30  # a logit of probability 0 that can still be multiplied
 
 Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
-def fused_logprob(
-    hidden_LH: torch.Tensor,
-    weight_VH: torch.Tensor,
-    token_L: torch.Tensor,
-    *,
-    temperature: float,
-    ref_hidden_LH: torch.Tensor | None,
-    ref_weight_VH: torch.Tensor | None,
-    entropy: bool,
-) -> Outputs:
-    """Log-probability of each token, and on request the entropy and the KL of its distribution.
-
-    Args:
-        hidden_LH: [L, H] float16, bfloat16, float32 or float64 final hidden states.
-        weight_VH: [V, H] float, the language-model head.
-        token_L: [L] int64 in [0, V).
-        temperature: divides the logits, > 0.
-        ref_hidden_LH: [L, H] float, the reference's hidden states; None: no KL.
-        ref_weight_VH: [V, H] float, the reference's head; None means weight_VH.
-        entropy: compute the entropy.
-
-    Returns:
-        (logprob_L, entropy_L, kl_L): [L] float32, or float64 for float64 hidden_LH, nats; None where not asked for.
-
-    Gradient: from all three to hidden_LH and weight_VH, each only if it needs one; none to the reference.
-    """
-    if ref_weight_VH is None:
-        ref_weight_VH = weight_VH
-    grad = torch.is_grad_enabled()
-    stashes = grad and hidden_LH.requires_grad and not weight_VH.requires_grad and ref_hidden_LH is None
-    return _FusedLogprob.apply(
-        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, entropy, stashes
-    )
-
-
 class _Logits:
-    """The logits of L rows, computed one slice of the vocabulary at a time."""
+    """The logits of L tokens, computed one slice of the vocabulary at a time."""
 
     def __init__(self, hidden_LH: torch.Tensor, weight_VH: torch.Tensor, temperature: float) -> None:
         self.dtype = torch.promote_types(hidden_LH.dtype, torch.float32)
@@ -92,31 +48,29 @@ class _Logits:
         self.temperature = temperature
 
     def slices(self) -> list[slice]:
-        """The slices of the vocabulary, equal for equal shapes."""
-        num_words = self.weight_VH.shape[0]
+        """The slices of the vocabulary; equal shapes give equal slices."""
+        num_words = len(self.weight_VH)
         width = max(1, TILE_ELEMENTS // max(self.hidden_LH.shape))
         return [slice(start, min(start + width, num_words)) for start in range(0, num_words, width)]
 
     def weight(self, words: slice) -> torch.Tensor:
-        """[C, H] that part of the head."""
         return self.weight_VH[words].to(self.dtype)
 
     def tile(self, words: slice) -> torch.Tensor:
-        """[L, C] logits; -inf becomes LOW, because 0 * -inf is not 0."""
+        # [L, C]; -inf becomes LOW, because 0 * -inf is not 0.
         return matmul(self.hidden_LH, self.weight(words).T).div_(self.temperature).clamp_(min=LOW)
 
     def sums(self, token_L: torch.Tensor, *, entropy: bool, stash: bool) -> "_Sums":
-        """One sweep over the vocabulary, around the running maximum: what was summed around an older one shrinks."""
-        rows = self.hidden_LH
-        top_L = rows.new_full(token_L.shape, LOW)
-        sum_L, moment_L, target_L = rows.new_zeros(3, len(rows))
-        mean_LH = torch.zeros_like(rows) if stash else None
+        """One sweep over the vocabulary."""
+        top_L = self.hidden_LH.new_full(token_L.shape, LOW)
+        sum_L, moment_L, target_L = self.hidden_LH.new_zeros(3, len(token_L))
+        mean_LH = torch.zeros_like(self.hidden_LH) if stash else None
         for words in self.slices():
             logits_LC = self.tile(words)
             column_L, inside_L = _place(token_L, words)
             target_L = torch.where(inside_L, logits_LC.gather(1, column_L[:, None])[:, 0], target_L)
             new_L = torch.maximum(top_L, logits_LC.amax(dim=1))
-            shrink_L = (top_L - new_L).exp()
+            shrink_L = (top_L - new_L).exp()  # rescales what was summed around the older maximum
             over_LC = logits_LC.sub_(new_L[:, None])
             weight_LC = over_LC.exp()
             if entropy:
@@ -131,13 +85,11 @@ class _Logits:
 
 
 class _Sums(NamedTuple):
-    """s = sum_v exp(z_v - top), t = sum_v exp(z_v - top) (z_v - top), z_y, and U = sum_v exp(z_v - top) W_v."""
-
-    top_L: torch.Tensor
-    sum_L: torch.Tensor
-    moment_L: torch.Tensor
-    target_L: torch.Tensor
-    mean_LH: torch.Tensor | None
+    top_L: torch.Tensor  # m
+    sum_L: torch.Tensor  # s
+    moment_L: torch.Tensor  # t
+    target_L: torch.Tensor  # z_y
+    mean_LH: torch.Tensor | None  # U
 
     @property
     def lse_L(self) -> torch.Tensor:
@@ -145,14 +97,16 @@ class _Sums(NamedTuple):
 
     @property
     def logprob_L(self) -> torch.Tensor:
-        return (self.target_L - self.top_L) - self.sum_L.log()
+        return (self.target_L - self.top_L) - self.sum_L.log()  # in this order nothing large is subtracted last
 
     @property
     def entropy_L(self) -> torch.Tensor:
         return self.sum_L.log() - self.moment_L / self.sum_L
 
 
-class _FusedLogprob(torch.autograd.Function):
+class FusedLogprob(torch.autograd.Function):
+    """(logprob_L, entropy_L, kl_L) as in `kernels.fused_logprob`; `ref_hidden_LH` None: no KL."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -179,30 +133,25 @@ class _FusedLogprob(torch.autograd.Function):
             for words in policy.slices():
                 kl_L += _divergence(policy.tile(words) - lse_L[:, None], ref.tile(words) - ref_lse_L[:, None])
         ctx.temperature = temperature
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # an output that nobody differentiates has the gradient None, not zeros
         # The head goes in as the Parameter it is: ZeRO-3 frees its data now and gathers it again before the backward.
         inputs = (hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH)
-        again = (None,) * 5 if stashes and not entropy else inputs
+        kept = (None,) * 5 if stashes and not entropy else inputs  # the entropy's gradient needs the logits again
         ctx.hidden_dtype = hidden_LH.dtype
-        ctx.save_for_backward(*again, stashed_LH, lse_L, ref_lse_L, entropy_L, kl_L)
+        ctx.save_for_backward(*kept, stashed_LH, lse_L, ref_lse_L, entropy_L, kl_L)
         return sums.logprob_L, entropy_L, kl_L
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any,
-        grad_logprob_L: torch.Tensor | None,
-        grad_entropy_L: torch.Tensor | None,
-        grad_kl_L: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, ...]:
-        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, stashed_LH, *rows = ctx.saved_tensors
-        lse_L, ref_lse_L, entropy_L, kl_L = rows
-        nothing = (None,) * 6
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        grad_logprob_L, grad_entropy_L, grad_kl_L = grads
+        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, stashed_LH, *rest = ctx.saved_tensors
+        lse_L, ref_lse_L, entropy_L, kl_L = rest
+        nothing = (None,) * 6  # the other inputs of `forward` get no gradient
         if stashed_LH is not None and grad_entropy_L is None:
             grad_LH = None if grad_logprob_L is None else (grad_logprob_L[:, None] * stashed_LH).to(ctx.hidden_dtype)
             return grad_LH, None, *nothing
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grads = (grad_logprob_L, grad_entropy_L, grad_kl_L)
         rows = coefficients(grads, entropy_L, kl_L, lse_L, temperature=ctx.temperature)
         policy = _Logits(hidden_LH, weight_VH, ctx.temperature)
         ref = None if grad_kl_L is None else _Logits(ref_hidden_LH, ref_weight_VH, ctx.temperature)
@@ -225,7 +174,7 @@ class _FusedLogprob(torch.autograd.Function):
 
 
 def _slope(logp_LC: torch.Tensor, logq_LC: torch.Tensor | None, rows: Coefficients) -> torch.Tensor:
-    """[L, C] gradient with respect to a tile of logits, but for the tokens' own."""
+    """[L, C] gradient with respect to a tile of logits, without the term g of the tokens themselves."""
     slope_LC = logp_LC.exp()
     factor_LC = logp_LC.mul_(rows.b_L[:, None]).add_(rows.a_L[:, None])
     if logq_LC is None:
@@ -234,12 +183,13 @@ def _slope(logp_LC: torch.Tensor, logq_LC: torch.Tensor | None, rows: Coefficien
 
 
 def _place(token_L: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """([L] int64 column of each token in a tile of these words, 0 where it has none; [L] bool, whether it has one)."""
+    """The column of each token in a tile of these words, 0 where it is outside; [L] bool, whether it is inside."""
     inside_L = (token_L >= words.start) & (token_L < words.stop)
     return torch.where(inside_L, token_L - words.start, 0), inside_L
 
 
 def _divergence(logp_LC: torch.Tensor, logq_LC: torch.Tensor) -> torch.Tensor:
-    """[L] the tile's part of the KL."""
+    # q - p adds up to 0 over the vocabulary. With it an error of lse enters only squared, so float32 is right to a few
+    # 1e-8 even for tiny KLs; and if policy and reference are the same, every summand is exactly 0.
     p_LC, q_LC = logp_LC.exp(), logq_LC.exp()
     return (p_LC * (logp_LC - logq_LC) + q_LC - p_LC).sum(dim=1)

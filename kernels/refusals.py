@@ -7,12 +7,10 @@ import torch
 
 
 def refuse(name: str, value: Any, rule: str, valid: Any) -> NoReturn:
-    """Raise ValueError: field, value, rule and the nearest valid value."""
     raise ValueError(f"{name}={value!r} {rule}; nearest valid value: {valid}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a word that is none of the choices."""
     if value not in choices:
         refuse(name, value, f"must be one of {', '.join(choices)}", get_close_matches(value, choices, 1, 0)[0])
 

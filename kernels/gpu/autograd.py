@@ -1,28 +1,24 @@
-"""Log-prob, entropy and KL by Triton: which GEMMs run, what they leave behind, and the gradients. On a GPU.
+"""Log-prob, entropy and KL by Triton: which GEMMs run, what they store, and the gradients. On a GPU.
 
 Three modes, by what needs a gradient (L V H multiply-adds are one GEMM):
 
-    no gradient      1 GEMM    `sweep` multiplies and folds at once; the logits stay in registers (2 with a KL)
-    frozen head      2 GEMMs   d logprob / d hidden = (W_y - sum_v p_v W_v) / T does not depend on what comes after, so
-                               the forward pass forms it: `sweep` also stores E = 2^(z - z_y), a second GEMM adds up
-                               U = E W, and D = (W_y - U / s) / T is stashed. Backward is one product, g D.
-    trained head     4 GEMMs   forward as without gradient; backward computes the logits again, one slice of the
+    no gradient      1 GEMM    `sweep` multiplies and sums at once; the logits stay in registers (2 GEMMs with a KL)
+    frozen head      2 GEMMs   `sweep` also stores E = 2^(z - z_y); a second GEMM adds up U = E W, and the forward pass
+                               stashes D = (W_y - U / s) / T = d logprob / d hidden. Backward is one product, g D.
+    trained head     4 GEMMs   forward as without gradient. Backward computes the logits again, one slice of the
                                vocabulary at a time, and multiplies their gradient (`slope`) with the head and with the
-                               hidden states. So does a gradient of the entropy, or of a KL (2 GEMMs more)
+                               hidden states. A gradient of the entropy or of a KL (2 GEMMs more) goes the same way
 
-In the hybrid, cuBLAS writes float32 products of BLOCK tokens and some words, and the same kernels fold those. In either
-case float32 logits, and the same bits with or without a gradient: where policy and reference are the same, the KL is 0.
+In the hybrid, cuBLAS writes float32 products of BLOCK tokens and some words, and the same kernels read those. Logits
+are float32 in both, and scores have the same bits with and without a gradient: where policy and reference are the
+same, the KL is 0.
 
-A token less likely than 2^-100 overflows E. Such rows are found after the pass (the one point where the host waits for
-the GPU) and computed again, around the running maximum.
-
-Memory beyond inputs and outputs, L tokens, H hidden, in bytes for 2-byte operands; nothing grows with V but V / span:
+Memory beyond inputs and outputs, L tokens, H hidden, in bytes for 2-byte operands; of it only V / span grows with V:
     no gradient      12 L ceil(V / span), 24 with a KL; span is 4096 words from 2,048 tokens on
     frozen head      2 L H (saved: D), and for at most BLOCK tokens at a time the above + 4 H each + 2 TILE
     trained head     forward as without gradient; backward 4 L H + (2 L + 4 H) words, words = max(2048, 2 TILE / L)
     hybrid           4 TILE more in forward, 4 L words in backward; both twice with a KL
-At 16,384 tokens and H = 896 that is 8, 80 and 141 MB. The gradient of the head is written once, slice by slice,
-in its own type.
+At 16,384 tokens and H = 896 that is 8, 80 and 141 MB.
 """
 
 from collections.abc import Iterator
@@ -31,40 +27,21 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.coefficients import coefficients
+from kernels.coefficients import add_matmul, coefficients, matmul
 from kernels.gpu import launch
 from kernels.gpu.launch import Problem
-from kernels.matmul import add_matmul, matmul
 from kernels.refusals import check_tokens
 
 BLOCK = 4096  # tokens at a time where a tile goes through memory, so that U stays in the L2 cache
 TILE = 2**24  # numbers in such a tile
-OVERFLOW = 2.0**100
+OVERFLOW = 2.0**100  # of a sum of E: the token is less likely than 2^-100
 
 Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
-def fused_logprob(
-    hidden_LH: torch.Tensor,
-    weight_VH: torch.Tensor,
-    token_L: torch.Tensor,
-    *,
-    temperature: float,
-    ref_hidden_LH: torch.Tensor | None,
-    ref_weight_VH: torch.Tensor | None,
-    entropy: bool,
-    hybrid: bool,
-) -> Outputs:
-    """As `kernels.reference.fused_logprob`; with `hybrid`, cuBLAS multiplies and Triton folds."""
-    ref_weight_VH = weight_VH if ref_weight_VH is None else ref_weight_VH
-    grad = torch.is_grad_enabled()
-    stashes = grad and hidden_LH.requires_grad and not weight_VH.requires_grad and ref_hidden_LH is None
-    return _FusedLogprob.apply(
-        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, entropy, hybrid, stashes
-    )
+class FusedLogprob(torch.autograd.Function):
+    """As `kernels.reference.FusedLogprob`; with `hybrid`, cuBLAS multiplies."""
 
-
-class _FusedLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -75,8 +52,8 @@ class _FusedLogprob(torch.autograd.Function):
         ref_weight_VH: torch.Tensor,
         temperature: float,
         entropy: bool,
-        hybrid: bool,
         stashes: bool,
+        hybrid: bool,
     ) -> Outputs:
         problem = Problem.of(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, hybrid)
         stashed_LH = torch.empty_like(problem.hidden_LH) if stashes else None
@@ -86,20 +63,17 @@ class _FusedLogprob(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         # The head goes in as the Parameter it is: ZeRO-3 frees its data now and gathers it again before the backward.
         inputs = (hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH)
-        again = (None,) * 5 if stashes and not entropy else inputs
-        ctx.save_for_backward(*again, stashed_LH, lse_L, ref_lse_L, entropy_L, kl_L)
+        kept = (None,) * 5 if stashes and not entropy else inputs
+        ctx.save_for_backward(*kept, stashed_LH, lse_L, ref_lse_L, entropy_L, kl_L)
         # Copies, because autograd must not see two outputs share one storage.
         return logprob_L.clone(), entropy_L.clone() if entropy else None, kl_L.clone() if ref else None
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any,
-        grad_logprob_L: torch.Tensor | None,
-        grad_entropy_L: torch.Tensor | None,
-        grad_kl_L: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, ...]:
-        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, stashed_LH, *row = ctx.saved_tensors
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        grad_logprob_L, grad_entropy_L, grad_kl_L = grads
+        hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, stashed_LH, *rest = ctx.saved_tensors
+        lse_L, ref_lse_L, entropy_L, kl_L = rest
         nothing = (None,) * 7
         if stashed_LH is not None and grad_entropy_L is None:
             if grad_logprob_L is None:
@@ -108,8 +82,6 @@ class _FusedLogprob(torch.autograd.Function):
         temperature, hybrid = ctx.options
         ref_hidden_LH = None if grad_kl_L is None else ref_hidden_LH
         problem = Problem.of(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, hybrid)
-        lse_L, ref_lse_L, entropy_L, kl_L = row
-        grads = (grad_logprob_L, grad_entropy_L, grad_kl_L)
         rows = coefficients(grads, entropy_L, kl_L, lse_L, temperature=temperature)
         coefficient_6L = torch.stack([*rows, lse_L, lse_L if ref_lse_L is None else ref_lse_L])
         return *gradients(problem, coefficient_6L, *ctx.needs_input_grad[:2]), *nothing
@@ -117,20 +89,16 @@ class _FusedLogprob(torch.autograd.Function):
 
 @torch.no_grad()
 def score(problem: Problem, stashed_LH: torch.Tensor | None = None) -> torch.Tensor:
-    """The outputs of every row, and D of each, if asked for.
+    """[4, L] float32: logprob, entropy, lse in base 2, s; with a reference 3 more: kl, and lse and s of the reference.
 
-    Args:
-        problem: the rows.
-        stashed_LH: [L, H] filled with d logprob / d hidden; None: not formed, and one GEMM less.
-
-    Returns:
-        [4, L] or, with a reference, [7, L] float32: logprob, entropy, lse in base 2, its sum; kl, the same two of ref.
+    stashed_LH is filled with D; None: D is not computed, and one GEMM less.
     """
     out_KL = _pass(problem, stashed_LH=stashed_LH)
-    overflown_L = ~(out_KL[3] < OVERFLOW)
+    # Where E overflows, compute again around the running maximum.
+    overflown_L = ~(out_KL[3] < OVERFLOW)  # so written that NaN counts, too
     if problem.ref_hidden_LH is not None:
         overflown_L |= ~(out_KL[6] < OVERFLOW)
-    row_R = overflown_L.nonzero()[:, 0]
+    row_R = overflown_L.nonzero()[:, 0]  # the one point where the host waits for the GPU
     if len(row_R):
         few = problem.rows(row_R)
         check_tokens(few.token_L, len(few.weight_VH))
@@ -138,7 +106,7 @@ def score(problem: Problem, stashed_LH: torch.Tensor | None = None) -> torch.Ten
         out_KL[:, row_R] = exact_KR
         if stashed_LH is not None:
             few_RH = torch.empty_like(few.hidden_LH)
-            _pass(few, shift_L=exact_KR[2], stashed_LH=few_RH)
+            _pass(few, shift_L=exact_KR[2], stashed_LH=few_RH)  # around lse, E is p itself
             stashed_LH[row_R] = few_RH
     return out_KL
 
@@ -150,7 +118,7 @@ def _pass(
     online: bool = False,
     stashed_LH: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`score` around one shift: the token's own logit, a given one, or the running maximum."""
+    """`score` around one shift: the given one, or the running maximum, or by default the token's own logit."""
     num_tokens, num_words = len(problem.token_L), len(problem.weight_VH)
     ref = problem.ref_hidden_LH is not None
     num_parts = -(-num_words // problem.span)
@@ -172,7 +140,7 @@ def _pass(
             if mean_LH is not None:
                 add_matmul(mean_LH, emitted_LC, rows.head(words))
             del emitted_LC  # before the next is made
-        launch.merge(rows, parts_KPL, out_KL[:, block], logit_L[block])
+        launch.merge(rows, parts_KPL, out_KL[:, None, block], num_parts, logit_L[block])
         if stashed_LH is not None:
             launch.stash(rows, out_KL[3, block], mean_LH, stashed_LH[block])
     return out_KL
@@ -182,14 +150,7 @@ def _pass(
 def gradients(
     problem: Problem, coefficient_6L: torch.Tensor, needs_hidden: bool, needs_weight: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """([L, H], [V, H]) gradients, each in its tensor's type and only if it is needed.
-
-    Args:
-        problem: the rows; with a reference where the KL has a gradient.
-        coefficient_6L: [6, L] float32, what `slope` weighs its terms by.
-        needs_hidden: form the first.
-        needs_weight: form the second.
-    """
+    """([L, H], [V, H]) gradients, each in its tensor's type and only if it is needed, from what `slope` reads."""
     num_tokens, num_words = len(problem.token_L), len(problem.weight_VH)
     grad_LH = torch.zeros_like(problem.hidden_LH, dtype=torch.float32) if needs_hidden else None
     grad_VH = torch.empty_like(problem.weight_VH) if needs_weight else None

@@ -1,7 +1,7 @@
-"""Triton, backward: the gradient with respect to a tile of logits, and the gradient that the forward pass stashed.
+"""Triton, backward: the gradient with respect to a tile of logits, and the gradient that the forward pass stashes.
 
-`slope` writes the line of `kernels/coefficients.py` for one slice of the vocabulary, from logits it computes again, and
-cuBLAS makes d/dhidden and d/dweight of it. The one-hot stands inside it, so nothing is ever scattered into the head.
+`slope` writes the gradient of `kernels/coefficients.py` for one slice of the vocabulary, from logits that it computes
+again; cuBLAS makes d/dhidden and d/dweight of it. It has the one-hot term, so nothing is scattered into the head.
 
 One program owns a [ROWS, WORDS] tile: it reads ROWS + WORDS rows of H and writes the tile once, in the operands' type.
 """
@@ -18,10 +18,10 @@ def slope(hidden, weight, ref_hidden, ref_weight, token, coefficients, grad, num
           stride_coefficient, H: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, INNER: tl.constexpr,
           DESCRIPTORS: tl.constexpr, WARP_SPECIALIZE: tl.constexpr, UPCAST: tl.constexpr, GIVEN: tl.constexpr,
           REF: tl.constexpr):
-    """grad [num_rows, last - first] = that line, for `ROWS` tokens and `WORDS` of the words [first, last).
+    """grad [num_rows, last - first], for `ROWS` tokens and `WORDS` of the words [first, last).
 
-    coefficients [6, num_rows] float32: a, b, c, g, lse and the reference's lse, the last two in base 2. GIVEN: `hidden`
-    and `ref_hidden` are not hidden states but [num_rows, last - first] products.
+    coefficients [6, num_rows] float32: a, b, c, g, lse and the reference's lse, the last two in base 2. GIVEN: as in
+    `kernels.gpu.forward.sweep`.
     """
     num_blocks = tl.cdiv(num_rows, ROWS)
     row = tl.program_id(0) % num_blocks * ROWS
@@ -62,10 +62,7 @@ def slope(hidden, weight, ref_hidden, ref_weight, token, coefficients, grad, num
 @triton.jit
 def stash(weight, token, sums, mean, stashed, num_rows, num_words, scale, H: tl.constexpr, ROWS: tl.constexpr,
           COLUMNS: tl.constexpr):
-    """stashed [num_rows, H] = (W_y - (E W) / s) / temperature, d logprob / d hidden, from mean = E W and s.
-
-    One program owns `ROWS` tokens and `COLUMNS` hidden units.
-    """
+    """stashed [num_rows, H] = (W_y - U / s) / temperature, from mean = U; a program: `ROWS` tokens, `COLUMNS` units."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (rows < num_rows)[:, None] & (columns < H)[None, :]

@@ -1,27 +1,25 @@
 """Triton, forward: one sweep over the vocabulary turns hidden states into each token's sums, in one GEMM.
 
-With base-2 logits z = log2(e) hidden weight^T / temperature and any shift m of the row, `sweep` adds up
+With base-2 logits z = log2(e) hidden weight^T / temperature and any shift m of the token, `sweep` adds up
 
     s = sum_v 2^(z_v - m)        t = sum_v 2^(z_v - m) (z_v - m)
 
-from which `merge` has, whatever m is,
+and `merge` makes of them
 
     lse = m + log2 s             logprob = ln2 (z_y - lse)          entropy = ln2 (log2 s - t / s)
 
-Two shifts: m = z_y, the token's own logit (`target` computes it from one row of the head), needs no maximum and no
-rescaling, and makes E = 2^(z - z_y) 1 at the token. It overflows where a token is less likely than 2^-100; there m is
-the running maximum (`ONLINE`), exact for any logits. With a reference's logits r, and its own m_r, s_r and lse_r,
+There are two shifts. m = z_y, the token's own logit (`target` computes it from one row of the head), needs no maximum
+and no rescaling, but overflows where a token is less likely than 2^-100. There m is the running maximum (`ONLINE`),
+exact for any logits. With the reference's logits r, and its own m_r, s_r and lse_r,
 
     c = sum_v 2^(z_v - m) (z_v - r_v)        kl = ln2 (c / s - (lse - lse_r))                  KL(policy || ref)
 
-exactly 0 where the two are equal: c is then a sum of zeros and the two lse the same.
+which is exactly 0 where the two are equal: c is then a sum of zeros and the two lse are the same.
 
-One program owns `ROWS` tokens and `span` words. Row blocks are the fast index, so that the programs that run together
-share one slice of the head in L2: hidden and weight are each read about once from memory, and what is written is three
-numbers (six with a reference) a token and span. No atomics and no locks: `merge` adds the spans in order, so a result
-does not depend on timing, on the other rows, or on whether the same call also stores E (`EMIT`).
-
-E is what the gradient of a log-probability is made of: see `kernels/gpu/autograd.py`.
+One program owns `ROWS` tokens and `span` words. Blocks of tokens are the fast index, so programs that run together
+share a slice of the head in L2: hidden and weight are each read about once from memory, and three numbers (six with a
+reference) a token and span are written. There are no atomics and no locks: `merge` adds the spans in order, so a result
+does not depend on timing, on the other tokens, or on whether the call also stores E (`EMIT`).
 """
 
 import triton
@@ -34,7 +32,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def target(hidden, weight, token, logit, num_words, scale, H: tl.constexpr, INNER: tl.constexpr):
-    """Base-2 logit of each row's own token; nan where there is no such word. One program owns one row."""
+    """Base-2 logit of each token; nan where there is no such word. One program owns one token."""
     row = tl.program_id(0).to(tl.int64)
     word = tl.load(token + row)
     exists = (word >= 0) & (word < num_words)
@@ -70,9 +68,10 @@ def sweep(hidden, weight, ref_hidden, ref_weight, shift, ref_shift, stats, emitt
     """Sums of `ROWS` tokens over `span` of the words [first, last), to stats[stat, span, row].
 
     GIVEN: `hidden` and `ref_hidden` are not hidden states but [num_rows, last - first] products. EMIT: also store
-    E = 2^(z - z_y) to emitted [num_rows, last - first], if `emit`: where the order of a sum follows from how a compiler
-    spreads the tile over threads, only the same binary gives the same bits. TILED: span is WORDS.
+    E = 2^(z - z_y) to emitted [num_rows, last - first], if `emit`. TILED: span is WORDS.
     """
+    # `emit` is no constant: the compiler decides in which order the threads add up a tile, so only the same binary
+    # gives the same bits with and without E.
     num_blocks = tl.cdiv(num_rows, ROWS)
     row = tl.program_id(0) % num_blocks * ROWS
     part = tl.program_id(0) // num_blocks
@@ -134,10 +133,10 @@ def sweep(hidden, weight, ref_hidden, ref_weight, shift, ref_shift, stats, emitt
 @triton.jit
 def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_part, stride_merged_stat,
           stride_merged_part, ROWS: tl.constexpr, FINAL: tl.constexpr, REF: tl.constexpr):
-    """Adds up `group` parts of stats[stat, part, row], in order, for `ROWS` tokens.
+    """Adds up `group` parts of stats[stat, part, row], in order, for `ROWS` tokens: one part for each group.
 
-    FINAL: the outputs (logprob, entropy, lse, s, and with REF kl, lse of the reference, s of the reference), in nats
-    but for lse and s, which stay base 2; otherwise the sums again, one part for each group.
+    FINAL: instead the outputs (logprob, entropy, lse, s; with REF also kl, lse and s of the reference), in nats, but
+    lse and s in base 2.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < num_rows

@@ -8,38 +8,26 @@ from typing import Any
 import torch
 import triton
 
+from kernels.coefficients import matmul
 from kernels.gpu import backward, forward
 from kernels.gpu.tiles import FOLD, Tile, architecture, span_of, tile_of
-from kernels.matmul import matmul
 
 LOG2E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The rows of a call, and how they are computed.
-
-    Args:
-        hidden_LH: [L, H] contiguous.
-        weight_VH: [V, H] contiguous.
-        token_L: [L] int64.
-        ref_hidden_LH: [L, H] for a KL, else None.
-        ref_weight_VH: [V, H].
-        temperature: divides the logits.
-        hybrid: cuBLAS multiplies.
-        tile: what one program works on.
-        span: words whose sums are one part of the total.
-    """
+    """The tokens of a call, and how they are computed. All tensors are contiguous."""
 
     hidden_LH: torch.Tensor
     weight_VH: torch.Tensor
     token_L: torch.Tensor
-    ref_hidden_LH: torch.Tensor | None
+    ref_hidden_LH: torch.Tensor | None  # None: no KL
     ref_weight_VH: torch.Tensor
     temperature: float
-    hybrid: bool
+    hybrid: bool  # cuBLAS multiplies
     tile: Tile
-    span: int
+    span: int  # words whose sums are one part of the total
 
     @classmethod
     def of(
@@ -52,7 +40,7 @@ class Problem:
         temperature: float,
         hybrid: bool,
     ) -> "Problem":
-        """The tile and the span follow from the sizes, so that calls with and without gradient add up alike."""
+        # The tile and the span follow from the sizes: calls with and without gradient add up in the same order.
         ref_hidden_LH = None if ref_hidden_LH is None else ref_hidden_LH.contiguous()
         tile = FOLD if hybrid else _tile(hidden_LH, weight_VH, two_sums=ref_hidden_LH is not None)
         rows = (hidden_LH.contiguous(), weight_VH.contiguous(), token_L.contiguous())
@@ -61,20 +49,21 @@ class Problem:
 
     @property
     def grad_dtype(self) -> torch.dtype:
-        """Of E and of the logits' gradients: bfloat16 also for float16, whose range is too small."""
+        """Of E and of the logits' gradients."""
+        # bfloat16 also for float16, whose range is too small.
         return torch.float32 if self.weight_VH.dtype == torch.float32 else torch.bfloat16
 
     def rows(self, rows: slice | torch.Tensor) -> "Problem":
-        """Some of the rows; all else as it is, so that their results stay the same bit for bit."""
+        """Some of the tokens. Tile and span stay, so their results stay the same bit for bit."""
         ref_hidden_LH = None if self.ref_hidden_LH is None else self.ref_hidden_LH[rows]
         return replace(self, hidden_LH=self.hidden_LH[rows], token_L=self.token_L[rows], ref_hidden_LH=ref_hidden_LH)
 
     def head(self, words: slice) -> torch.Tensor:
-        """[C, H] rows of the head, in the type that gradients are multiplied in."""
+        """[C, H] part of the head, in the type that gradients are multiplied in."""
         return self.weight_VH[words].to(self.grad_dtype)
 
     def products(self, words: slice) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the kernels read in place of hidden states: cuBLAS's products in the hybrid, else the states."""
+        """What the kernels read as `hidden` and `ref_hidden`: in the hybrid cuBLAS's products, else the states."""
         if not self.hybrid:
             return self.hidden_LH, self.ref_hidden_LH
         ref = None if self.ref_hidden_LH is None else _product(self.ref_hidden_LH, self.ref_weight_VH[words])
@@ -82,7 +71,7 @@ class Problem:
 
     @property
     def flags(self) -> dict[str, Any]:
-        """The compile-time arguments that `sweep` and `slope` share."""
+        """The compile-time arguments of `sweep` and `slope`."""
         tile, dtype = self.tile, self.hidden_LH.dtype
         mixed = dtype != self.weight_VH.dtype
         return {
@@ -123,10 +112,9 @@ def sweep(
     *,
     emit: bool,
 ) -> torch.Tensor | None:
-    """The sums of some words into part_KPL, span by span; around the running maximum if no shifts are given.
+    """Write the sums of some words to part_KPL, span by span, around the shifts or, without any, the running maximum.
 
-    Returns:
-        [L, C] E = 2^(z - shift) if `emit`.
+    Returns [L, C] E = 2^(z - shift) if `emit`.
     """
     width, num_tokens, flags = words.stop - words.start, len(problem.token_L), problem.flags
     online = shifts is None
@@ -143,34 +131,23 @@ def sweep(
     flags |= {"ONLINE": online, "EMIT": emit or problem.hybrid, "TILED": tiled}
     _launch(forward.sweep, grid, *args, *sizes, *out_KPL.stride()[:2], int(emit), **flags)
     if tiled:
-        _merge(out_KPL, part_KPL, None, problem.span // span, final=False, problem=problem)
+        merge(problem, out_KPL, part_KPL, problem.span // span)
     return emitted_LC if emit else None
 
 
-def merge(problem: Problem, part_KPL: torch.Tensor, out_KL: torch.Tensor, logit_L: torch.Tensor) -> None:
-    """All parts into the outputs."""
-    _merge(part_KPL, out_KL[:, None], logit_L, part_KPL.shape[1], final=True, problem=problem)
-
-
-def _merge(
-    part_KPL: torch.Tensor,
-    out_KPL: torch.Tensor,
-    logit_L: torch.Tensor | None,
-    group: int,
-    *,
-    final: bool,
-    problem: Problem,
+def merge(
+    problem: Problem, part_KPL: torch.Tensor, out_KPL: torch.Tensor, group: int, logit_L: torch.Tensor | None = None
 ) -> None:
+    """Add up each `group` parts; with the tokens' logits, make the outputs of the sums."""
     num_parts, num_tokens = part_KPL.shape[1:]
     strides = (*part_KPL.stride()[:2], *out_KPL.stride()[:2])
-    ref = problem.ref_hidden_LH is not None
     grid = (triton.cdiv(num_tokens, 128), triton.cdiv(num_parts, group))
-    flags = {"ROWS": 128, "FINAL": final, "REF": ref}
+    flags = {"ROWS": 128, "FINAL": logit_L is not None, "REF": problem.ref_hidden_LH is not None}
     _launch(forward.merge, grid, part_KPL, out_KPL, logit_L, num_tokens, num_parts, group, *strides, **flags)
 
 
 def stash(problem: Problem, sum_L: torch.Tensor, mean_LH: torch.Tensor, stashed_LH: torch.Tensor) -> None:
-    """D of the rows from U and s."""
+    """Write D = (W_y - U / s) / T."""
     num_tokens, hidden_size = mean_LH.shape
     args = (problem.weight_VH, problem.token_L, sum_L, mean_LH, stashed_LH, num_tokens, len(problem.weight_VH))
     grid = (triton.cdiv(num_tokens, 16), triton.cdiv(hidden_size, 128))
@@ -178,7 +155,7 @@ def stash(problem: Problem, sum_L: torch.Tensor, mean_LH: torch.Tensor, stashed_
 
 
 def slope(problem: Problem, words: slice, coefficient_6L: torch.Tensor) -> torch.Tensor:
-    """[L, C] the outputs' gradient with respect to some words' logits, weighed by coefficient_6L."""
+    """[L, C] gradient with respect to the logits of some words. coefficient_6L: a, b, c, g and both lse."""
     width, num_tokens, flags = words.stop - words.start, len(problem.token_L), problem.flags
     slope_LC = problem.hidden_LH.new_empty(num_tokens, width, dtype=problem.grad_dtype)
     hidden, ref_hidden = problem.products(words)
@@ -200,7 +177,7 @@ def _tile(hidden_LH: torch.Tensor, weight_VH: torch.Tensor, *, two_sums: bool) -
 
 @cache
 def specialises(device: torch.device, dtype: torch.dtype, hidden_size: int, tile: Tile) -> bool:
-    """Whether a warp-specialised kernel compiles here and computes what the plain one does, to 1e-5; warns if not."""
+    """Whether a warp-specialised kernel compiles here and agrees with the plain one to 1e-5. Warns if not."""
     generator = torch.Generator(device).manual_seed(0)
     shape = (2 * tile.rows + 2 * tile.words, hidden_size)
     rows = torch.randn(shape, generator=generator, device=device).to(dtype)
@@ -224,7 +201,7 @@ def specialises(device: torch.device, dtype: torch.dtype, hidden_size: int, tile
 
 
 def without_specialisation(tile: Tile) -> Tile:
-    """The same tile for warps that all load and multiply; twice as many, since each then has more to hold."""
+    # Twice as many warps, because each then has more to store.
     return tile._replace(warp_specialize=False, num_warps=8)
 
 
@@ -240,6 +217,5 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **flags: Any) -> Non
 
 
 def _product(hidden_LH: torch.Tensor, weight_CH: torch.Tensor) -> torch.Tensor:
-    """[L, C] float32 by cuBLAS."""
     dtype = torch.promote_types(hidden_LH.dtype, weight_CH.dtype)
     return matmul(hidden_LH.to(dtype), weight_CH.to(dtype).T)

@@ -1,9 +1,7 @@
-"""A tile of logits in registers: the inner loop that every Triton kernel here begins with.
+"""A tile of logits in registers: the inner loop that `sweep` and `slope` begin with.
 
-One program takes `ROWS` tokens and `WORDS` words and multiplies their hidden states and head rows over H in steps of
-`INNER`. The [ROWS, WORDS] float32 sum never leaves the registers; what a kernel makes of it is its epilogue.
-
-The same epilogues also fold a tile that cuBLAS has written to memory (`GIVEN`): that is the hybrid.
+One program multiplies the hidden states of `ROWS` tokens with `WORDS` rows of the head, over H in steps of `INNER`. The
+[ROWS, WORDS] float32 sum never leaves the registers. In the hybrid (`GIVEN`) cuBLAS has written it to memory instead.
 """
 
 import triton
@@ -24,7 +22,7 @@ def operand(pointer, num_rows, H: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.c
 @triton.jit
 def load(matrix, first, column, num_rows, H: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr,
          DESCRIPTORS: tl.constexpr, UPCAST: tl.constexpr):
-    """[BLOCK, INNER] of the matrix from (first, column), zero where it ends."""
+    """[BLOCK, INNER] of the matrix from (first, column), zero behind its end."""
     if DESCRIPTORS:
         block = matrix.load([first, column])
     else:
@@ -51,7 +49,6 @@ def product(hidden, weight, row, word, num_rows, num_words, H: tl.constexpr, ROW
 
 @triton.jit
 def given_tile(tile, row, word, num_rows, num_words, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """[ROWS, WORDS] of a [num_rows, num_words] float32 product in memory."""
     rows = row + tl.arange(0, ROWS)
     words = word + tl.arange(0, WORDS)
     inside = (rows < num_rows)[:, None] & (words < num_words)[None, :]
@@ -64,8 +61,7 @@ def logits(hidden, weight, row, word, num_rows, num_words, first, last, stop, sc
            WARP_SPECIALIZE: tl.constexpr, UPCAST: tl.constexpr, GIVEN: tl.constexpr):
     """[ROWS, WORDS] logits from (row, word), in base 2: scale is log2(e) / temperature. NaN stays.
 
-    LOW from the word `stop` on, and where a logit is -inf. GIVEN: `hidden` is not the hidden states but their product
-    with the words [first, last).
+    LOW from the word `stop` on, and where a logit is -inf. GIVEN: `hidden` is a product with the words [first, last).
     """
     if GIVEN:
         sum_RW = given_tile(hidden, row, word - first, num_rows, last - first, ROWS, WORDS)

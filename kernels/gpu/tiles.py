@@ -1,6 +1,6 @@
 """Which tile shapes run where, and when cuBLAS multiplies: plain tables, and what `benchmarks.kernel --tune` measured.
 
-Nothing is tuned while training: a shape that changes between two calls would change the order of float32 sums.
+Nothing is tuned while training: another shape in the next call would add float32 numbers in another order.
 """
 
 import json
@@ -15,25 +15,15 @@ MIN_CAPABILITY = (8, 0)  # the first NVIDIA cards whose tensor cores multiply bf
 
 
 class Tile(NamedTuple):
-    """What one program of a kernel works on.
+    """What one program of a kernel works on."""
 
-    Args:
-        rows: tokens.
-        words: words of the vocabulary at a time.
-        inner: hidden units at a time.
-        num_warps: warps of 32 threads.
-        num_stages: how many loads are in flight.
-        descriptors: load by Hopper's tensor descriptors instead of pointers; needs rows of a multiple of 16 bytes.
-        warp_specialize: let some warps load while others multiply; needs descriptors, num_warps=4, and passes
-            `kernels.gpu.launch.specialises` first.
-    """
-
-    rows: int
-    words: int
-    inner: int
+    rows: int  # tokens
+    words: int  # words of the vocabulary at a time
+    inner: int  # hidden units at a time
     num_warps: int
-    num_stages: int
-    descriptors: bool = False
+    num_stages: int  # how many loads are in flight
+    descriptors: bool = False  # load by Hopper's tensor descriptors; needs rows of a multiple of 16 bytes
+    # Some warps load while others multiply; needs descriptors and num_warps=4; `launch.specialises` tries it first.
     warp_specialize: bool = False
 
 
@@ -63,20 +53,12 @@ def tuned() -> dict[str, dict]:
 
 
 def key(arch: str, hidden_size: int, num_tokens: int) -> str:
-    """What a tuned shape holds for: an architecture, a hidden size, and token counts up to a power of two."""
+    """What a tuned shape is valid for: an architecture, a hidden size, and token counts up to a power of two."""
     return f"{arch} H{hidden_size} N{1 << max(num_tokens - 1, 0).bit_length()}"
 
 
 def tile_of(arch: str, dtype: torch.dtype, hidden_size: int, num_tokens: int, *, two_sums: bool = False) -> Tile:
-    """The tile of the kernels that multiply by themselves.
-
-    Args:
-        arch: `architecture` of the device.
-        dtype: of the operands.
-        hidden_size: H.
-        num_tokens: L.
-        two_sums: the kernel holds the reference's logits beside the policy's.
-    """
+    """The tile of the kernels that multiply themselves; two_sums: the logits of policy and reference."""
     if arch == "cpu":
         return INTERPRETER
     if dtype == torch.float32:
@@ -91,22 +73,13 @@ def tile_of(arch: str, dtype: torch.dtype, hidden_size: int, num_tokens: int, *,
 
 
 def span_of(num_tokens: int) -> int:
-    """How many words' sums make one part: fewer for few tokens, so that there are programs enough to fill a GPU."""
+    """How many words' sums make one part."""
+    # Fewer for few tokens, so that there are enough programs to fill a GPU.
     return 4096 if num_tokens >= 2048 else 1024 if num_tokens >= 256 else 512
 
 
 def prefers_hybrid(arch: str, dtype: torch.dtype, hidden_size: int, num_tokens: int) -> tuple[bool, str]:
-    """Whether cuBLAS should multiply and Triton only fold, and why.
-
-    | operands, tokens        | hidden size | who multiplies | why                                                     |
-    |-------------------------|-------------|----------------|---------------------------------------------------------|
-    | float32                 | any         | cuBLAS         | tensor cores have no float32                            |
-    | half, fewer than 2,048  | any         | Triton         | reading the head once is all the time there is          |
-    | half, 2,048 or more     | below 2,048 | Triton         | writing logits costs 82 % of the GEMM at 896 (counted)  |
-    | half, 2,048 or more     | from 2,048  | cuBLAS         | 21 % at 3,584 (counted), less than its better GEMM gains|
-
-    The counts are of bytes, not measured; `benchmarks.kernel --tune` replaces a line by what it measured.
-    """
+    """Whether cuBLAS should multiply and Triton only fold, and why."""
     if (found := tuned().get(key(arch, hidden_size, num_tokens), {})) and dtype != torch.float32:
         return found["hybrid"], "measured on this GPU"
     if dtype == torch.float32:
@@ -114,5 +87,7 @@ def prefers_hybrid(arch: str, dtype: torch.dtype, hidden_size: int, num_tokens: 
     if num_tokens < 2048:
         return False, "few tokens: the head is read once"
     if hidden_size < 2048:
+        # Counted in bytes, not measured: writing the logits takes 82 % of the time of the GEMM at H = 896.
         return False, "small hidden size: writing logits would cost as much as multiplying"
+    # Counted: 21 % at H = 3,584, less than its better GEMM gains.
     return True, "large hidden size: cuBLAS's product is worth writing its logits"

@@ -6,7 +6,7 @@ PyTorch, so they do not count, as on a GPU they would not.
 
 import pytest
 import torch
-from triton_cases import COMPILED, MODES, SPAN, call, draw, gradients, shrink, with_leaves
+from kernel_cases import COMPILED, MODES, SPAN, call, draw, gradients, shrink, with_leaves
 
 from benchmarks.memory import peak_bytes
 

@@ -7,8 +7,8 @@ import importlib.util
 import sys
 
 import pytest
+from kernel_cases import MODES, SPAN, draw, improbable, shrink, wrong
 from ranks import ROOT
-from triton_cases import MODES, SPAN, draw, improbable, shrink, wrong
 
 from kernels.gpu import launch
 

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from triton_cases import MODES, compute, draw, errors, exactly, whole_logits
+from kernel_cases import MODES, compute, draw, errors, exactly, whole_logits
 
 from benchmarks.memory import peak_bytes
 from kernels import fused_logprob

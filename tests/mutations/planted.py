@@ -9,7 +9,17 @@ from typing import NamedTuple
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
 from tests.mutations.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
-from tests.mutations.planted_rows import COEFFICIENTS, PACKING, REFERENCE, SAMPLING, SCHEDULE, STOPPING, TREE, TYPES
+from tests.mutations.planted_rows import (
+    COEFFICIENTS,
+    FUSED_LOGPROB,
+    PACKING,
+    REFERENCE,
+    SAMPLING,
+    SCHEDULE,
+    STOPPING,
+    TREE,
+    TYPES,
+)
 from tests.mutations.planted_run import RUN_GROUPS
 
 
@@ -194,8 +204,9 @@ _GROUPS = [
     ("data/rows.py", ("test_data.py",), DEPTH),
     ("grpo/advantage.py", ("test_advantage.py",), ADVANTAGE),
     ("grpo/loss.py", ("test_loss.py",), LOSS),
-    ("kernels/reference.py", ("test_kernels.py", "test_kernel_edges.py"), REFERENCE),
-    ("kernels/coefficients.py", ("test_kernels.py",), COEFFICIENTS),
+    ("kernels/__init__.py", ("test_reference.py",), FUSED_LOGPROB),
+    ("kernels/reference.py", ("test_reference.py", "test_kernels.py"), REFERENCE),
+    ("kernels/coefficients.py", ("test_reference.py",), COEFFICIENTS),
     ("grpo/packing.py", ("test_packing.py",), PACKING),
     ("grpo/trainer/packed_attention.py", ("test_tree.py",), TREE),
     ("grpo/types.py", ("test_tree.py", "test_packing.py"), TYPES),

@@ -46,12 +46,14 @@ REFERENCE = [
      "logp_LC.mul_(rows.a_L[:, None]).add_(rows.b_L[:, None])"),
     ("q for log q", "logq_LC.mul_(rows.c_L[:, None])", "logq_LC.exp_().mul_(rows.c_L[:, None])"),
     ("half precision kept", "torch.promote_types(hidden_LH.dtype, torch.float32)", "hidden_LH.dtype"),
-    ("the KL's gradient lost behind a stash", "and not weight_VH.requires_grad and ref_hidden_LH is None",
-     "and not weight_VH.requires_grad"),
     ("the entropy's gradient lost behind a stash", "if stashed_LH is not None and grad_entropy_L is None:",
      "if stashed_LH is not None:"),
     ("inputs not kept for the entropy's gradient", "if stashes and not entropy else", "if stashes else"),
-    ("a trained head gets no gradient", " and not weight_VH.requires_grad and", " and"),
+]
+
+FUSED_LOGPROB = [
+    ("the KL's gradient lost behind a stash", "frozen and kl is None", "frozen"),
+    ("a trained head gets no gradient", " and not weight_VH.requires_grad\n", "\n"),
 ]
 
 COEFFICIENTS = [

@@ -9,7 +9,7 @@ import pkgutil
 
 import pytest
 import torch
-from triton_cases import COMPILED, DEVICE, full_of_nan
+from kernel_cases import COMPILED, DEVICE, full_of_nan
 
 from kernels import decode_attention
 from kernels.decode_attention import attend_shared, attend_tree
