@@ -9,12 +9,16 @@ so the table has one row for each number, and a 95 % interval behind every accur
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from grpo.evaluation.settings import MOST_SLOTS, Settings, asked
+
+if __name__ == "__main__":
+    settings = asked(sys.argv[1:])  # `--help` and a mistake end here: the imports below take ten seconds
 
 import torch
-from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
@@ -24,68 +28,16 @@ from grpo.distributed import free_bytes
 from grpo.evaluation.answers import Answer, evaluate, save_answers
 from grpo.evaluation.statistics import SCORES, compare, summarize
 from grpo.loading.model import dtype_of, load_decoder
-from grpo.memory.concurrency import choose_slots
-from grpo.options.command_line import command_line
-from grpo.options.option import check, convert, option, options
+from grpo.memory.concurrency import Lengths, choose_slots
 from grpo.options.refusal import refuse, spelled_out
-from grpo.options.surroundings import check_writable
+from grpo.packing import common_prefix_length
 from grpo.report.page import NOTE, draw_shares, image, page, percent, table
 from grpo.sampler.decoder import Decoder
 
-MOST_SLOTS = 256  # more make a step no faster per completion
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Options of eval.py."""
-
-    model: str = option("data/tiny_qwen2", "Model folder or Hub name.")
-    adapter: str | None = option(None, "Folder of a PEFT adapter to put on the model.")
-    compare_base: bool = option(False, "Also score the model without the adapter, and test the difference.")
-    data: str = option("wordproblems", "wordproblems, a dataset file or folder, or a Hub name.")
-    split: str = option("test", "Split of the dataset.")
-    num_shots: list[int] = option([0], "Worked examples in the prompt, one evaluation for each.", within="[0, 8]")
-    limit: int | None = option(None, "Score only the first problems, this many.", unit="problems", within="[1, inf)")
-    max_completion_length: int = option(256, "Longer completions are truncated.", unit="tokens", within="[1, inf)")
-    temperature: float = option(0.0, "Of sampling; 0 decodes greedily.", within="[0, inf)")
-    top_p: float = option(1.0, "Sample from the fewest tokens that have this probability.", within="(0, 1]")
-    num_samples: int = option(1, "Completions per problem.", within="[1, inf)")
-    rollout_slots: int | None = option(
-        None, f"Completions decoded at once; none: as many as half of the free memory allows, at most {MOST_SLOTS}.",
-        within="[1, inf)")
-    load_in_4bit: bool = option(False, "Quantise the model to NF4, as in training.")
-    torch_dtype: str = option(
-        "auto", "Type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU.",
-        choices=("auto", "float32", "bfloat16"))
-    model_revision: str = option("main", "Revision on the Hub.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
-    seed: int = option(42, "Of the sampling and of the order of the data.", within="[0, inf)")
-    output: str | None = option(None, "Folder for eval.json, eval.html, accuracy.png and the answers; none: no files.")
-
-
-def parse(argv: Sequence[str]) -> Settings:
-    """The settings of a command line.
-
-    Raises:
-        ValueError: an unknown option, a value outside its range, or options that contradict each other.
-    """
-    known = options(Settings)
-    given = command_line(Settings, usage="python eval.py [--option value ...]").parse_args(list(argv))
-    settings = Settings(**{name: convert(known[name], value) for name, value in given.items()})
-    for name, one in known.items():
-        check(one, getattr(settings, name))
-    if settings.num_samples > 1 and settings.temperature == 0:
-        refuse("num_samples", settings.num_samples, "greedy samples are all the same: needs temperature > 0", 1)
-    if settings.compare_base and settings.adapter is None:
-        refuse("compare_base", True, "needs an adapter to compare the model with", False)
-    if settings.output is not None and (Path(settings.output) / "eval.json").exists():
-        refuse("output", settings.output, "holds another evaluation, which is not written over", f"{settings.output}-2")
-    if settings.output is not None:
-        check_writable("output", Path(settings.output))
-    if not settings.num_shots:
-        refuse("num_shots", [], "needs at least one number", 0)
-    return settings
 
 
 def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
@@ -127,10 +79,12 @@ def slots(
         ValueError: the number asked for does not fit into memory.
     """
     most = settings.rollout_slots or MOST_SLOTS
+    prompts = [tokenizer.encode(example.prompt) for example in examples]
+    prefix = common_prefix_length(prompts)
+    lengths = Lengths(prefix, max(map(len, prompts)) - prefix, settings.max_completion_length)
     return choose_slots(
-        settings.rollout_slots, decoder, [tokenizer.encode(example.prompt) for example in examples],
-        free=free_bytes(decoder.device), num_rows=min(most, len(examples) * settings.num_samples),
-        num_generations=settings.num_samples, max_completion_length=settings.max_completion_length).num_slots
+        settings.rollout_slots, decoder, lengths, free=free_bytes(decoder.device),
+        num_rows=min(most, len(examples) * settings.num_samples), num_generations=settings.num_samples).num_slots
 
 
 def records_of(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, Any]]:
@@ -153,8 +107,10 @@ def table_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def chart(records: list[dict[str, Any]]) -> Figure:
+def chart(records: list[dict[str, Any]]) -> "Figure":
     """Strict and lenient accuracy over the number of shots, with their intervals."""
+    from matplotlib.figure import Figure  # here, because it takes a second
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     labels = list(dict.fromkeys(record["model"] for record in records))  # in order, each once
@@ -185,10 +141,9 @@ def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], reco
     (folder / "eval.json").write_text(content + "\n", encoding="utf-8")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print the table and return the exit code."""
+def run(settings: Settings) -> int:
+    """Evaluate, print the table and write the files; the exit code."""
     try:
-        settings = parse(argv)
         answers = score(settings)
     except ValueError as error:
         print(f"error: {spelled_out(str(error))}", file=sys.stderr)
@@ -204,5 +159,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def main(argv: Sequence[str]) -> int:
+    """What the command does; the exit code."""
+    try:
+        settings = asked(argv)
+    except SystemExit as answered:
+        return answered.code
+    return run(settings)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(settings))

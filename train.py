@@ -20,18 +20,22 @@ from grpo.health import launcher
 if __name__ == "__main__":
     launcher.end_with_it()  # before the imports below: a launcher that is killed during them takes its ranks along
 
+from grpo.config import Config
+from grpo.run.command import asked
+
+if __name__ == "__main__":
+    config = asked(sys.argv[1:])  # `--help`, `--plan` and a mistake end here: the imports below take ten seconds
+
 import torch
 import torch.distributed as dist
 
 from grpo import distributed
-from grpo.config import load
 from grpo.distributed import gather_objects, rank, trim_heap
 from grpo.doctor.at_rest import admit
 from grpo.doctor.examination import examine
-from grpo.health import heartbeat
+from grpo.health import heartbeat, last_words
 from grpo.health.pulse import describe, pulse
 from grpo.health.stop_request import Stopped, stop_request
-from grpo.memory import plan
 from grpo.options.refusal import spelled_out
 from grpo.report.log import Log
 from grpo.report.page import write_report
@@ -161,14 +165,13 @@ def open_log(run: Run) -> Log:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Run, and answer what ends it early with one message and the exit code: 2 for a user's mistake, else 1."""
+def run_or_fail(config: Config) -> int:
+    """Run, and answer what ends it early with one message and the exit code: 2 for a user's mistake, else 1.
+
+    Collective: every rank.
+    """
     with ExitStack() as opened:
         try:
-            config = load(argv)
-            if config.plan is not None:
-                print("\n".join(plan.page(config)))
-                return 0
             distributed.start(config.ddp_timeout)
             heartbeat.start(config.ddp_timeout)
             claim = partial(output_lock.claim, Path(config.output_dir), resume=config.resume)
@@ -184,16 +187,25 @@ def main(argv: list[str]) -> int:
         except ValueError as error:
             return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
         except (Exception, KeyboardInterrupt) as error:
-            return heartbeat.fail(heartbeat.words(error), 1)
+            return heartbeat.fail(last_words.words(error), 1)
         try:
             code = examine(run) if config.doctor else train(run)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            return heartbeat.fail(heartbeat.words(error), 1)
+            return heartbeat.fail(last_words.words(error), 1)
     dist.barrier()
     heartbeat.stop()
     dist.destroy_process_group()
     return code
 
 
+def main(argv: list[str]) -> int:
+    """What the command does; the exit code."""
+    try:
+        config = asked(argv)
+    except SystemExit as answered:
+        return answered.code
+    return run_or_fail(config)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_or_fail(config))

@@ -12,25 +12,20 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
 from typing import Any, NoReturn
 
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.health import door
+from grpo.health import door, last_words
 from grpo.health.pulse import describe, pulse
-from grpo.options.refusal import spelled_out
 
 BEAT_S = 1.0
 SILENCE_S = 15.0  # of a rank whose connection stands
 GRACE_S = 1.5  # a death explains the errors that it causes elsewhere; so long it may come after them
-ALIKE_S = 5.0  # before the beat: for the launcher to end a rank whose refusal rank 0 has come to as well
 LAST_WORDS_S = 10.0  # for the verdict to arrive; then a failing rank ends without
 
 _heart: "Heart | None" = None
-_advice = ""
 
 
 def start(patience_s: float) -> None:
@@ -41,8 +36,9 @@ def start(patience_s: float) -> None:
 
     Collective: every rank, once, after the process group is joined.
     """
-    global _heart, _advice
-    _heart, _advice = Heart(), ""
+    global _heart
+    _heart = Heart()
+    last_words.advise("")
     pulse.begin(rank(), patience_s, tell=_heart.tell)
     _heart.thread.start()
 
@@ -59,8 +55,7 @@ def fail(text: str, code: int) -> int:
     """Say why this rank cannot go on, and end all ranks.
 
     Args:
-        text: what a user is to read; printed once, whoever else fails for the same reason. Before the beat nobody knows
-            of the others: rank 0 prints it at once, another rank if the launcher has not ended it by then.
+        text: what a user is to read; printed once, whoever else fails for the same reason.
         code: exit code of every rank.
 
     Returns:
@@ -68,30 +63,10 @@ def fail(text: str, code: int) -> int:
     """
     if _heart is None or world_size() == 1:
         stop()
-        if (number := os.environ.get("RANK", "0")) != "0":
-            time.sleep(ALIKE_S)
-            text = text if "[rank " in text else text.replace("error: ", f"error: [rank {number}] ", 1)
-        _say(text)
-        return code
+        return last_words.fail(text, code)
     _heart.failure = {"rank": rank(), "text": text, "code": code}
     time.sleep(LAST_WORDS_S)
     os._exit(code)
-
-
-def words(error: BaseException) -> str:
-    """An error as the user reads it: the message it was raised with, or where it came from and what it is."""
-    if isinstance(error, SystemExit):
-        return str(error.code)
-    line = f"error: {describe(pulse.take())} {type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, OSError | FloatingPointError | KeyboardInterrupt):
-        return line
-    return "".join(traceback.format_exception(error)) + line
-
-
-def advise(text: str) -> None:
-    """What a user can do when this run ends early: the last line of any message about it."""
-    global _advice
-    _advice = text
 
 
 class Wire:
@@ -230,19 +205,12 @@ class Heart:
     def _end(self, verdict: dict[str, Any]) -> NoReturn:
         """Print the verdict if it is this rank's place to, tell the others, and be gone."""
         if rank() == 0 or rank() == 1 and verdict["rank"] == 0:
-            _say(verdict["text"])
+            last_words.say(verdict["text"])
         for wire in self.wires:
             wire.send({"verdict": verdict})
             if wire.rank == verdict["rank"] and verdict.get("deaf") and wire.process[0] == socket.gethostname():
                 os.kill(wire.process[1], signal.SIGKILL)
         os._exit(verdict["code"])
-
-
-def _say(text: str) -> None:
-    # On a line of its own: the progress bar holds the current one.
-    start = "" if pulse.step is None else "\n"
-    lines = spelled_out("\n".join(filter(None, [text, _advice])), keep="\n\t")
-    print(start + lines, file=sys.stderr, flush=True)
 
 
 def _process() -> list[Any]:

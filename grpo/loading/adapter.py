@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grpo.config import Config
-from grpo.loading.inspection import check_finite, refusing
-from grpo.options.refusal import SHORT, nearest, refuse
-from grpo.sampler.decoder import LORA_MODULES
+from grpo.loading.inspection import check_finite
+from grpo.options.refusal import SHORT, nearest, refuse, refusing
+from grpo.sampler.supported import LORA_MODULES
 from grpo.trainer.policy import REFERENCE, TRAINED
 
 SAVED_ADAPTER = "a folder that peft's save_pretrained or a run of this project wrote"

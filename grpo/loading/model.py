@@ -11,23 +11,22 @@ import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from grpo.distributed import global_max
 from grpo.loading.adapter import read_adapter
-from grpo.loading.inspection import SAVED_MODEL, check_code, check_tokenizer, check_vocabulary, check_weights, refusing
-from grpo.sampler.decoder import Decoder, check_supported
+from grpo.loading.inspection import check_tokenizer, check_vocabulary, check_weights
+from grpo.loading.model_config import SAVED_MODEL, check_code, read_config
+from grpo.options.refusal import refusing
+from grpo.sampler.decoder import Decoder
 from grpo.sampler.linear import Branch, PackedWeight, Weight
 from grpo.trainer.policy import REFERENCE, TRAINED, public_name, trainable
 
-NF4_BLOCK = 64  # weights that share one scale
 CLEARLY_FASTER = 1.5  # a ratio that noise does not reach
 
 
@@ -85,34 +84,6 @@ def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torc
             # On CPUs with AVX512-BF16 an eval-mode forward repacks the weight in place, and ZeRO-3 gathers the old one.
             module.support_avx512bf16_for_cpu = False
     return model.to(device).requires_grad_(False).train()
-
-
-def read_config(name: str, *, load_in_4bit: bool, **hub) -> PretrainedConfig:
-    """The model's config, alone.
-
-    Raises:
-        ValueError: the name is no model, wants code of its own, is not implemented in the decoder, or NF4 cannot
-            quantise its dimensions.
-    """
-    with refusing("model_name_or_path", name, "is no model", SAVED_MODEL):
-        model_config = AutoConfig.from_pretrained(name, **hub)
-    trusted = hub.get("trust_remote_code", False)
-    check_code("model_name_or_path", name, model_config.to_dict(), trust_remote_code=trusted)
-    check_supported(model_config)
-    if load_in_4bit:
-        _check_dimensions(model_config)
-    return model_config
-
-
-def _check_dimensions(model_config: PretrainedConfig) -> None:
-    for field in ("hidden_size", "intermediate_size"):
-        value = getattr(model_config, field)
-        if value % NF4_BLOCK:
-            nearest = max(round(value / NF4_BLOCK), 1) * NF4_BLOCK
-            raise ValueError(
-                f"load_in_4bit=True with {field}={value}: NF4 needs a multiple of {NF4_BLOCK}; nearest: {nearest}, "
-                "or load_in_4bit=False"
-            )
 
 
 def load_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:

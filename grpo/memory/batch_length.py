@@ -3,30 +3,12 @@
 from bisect import bisect_right
 from typing import NamedTuple
 
-from grpo.memory.concurrency import SHARE
+from grpo.memory.concurrency import SHARE, Lengths
 from grpo.memory.ledger import Ledger, size
 from grpo.options.refusal import refuse
 
 ENOUGH_TOKENS = 16_384  # rows of so many keep a GPU busy: longer ones are no reason to recompute activations
 MOST_TOKENS = 32_768
-
-
-class Lengths(NamedTuple):
-    """Tokens that rows are made of, each at its longest.
-
-    Args:
-        prefix: what all prompts share.
-        rest: the rest of a prompt.
-        completion: a completion.
-    """
-
-    prefix: int
-    rest: int
-    completion: int
-
-    def row(self, num_completions: int, num_prompts: int = 1) -> int:
-        """Tokens of a row with so many completions of each prompt."""
-        return self.prefix + num_prompts * (self.rest + num_completions * self.completion)
 
 
 class Budget(NamedTuple):

@@ -3,16 +3,15 @@
 Axes as in grpo/sampler/kv_cache.py: S slots, T room of a row's own tokens, Q room of a prompt's rest, P prefix tokens.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from transformers import PretrainedConfig
-
-from grpo.distributed import MIB
 from grpo.options.refusal import refuse
-from grpo.packing import common_prefix_length
-from grpo.sampler.decoder import PREFILL_TOKENS
+from grpo.sampler.supported import PREFILL_TOKENS
 
+if TYPE_CHECKING:  # `--plan` answers before anything imports this
+    from transformers import PretrainedConfig
+
+MIB = 2**20
 SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here, and for fragments
 ROW_TOKEN_BYTES = 12  # of a sampled token and its log-probability, kept until the end of the phase
 
@@ -20,10 +19,28 @@ ROW_TOKEN_BYTES = 12  # of a sampled token and its log-probability, kept until t
 class Sampler(Protocol):
     """What a slot's size depends on: a decoder, or the ledger of a run that has none yet."""
 
-    config: PretrainedConfig
+    config: "PretrainedConfig"
 
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
+
+
+class Lengths(NamedTuple):
+    """Tokens that rows are made of, each at its longest.
+
+    Args:
+        prefix: what all prompts share.
+        rest: the rest of a prompt.
+        completion: a completion.
+    """
+
+    prefix: int
+    rest: int
+    completion: int
+
+    def row(self, num_completions: int, num_prompts: int = 1) -> int:
+        """Tokens of a row with so many completions of each prompt."""
+        return self.prefix + num_prompts * (self.rest + num_completions * self.completion)
 
 
 class Room(NamedTuple):
@@ -46,34 +63,31 @@ def slot_bytes(decoder: Sampler, room: int) -> int:
 
 
 def choose_slots(
-    asked: int | None, decoder: Sampler, prompts: Sequence[list[int]], *, free: int, num_rows: int,
-    num_generations: int, max_completion_length: int,
+    asked: int | None, decoder: Sampler, lengths: Lengths, *, free: int, num_rows: int, num_generations: int,
 ) -> Room:
     """The number of slots, and what they take.
 
     Args:
         asked: the user's number; None: as many as there are rows, if they fit in half of the free memory.
         decoder: the model that samples.
-        prompts: all prompts of the run, as tokens.
+        lengths: of the run's prompts and completions.
         free: bytes, see `free_bytes`.
         num_rows: completions of one phase; more slots than rows are of no use.
         num_generations: G.
-        max_completion_length: tokens.
 
     Raises:
         ValueError: not one slot fits, or not as many as asked.
     """
-    sampled = num_rows * max_completion_length * ROW_TOKEN_BYTES
+    prefix, rest, longest = lengths
+    sampled = num_rows * longest * ROW_TOKEN_BYTES
     if sampled > SHARE * free:
         refuse("num_generations", num_generations, f"makes {num_rows:,} rows here, whose tokens need "
                f"{sampled / MIB:,.0f} MiB, and half of {free / MIB:,.0f} MiB free is the most they may take",
                "fewer, or fewer prompts_per_step")
-    prefix = common_prefix_length(list(prompts))
-    rest = max(map(len, prompts)) - prefix
     config = decoder.config
     reading = max(prefix, PREFILL_TOKENS) * 16 * (config.hidden_size + config.intermediate_size)
     fixed = prefix * decoder.token_bytes() + reading
-    each, place = slot_bytes(decoder, max_completion_length), rest * decoder.token_bytes()
+    each, place = slot_bytes(decoder, longest), rest * decoder.token_bytes()
     num_places = -(-num_rows // num_generations)
     # Each of the first slots may continue a prompt of its own; beyond them, slots share.
     budget = int(SHARE * free) - fixed
@@ -81,7 +95,7 @@ def choose_slots(
     if fit == num_places:
         fit = (budget - num_places * place) // each
     if fit < 1:
-        refuse("max_completion_length", max_completion_length, f"with prompts of {prefix + rest} tokens needs "
+        refuse("max_completion_length", longest, f"with prompts of {prefix + rest} tokens needs "
                f"{(fixed + each + place) / MIB:,.0f} MiB for a single rollout slot, and half of {free / MIB:,.0f} MiB "
                "free is the most it may take", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
     if asked is not None and asked > fit:

@@ -15,16 +15,15 @@ a LoRA branch.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import torch
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo.config import Config
-from grpo.loading.model import NF4_BLOCK
-from grpo.sampler.linear import Blocks
-from grpo.trainer.engine import zero_config
-from kernels.reference import TILE_ELEMENTS
+from grpo.loading.model_config import NF4_BLOCK
+from grpo.trainer.zero import zero_config
+
+if TYPE_CHECKING:  # `--plan` answers before anything imports these
+    import torch
+    from transformers import PretrainedConfig
 
 SCALE_BLOCK = 256  # of NF4's scales, which share a second one
 TABLES = 4 * (16 + 256 + 1)  # of one packed weight: NF4's values, those of a scale in 8 bits, their offset
@@ -40,6 +39,16 @@ class Item(NamedTuple):
     name: str
     num_bytes: int
     words: str
+
+
+class NumberType(NamedTuple):
+    """As much of a torch.dtype as the ledger reads, for a plan."""
+
+    name: str
+    itemsize: int
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Parameter(NamedTuple):
@@ -69,10 +78,10 @@ class Ledger:
     """
 
     run: Config
-    config: PretrainedConfig
+    config: "PretrainedConfig"
     num_ranks: int
-    dtype: torch.dtype
-    rollout_dtype: torch.dtype
+    dtype: "torch.dtype | NumberType"
+    rollout_dtype: "torch.dtype | NumberType"
     on_gpu: bool
 
     # -- the model -----------------------------------------------------------------------------------------------------
@@ -176,12 +185,12 @@ class Ledger:
 
     def optimizer(self) -> int:
         """AdamW's two moments, and the float32 master where the weight itself is none."""
-        is_master = self.dtype == torch.float32 and self.run.zero_stage in (0, 3)
+        is_master = self.dtype.itemsize == 4 and self.run.zero_stage in (0, 3)
         return (8 if is_master else 12) * -(-self.num_trained() // (self.num_ranks if self.run.zero_stage else 1))
 
     def zero(self, name: str) -> Any:
         """A setting of DeepSpeed's in force."""
-        return zero_config(self.run, self.dtype)["zero_optimization"][name]
+        return zero_config(self.run, bf16=self.dtype.itemsize == 2)["zero_optimization"][name]
 
     def bucket(self) -> int:
         """DeepSpeed's buffer for gradients on their way, which has its size whatever it holds."""
@@ -218,11 +227,19 @@ class Ledger:
             numel += rank * (inputs + outputs)
         numel, packed = (count * self.config.num_hidden_layers for count in (numel, packed))
         numel += sum(one.numel * one.count for one in self.parameters() if one.module not in READS)
-        device = torch.device("cuda" if self.on_gpu else "cpu")
-        blocks = not self.trains_head() and Blocks.serves(device, self.rollout_dtype, self.config.vocab_size)
-        if self.config.tie_word_embeddings and blocks:
+        if self.config.tie_word_embeddings and self._head_in_blocks():
             numel += self.config.vocab_size * self.config.hidden_size  # a second head
         return numel * self.rollout_dtype.itemsize + packed
+
+    def _head_in_blocks(self) -> bool:
+        """Is the head of the rollout copy stored in another order?"""
+        if self.on_gpu or self.trains_head():
+            return False
+        import torch  # here: a plan is of a GPU, and answers without
+
+        from grpo.sampler.linear import Blocks
+
+        return Blocks.serves(torch.device("cpu"), self.rollout_dtype, self.config.vocab_size)
 
     def token_bytes(self) -> int:
         """Keys and values of a token in all layers of the rollout copy."""
@@ -266,7 +283,9 @@ class Ledger:
         hidden, number = self.config.hidden_size, self.dtype.itemsize
         exact = self.run.kl_estimator == "exact" and self.run.beta > 0
         rows, half = num_tokens * hidden, number < 4
-        if not self.on_gpu or self.dtype == torch.float64:
+        if not self.on_gpu or number == 8:
+            from kernels.reference import TILE_ELEMENTS  # here: a plan is of a GPU, and answers without torch
+
             tiles = (6 if exact else 3) + half
             tile = min(TILE_ELEMENTS, self.config.vocab_size * max(num_tokens, hidden))
             return number * rows + 4 * (tiles * tile + rows * (2 + half * (2 if exact else 1)))

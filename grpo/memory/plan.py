@@ -3,20 +3,21 @@
 `train.py --plan 8` prints it; a run's start-up block sets the same formulas beside what it measures.
 """
 
+import ctypes
 from dataclasses import replace
-
-import torch
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from grpo.config import Config
-from grpo.loading.adapter import read_adapter_config
-from grpo.loading.model import read_config
-from grpo.memory.batch_length import Budget, Lengths, choose_budget
-from grpo.memory.concurrency import Room, choose_slots
-from grpo.memory.ledger import Item, Ledger, size
+from grpo.loading.model_config import read_sizes
+from grpo.memory.batch_length import Budget, choose_budget
+from grpo.memory.concurrency import Lengths, Room, choose_slots
+from grpo.memory.ledger import Item, Ledger, NumberType, size
 from grpo.options.recipe import PROJECTIONS
 from grpo.options.refusal import refuse
-from grpo.sampler.decoder import MODEL_TYPES
+
+if TYPE_CHECKING:  # `--plan` answers before anything imports these
+    import torch
+    from transformers import PretrainedConfig
 
 GPU_BYTES = 80 * 10**9  # where no GPU is to be seen
 PROMPT_TOKENS = 1024  # where max_prompt_length is not set: without a tokenizer nothing better is known
@@ -24,11 +25,13 @@ PEAK_FLOPS, PEAK_BYTES = 989e12, 3.35e12  # of an H100 SXM in one second: dense 
 
 
 def ledger_of(
-    run: Config, config: PretrainedConfig, *, num_ranks: int, dtype: torch.dtype, rollout_dtype: torch.dtype,
-    on_gpu: bool,
+    run: Config, config: "PretrainedConfig", *, num_ranks: int, dtype: "torch.dtype | NumberType",
+    rollout_dtype: "torch.dtype | NumberType", on_gpu: bool,
 ) -> Ledger:
     """The ledger of a run; the shape of an adapter that it starts from is read from the adapter."""
     if run.adapter_name_or_path is not None:
+        from grpo.loading.adapter import read_adapter_config  # here, because peft takes 10 s
+
         kind = read_adapter_config(run.adapter_name_or_path)
         targets = PROJECTIONS if isinstance(kind.target_modules, str) else sorted(kind.target_modules)
         run = replace(run, lora_r=kind.r, lora_alpha=kind.lora_alpha, lora_dropout=kind.lora_dropout,
@@ -82,14 +85,12 @@ def page(run: Config) -> list[str]:
     Raises:
         ValueError: the model is none, or the run does not fit.
     """
-    config = read_config(run.model_name_or_path, load_in_4bit=run.load_in_4bit, revision=run.model_revision,
-                         trust_remote_code=run.trust_remote_code)
-    if config.model_type not in MODEL_TYPES:
-        raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}: no plan for it")
-    dtype = torch.bfloat16 if run.torch_dtype == "auto" else getattr(torch, run.torch_dtype)
+    config = read_sizes(run.model_name_or_path, load_in_4bit=run.load_in_4bit, revision=run.model_revision,
+                        trust_remote_code=run.trust_remote_code)
+    dtype = NumberType("float32", 4) if run.torch_dtype == "float32" else NumberType("bfloat16", 2)
     ledger = ledger_of(run, config, num_ranks=run.plan, dtype=dtype, rollout_dtype=dtype, on_gpu=True)
-    seen = torch.cuda.is_available()
-    gpu = torch.cuda.mem_get_info()[1] if seen else GPU_BYTES
+    seen = gpu_bytes()
+    gpu = seen or GPU_BYTES
     lengths = Lengths(0, run.max_prompt_length or PROMPT_TOKENS, run.max_completion_length)
     known = "max_prompt_length" if run.max_prompt_length else "assumed: max_prompt_length is not set"
     lines, budget, num_slots = memory_lines(ledger, lengths, gpu)
@@ -102,6 +103,18 @@ def page(run: Config) -> list[str]:
         *time_lines(ledger, lengths, budget, num_slots),
         *(f"note       {note}" for note in run.notes),
     ]
+
+
+def gpu_bytes() -> int | None:
+    """Memory of the first GPU, asked of its driver, because torch takes 3 s to import; None without a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, total = ctypes.c_int(), ctypes.c_size_t()
+    failed = (driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+              or driver.cuDeviceTotalMem_v2(ctypes.byref(total), device))
+    return None if failed else total.value
 
 
 def memory_lines(ledger: Ledger, lengths: Lengths, gpu: int) -> tuple[list[str], Budget, int]:
@@ -119,9 +132,9 @@ def memory_lines(ledger: Ledger, lengths: Lengths, gpu: int) -> tuple[list[str],
                f"{size(ledger.rollout_copy())} of them its rollout copy, and a GPU has {size(gpu)}",
                "rollout_weights=nf4" if packs else "a smaller model")
     room = choose_slots(
-        run.rollout_slots, ledger, [[first] * lengths.rest for first in (0, 1)], free=sampling,
+        run.rollout_slots, ledger, lengths, free=sampling,
         num_rows=-(-run.prompts_per_step // ledger.num_ranks) * run.num_generations,
-        num_generations=run.num_generations, max_completion_length=run.max_completion_length)
+        num_generations=run.num_generations)
     budget = choose_budget(ledger, lengths, free=after_slots(free, room, run))
     slots = Item("rollout slots", room.num_bytes if run.rollout_keep else 0,
                  f"{room.num_slots} rows of keys, values and logits, and their prompts: {size(room.num_bytes)}")

@@ -8,11 +8,9 @@ import html
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from grpo.evaluation.answers import Answer, answers_path, load_answers
 from grpo.evaluation.statistics import SCORES, num_right, paired_test, summarize
@@ -20,6 +18,10 @@ from grpo.options.refusal import spelled_out
 from grpo.report.json_lines import read
 from grpo.report.metrics import COLUMNS, METRICS, metric
 from grpo.report.watch import warnings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MODES = ("greedy", "sampled")
 CURVES = ("reward", "accuracy", "kl", "truncated_share", "completion_length", "step_s")
@@ -78,8 +80,10 @@ def comparison_table(evaluations: Evaluations) -> str:
     return table(header, rows) + f"<p>{NOTE}</p>"
 
 
-def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> Figure:
+def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> "Figure":
     """One picture with CURVES over the steps, and the held-out accuracy before and after."""
+    from matplotlib.figure import Figure  # here, because it takes a second, and a run draws when it has ended
+
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     for axes, name in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
@@ -105,7 +109,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def draw_shares(axes: Axes, x: Sequence[int], summaries: list[dict[str, Any]], score: str, **style: str) -> None:
+def draw_shares(axes: "Axes", x: Sequence[int], summaries: list[dict[str, Any]], score: str, **style: str) -> None:
     """Draw one share of several evaluations at the places x, with its 95 % intervals as error bars."""
     share = [summary[score] for summary in summaries]
     low, high = zip(*(summary[f"{score}_interval"] for summary in summaries), strict=True)

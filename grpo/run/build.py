@@ -22,12 +22,12 @@ from grpo.loading.model import (
     dtype_of,
     load_base,
     load_tokenizer,
-    read_config,
     sampling_dtype,
     stop_token_ids,
 )
-from grpo.memory.batch_length import Budget, Lengths, choose_budget
-from grpo.memory.concurrency import Room, choose_slots
+from grpo.loading.model_config import read_config
+from grpo.memory.batch_length import Budget, choose_budget
+from grpo.memory.concurrency import Lengths, Room, choose_slots
 from grpo.memory.ledger import Ledger
 from grpo.memory.plan import after_slots, ledger_of
 from grpo.options.refusal import refuse
@@ -161,10 +161,10 @@ def _fit_memory(ledger: Ledger, decoder: Decoder, prompts: list[list[int]]) -> t
     """
     config = ledger.run
     free = -int(global_max({"minus_free": -float(free_bytes(decoder.device))})["minus_free"])
-    room = choose_slots(
-        config.rollout_slots, decoder, prompts, free=free,
-        num_rows=config.prompts_per_step // world_size() * config.num_generations,
-        num_generations=config.num_generations, max_completion_length=config.max_completion_length)
     prefix = common_prefix_length(prompts)
     lengths = Lengths(prefix, max(map(len, prompts)) - prefix, config.max_completion_length)
+    room = choose_slots(
+        config.rollout_slots, decoder, lengths, free=free,
+        num_rows=config.prompts_per_step // world_size() * config.num_generations,
+        num_generations=config.num_generations)
     return room, choose_budget(ledger, lengths, free=after_slots(free, room, config))

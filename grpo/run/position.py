@@ -3,7 +3,7 @@
 import sys
 
 from grpo.distributed import rank
-from grpo.health import heartbeat
+from grpo.health import last_words
 from grpo.health.pulse import describe, pulse
 from grpo.run.parts import Run
 from grpo.saving import checkpoint, continuation
@@ -19,7 +19,7 @@ class Position:
     def __init__(self, first_step: int) -> None:
         self.done, self.saved = first_step, first_step or None
         if first_step:
-            heartbeat.advise(self._advice())
+            last_words.advise(self._advice())
 
     def is_save_due(self, run: Run) -> bool:
         """Whether the options ask for a checkpoint after the newest step."""
@@ -49,7 +49,7 @@ class Position:
                   f"{problem}", file=sys.stderr, flush=True)
         if not problem:
             self.saved = self.done
-            heartbeat.advise(self._advice())
+            last_words.advise(self._advice())
         if must and rank() == 0:
             print(f"\nstopped as asked after {self.done} of {run.num_steps} steps; {self._advice()}", flush=True)
 

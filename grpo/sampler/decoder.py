@@ -20,11 +20,9 @@ from grpo.sampler.attention import causal_attention, matmul_float32
 from grpo.sampler.kv_cache import Attention, KVCache
 from grpo.sampler.linear import Blocks, Branch, JoinedLinear, Weight, padded
 from grpo.sampler.pointwise import add_norm, rms_norm, rotate, swiglu
+from grpo.sampler.supported import LORA_MODULES, PREFILL_TOKENS, check_supported
 
-MODEL_TYPES = ("qwen2", "qwen3", "llama")
-LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
-PREFILL_TOKENS = 4096  # of one forward over the prompts' rests: bounds its activations
 PAD_TOKENS = 32  # prompts are read in a multiple of so many: few shapes, as a CPU compiles and keeps products by shape
 
 
@@ -273,20 +271,3 @@ def rotary_frequencies(config: PretrainedConfig, head_size: int) -> torch.Tensor
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     keep_D = ((turns_D - low) / (high - low)).clamp(0, 1)  # 1 for fast rotations, 0 for slow ones, linear between
     return frequency_D * (keep_D + (1 - keep_D) / rope["factor"])
-
-
-def check_supported(config: PretrainedConfig) -> None:
-    """Refuse what this forward would silently compute wrong.
-
-    Raises:
-        ValueError: what the config asks for, and what is implemented.
-    """
-    if config.model_type not in MODEL_TYPES:
-        raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}: no decoder for it")
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ValueError("use_sliding_window=True is not implemented in the decoder; set use_sliding_window to False")
-    if config.rope_parameters["rope_type"] not in ("default", "llama3"):
-        rope_type = config.rope_parameters["rope_type"]
-        raise ValueError(f"rope_type={rope_type!r} is not implemented in the decoder; use 'default' or 'llama3'")
-    if config.hidden_act != "silu":
-        raise ValueError(f"hidden_act={config.hidden_act!r} is not implemented in the decoder; use 'silu'")

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from grpo.health import heartbeat
+from grpo.health import heartbeat, last_words
 from grpo.health import pulse as pulses
 from grpo.health.pulse import Pulse, describe
 from grpo.report.json_lines import JsonLines
@@ -69,13 +69,13 @@ def test_a_pulse_sees_progress_and_work_and_their_absence(monkeypatch: pytest.Mo
 def test_messages_name_rank_step_and_phase() -> None:
     assert describe({"rank": 3, "step": 0, "phase": "reward"}) == "[rank 3 step 0 reward]"
     assert describe({"rank": 1}) == "[rank 1 start]"
-    assert heartbeat.words(SystemExit("error: said already")) == "error: said already"
-    assert heartbeat.words(OSError(28, "No space left on device", "x")).startswith("error: [rank ")
-    assert "Traceback" not in heartbeat.words(OSError(28, "No space left on device"))
+    assert last_words.words(SystemExit("error: said already")) == "error: said already"
+    assert last_words.words(OSError(28, "No space left on device", "x")).startswith("error: [rank ")
+    assert "Traceback" not in last_words.words(OSError(28, "No space left on device"))
     try:
         raise KeyError("k")
     except KeyError as error:
-        *trace, last = heartbeat.words(error).splitlines()
+        *trace, last = last_words.words(error).splitlines()
     assert trace[0].startswith("Traceback") and last.endswith("] KeyError: 'k'")
 
 

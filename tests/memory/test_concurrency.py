@@ -10,7 +10,7 @@ from tiny_models import decoder_of, tiny_qwen2
 
 from grpo import distributed
 from grpo.distributed import free_bytes
-from grpo.memory.concurrency import choose_slots, slot_bytes
+from grpo.memory.concurrency import Lengths, choose_slots, slot_bytes
 from grpo.sampler.decoder import Decoder
 from grpo.sampler.slots import Slots
 
@@ -50,7 +50,7 @@ def test_a_rollout_makes_room_for_a_rest_for_each_slot_until_every_prompt_has_on
     assert found == (3 + min(num_slots, 32) * 10 + num_slots * 20) * TOKEN
 
 
-PROMPTS = [[5] * 30 + [6] * 10, [5] * 30 + [7] * 4]  # 30 shared, the longer rest has 10 tokens
+LENGTHS = Lengths(prefix=30, rest=10, completion=20)
 EACH = 22_672  # as above
 FIXED = 30 * TOKEN + READING  # the shared prefix, and reading
 PLACE = 10 * TOKEN
@@ -64,8 +64,7 @@ def bytes_of(num_slots: float) -> int:
 def choose(decoder: Decoder, asked: int | None, fit: float, num_rows: int = 100) -> tuple[int, str]:
     """With so much free that half of it holds `fit` slots."""
     return choose_slots(
-        asked, decoder, PROMPTS, free=2 * bytes_of(fit), num_rows=num_rows, num_generations=4,
-        max_completion_length=20)
+        asked, decoder, LENGTHS, free=2 * bytes_of(fit), num_rows=num_rows, num_generations=4)
 
 
 def test_unset_takes_as_many_as_there_are_rows_or_as_fit(decoder):

@@ -10,7 +10,9 @@ from transformers import AutoConfig
 
 import train
 from grpo.config import Config, load
-from grpo.memory.batch_length import Budget, Lengths, choose_budget
+from grpo.memory import plan
+from grpo.memory.batch_length import Budget, choose_budget
+from grpo.memory.concurrency import Lengths
 from grpo.memory.ledger import Ledger
 from grpo.memory.plan import ledger_of
 
@@ -93,7 +95,7 @@ def test_what_does_not_fit_is_refused_in_one_line(folder: Path) -> None:
 
 def planned(folder: Path, capsys, monkeypatch, model: str, *options: str) -> list[str]:
     """The lines of `train.py --plan`, in front of no GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(plan, "gpu_bytes", lambda: None)
     argv = ["--model_name_or_path", str(folder / model), "--prompts_per_step", "64", "--num_generations", "16",
             "--max_completion_length", "512", "--micro_batch_tokens", "none", "--gradient_checkpointing", "auto"]
     assert train.main([*argv, *options]) == 0
@@ -158,7 +160,7 @@ def test_a_copy_in_cpu_memory_counts_while_sampling_only(folder, capsys, monkeyp
               "1"], "gradient_checkpointing='false' and max_completion_length=30000 .* nearest valid value: true"),
 ])
 def test_a_plan_that_is_none_is_one_line(folder, capsys, monkeypatch, model, options, expected) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(plan, "gpu_bytes", lambda: None)
     argv = ["--model_name_or_path", str(folder / model), "--prompts_per_step", "64", "--micro_batch_tokens", "none"]
     assert train.main([*argv, *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -14,7 +14,7 @@ from tiny_models import tiny_llama, tiny_qwen2, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import train
-from grpo.health import heartbeat
+from grpo.health import last_words
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_refusal_that_all_ranks_come_to_is_said_once() -> None:
 
 def test_a_refusal_of_another_rank_alone_is_said_by_it(monkeypatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setenv("RANK", "3")
-    monkeypatch.setattr(heartbeat, "ALIKE_S", 0.0)
+    monkeypatch.setattr(last_words, "ALIKE_S", 0.0)
     assert train.main(["--config", "not/on/this/node.yaml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: [rank 3] config='not/on/this/node.yaml'")

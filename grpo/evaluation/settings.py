@@ -1,0 +1,78 @@
+"""The options of eval.py. Imports no torch, so that `--help` and a mistake are answered at once."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo.options.command_line import command_line
+from grpo.options.option import check, convert, option, options
+from grpo.options.refusal import refuse, spelled_out
+from grpo.options.surroundings import check_writable
+
+MOST_SLOTS = 256  # beyond that a step gets no faster per row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of eval.py."""
+
+    model: str = option("data/tiny_qwen2", "Model folder or Hub name.")
+    adapter: str | None = option(None, "Folder of a PEFT adapter to put on the model.")
+    compare_base: bool = option(False, "Also score the model without the adapter, and test the difference.")
+    data: str = option("wordproblems", "wordproblems, a dataset file or folder, or a Hub name.")
+    split: str = option("test", "Split of the dataset.")
+    num_shots: list[int] = option([0], "Worked examples in the prompt, one evaluation for each.", within="[0, 8]")
+    limit: int | None = option(None, "Score only so many problems.", unit="problems", within="[1, inf)")
+    max_completion_length: int = option(256, "Longer completions are cut.", unit="tokens", within="[1, inf)")
+    temperature: float = option(0.0, "Of sampling; 0 decodes greedily.", within="[0, inf)")
+    top_p: float = option(1.0, "Sample from the fewest tokens that have this probability.", within="(0, 1]")
+    num_samples: int = option(1, "Completions per problem.", within="[1, inf)")
+    rollout_slots: int | None = option(
+        None, f"Completions continued at once; none: up to {MOST_SLOTS}, as far as half of the free memory reaches.",
+        within="[1, inf)")
+    load_in_4bit: bool = option(False, "Quantise the model to NF4, as in training.")
+    torch_dtype: str = option(
+        "auto", "Type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16"))
+    model_revision: str = option("main", "Revision on the Hub.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model.")
+    seed: int = option(42, "Of the sampling and of the order of the data.", within="[0, inf)")
+    output: str | None = option(None, "Folder for eval.json, eval.html, accuracy.png and the answers; none: no files.")
+
+
+def parse(argv: Sequence[str]) -> Settings:
+    """The settings of a command line.
+
+    Raises:
+        ValueError: an unknown option, a value outside its range, or options that do not go together.
+    """
+    known = options(Settings)
+    given = command_line(Settings, usage="python eval.py [--option value ...]").parse_args(list(argv))
+    settings = Settings(**{name: convert(known[name], value) for name, value in given.items()})
+    for name, one in known.items():
+        check(one, getattr(settings, name))
+    if settings.num_samples > 1 and settings.temperature == 0:
+        refuse("num_samples", settings.num_samples, "greedy samples are all the same: needs temperature > 0", 1)
+    if settings.compare_base and settings.adapter is None:
+        refuse("compare_base", True, "needs an adapter to compare the model with", False)
+    if settings.output is not None and (Path(settings.output) / "eval.json").exists():
+        refuse("output", settings.output, "holds another evaluation, which is not written over", f"{settings.output}-2")
+    if settings.output is not None:
+        check_writable("output", Path(settings.output))
+    if not settings.num_shots:
+        refuse("num_shots", [], "needs at least one number", 0)
+    return settings
+
+
+def asked(argv: Sequence[str]) -> Settings:
+    """The settings of a command line that asks for an evaluation.
+
+    Raises:
+        SystemExit: with 0 after `--help`, with 2 after one line about a mistake.
+    """
+    try:
+        return parse(argv)
+    except ValueError as error:
+        print(f"error: {spelled_out(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,113 @@
+"""The config of a model, read before its weights. Imports no torch, so that `--plan` answers at once."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from grpo.options.refusal import refuse, refusing
+from grpo.sampler.supported import MODEL_TYPES, check_supported
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SAVED_MODEL = "a folder that save_pretrained wrote, or a Hub name"
+NF4_BLOCK = 64  # weights that share one scale
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+         "vocab_size")
+# What else a plain config.json may hold: a setting with another type, or another value than these, is not plain.
+PLAIN_TYPES = {
+    "architectures": (list,), "attention_bias": (bool,), "attention_dropout": (float, int),
+    "bos_token_id": (int, type(None)), "dtype": (str,), "eos_token_id": (int,), "head_dim": (int,),
+    "hidden_act": (str,), "initializer_range": (float,), "layer_types": (list,), "max_position_embeddings": (int,),
+    "max_window_layers": (int,), "mlp_bias": (bool,), "model_type": (str,), "pad_token_id": (int, type(None)),
+    "pretraining_tp": (int,), "rms_norm_eps": (float,), "rope_parameters": (dict,), "rope_scaling": (type(None),),
+    "rope_theta": (float, int), "sliding_window": (int, type(None)), "tie_word_embeddings": (bool,),
+    "torch_dtype": (str,), "transformers_version": (str,), "use_cache": (bool,), "use_mrope": (bool,),
+    "use_sliding_window": (bool,), **dict.fromkeys(SIZES, (int,)),
+}
+FLOATS = ("bfloat16", "float16", "float32")
+PLAIN_VALUES = {"dtype": FLOATS, "hidden_act": ("silu",), "initializer_range": (0.02,), "model_type": MODEL_TYPES,
+                "torch_dtype": FLOATS, "use_sliding_window": (False,)}
+
+
+def read_config(name: str, *, load_in_4bit: bool, **hub) -> "PretrainedConfig":
+    """The model's config, alone.
+
+    Raises:
+        ValueError: the name is no model, wants code of its own, is not implemented in the decoder, or NF4 cannot
+            quantise its dimensions.
+    """
+    from transformers import AutoConfig  # here, because it takes 5 s, and a plan mostly does without
+
+    with refusing("model_name_or_path", name, "is no model", SAVED_MODEL):
+        model_config = AutoConfig.from_pretrained(name, **hub)
+    trusted = hub.get("trust_remote_code", False)
+    check_code("model_name_or_path", name, model_config.to_dict(), trust_remote_code=trusted)
+    check_supported(model_config)
+    if load_in_4bit:
+        _check_dimensions(model_config)
+    return model_config
+
+
+def read_sizes(name: str, *, load_in_4bit: bool, **hub) -> "PretrainedConfig | SimpleNamespace":
+    """The config as far as the ledger reads it: from config.json alone where that is plain, else as `read_config`.
+
+    Raises:
+        ValueError: as `read_config`.
+    """
+    said = _plain(Path(name) / "config.json")
+    if said is None:
+        return read_config(name, load_in_4bit=load_in_4bit, **hub)
+    config = SimpleNamespace(**said)
+    if load_in_4bit:
+        _check_dimensions(config)
+    return config
+
+
+def check_code(name: str, value: str, settings: Any, *, trust_remote_code: bool) -> None:
+    """Refuse files that want code of their own to be run, where the user has not said so.
+
+    Raises:
+        ValueError: `settings`, the content of a config.json or tokenizer_config.json, names such code.
+    """
+    if settings.get("auto_map") and not trust_remote_code:
+        refuse(name, value, "brings code of its own (auto_map), which is not run",
+               "a model without, or trust_remote_code=True")
+
+
+def _plain(path: Path) -> dict[str, Any] | None:
+    """The settings of a file where transformers would add nothing that the ledger reads, nor refuse any; else None.
+
+    No default of transformers is repeated here: a file that leaves a size to them is not plain.
+    """
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if type(said) is not dict or not {"model_type", "tie_word_embeddings", *SIZES} <= said.keys():
+        return None
+    if any(type(value) not in PLAIN_TYPES.get(name, ()) or value not in PLAIN_VALUES.get(name, (value,))
+           for name, value in said.items()):
+        return None
+    heads, rest = divmod(said["hidden_size"], max(said["num_attention_heads"], 1))
+    head_dim = said.get("head_dim", None if said["model_type"] == "qwen3" else heads)
+    rope = said.get("rope_parameters", {"rope_type": "default", "rope_theta": 1.0})
+    plain = (
+        min(said[name] for name in SIZES) > 0 and rest == 0 and head_dim and head_dim % 2 == 0
+        and set(map(type, said.get("architectures", []))) <= {str}
+        and said.get("layer_types") in (None, ["full_attention"] * said["num_hidden_layers"])
+        and rope.keys() == {"rope_type", "rope_theta"} and rope["rope_type"] == "default"
+        and type(rope["rope_theta"]) in (int, float))
+    return said if plain else None
+
+
+def _check_dimensions(model_config: Any) -> None:
+    for field in ("hidden_size", "intermediate_size"):
+        value = getattr(model_config, field)
+        if value % NF4_BLOCK:
+            nearest = max(round(value / NF4_BLOCK), 1) * NF4_BLOCK
+            raise ValueError(
+                f"load_in_4bit=True with {field}={value}: NF4 needs a multiple of {NF4_BLOCK}; nearest: {nearest}, "
+                "or load_in_4bit=False"
+            )
