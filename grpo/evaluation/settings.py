@@ -29,7 +29,7 @@ class Settings:
     top_p: float = option(1.0, "Sample from the fewest tokens that have this probability.", within="(0, 1]")
     num_samples: int = option(1, "Completions per problem.", within="[1, inf)")
     rollout_slots: int | None = option(
-        None, f"Completions continued at once; none: up to {MOST_SLOTS}, as far as half of the free memory reaches.",
+        None, f"Completions decoded at once; none: as many as half of the free memory allows, at most {MOST_SLOTS}.",
         within="[1, inf)")
     load_in_4bit: bool = option(False, "Quantise the model to NF4, as in training.")
     torch_dtype: str = option(
