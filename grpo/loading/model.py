@@ -6,6 +6,7 @@ engine's own type; see `quantization`.
 """
 
 import timeit
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -52,7 +53,9 @@ def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, **hub) -> PreTrainedModel:
+def load_base(
+    name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, **hub: Any
+) -> PreTrainedModel:
     """The frozen base model in train mode.
 
     Args:
@@ -87,7 +90,7 @@ def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torc
     return model.to(device).requires_grad_(False).train()
 
 
-def read_config(name: str, *, load_in_4bit: bool, **hub) -> PretrainedConfig:
+def read_config(name: str, *, load_in_4bit: bool, **hub: Any) -> PretrainedConfig:
     """The model's config, alone.
 
     Raises:
@@ -115,7 +118,7 @@ def _check_dimensions(model_config: PretrainedConfig) -> None:
             )
 
 
-def load_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or name.
 
     Raises:
