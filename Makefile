@@ -40,7 +40,8 @@ test: install
 	$(VENV) -m pytest -n $(WORKERS) $(ARGS)
 
 lint: install
-	$(VENV) -m flake8 $(ARGS)
+	$(VENV) -m ruff check $(ARGS)
+	$(VENV) -m mypy
 
 bench: install
 	$(VENV) -m benchmarks.toy

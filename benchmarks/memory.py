@@ -1,6 +1,10 @@
-"""How much memory a function needs while it runs: `peak_bytes(function)`."""
+"""How much memory a call needs: `peak_bytes(function)` counts tensors, `Memory` the whole process or a GPU."""
 
+import ctypes
+import gc
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,3 +67,30 @@ class _Storages(TorchDispatchMode):
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+class Memory:
+    """How far memory goes above what the process held when this was made: all of it, or the GPU's allocator."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.restart()
+        self.before = torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+
+    def restart(self) -> None:
+        """Forget the peak so far, and give back what is free, so that it does not hide what is taken from now on."""
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see man 5 proc
+
+    def peak(self) -> int:
+        """Bytes, the most since `restart`."""
+        return (torch.cuda.max_memory_allocated() if self.device == "cuda" else _status("VmHWM")) - self.before
+
+
+def _status(name: str) -> int:
+    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1])

@@ -6,7 +6,6 @@ Writes benchmarks/results/soak.json and soak.md. What is asked: after a warm-up 
 rest, and the numbers of files and processes stay what they were.
 """
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -19,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.toy import PACKAGES, RESULTS, ROOT, commit, machine
+from benchmarks.record import RESULTS, ROOT, commit, machine, versions
+from benchmarks.toy import PACKAGES
 
 NUM_STEPS = 500
 WARM_UP = 0.2  # share of the steps that is not judged
@@ -98,7 +98,7 @@ def main() -> None:
         seen = watch(Path(folder), NUM_STEPS)
     result = {
         "num_steps": NUM_STEPS, "commit": commit(), "machine": machine(), "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         "ranks": {number: judge(rows, NUM_STEPS) for number, rows in sorted(seen.items())}}
     (RESULTS / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
     (RESULTS / "soak.md").write_text(markdown(result))

@@ -3,8 +3,6 @@
 Writes benchmarks/results/toy.json and toy.md. Takes three times as long as `make train`.
 """
 
-import functools
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -12,8 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.record import RESULTS, ROOT, commit, machine, versions
+
 COMMAND = "make train"
 SEEDS = (0, 1, 2)
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
@@ -24,21 +22,6 @@ def run(seed: int, folder: Path) -> dict[str, float]:
     output = folder / f"seed{seed}"
     subprocess.run([*COMMAND.split(), f"ARGS=--seed {seed} --output_dir {output}"], cwd=ROOT, check=True)
     return {"seed": seed, **json.loads((output / "summary.json").read_text())}
-
-
-def commit() -> str:
-    """The commit of the code, and whether it is only that and what benchmarks wrote."""
-    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    name = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "unknown"
-    changed = git(["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"]).stdout.strip()
-    return f"{name} with uncommitted changes" if changed else name
-
-
-def machine() -> str:
-    """Processor and cores, in words."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"{sum(line.startswith('processor') for line in lines)} cores of {model}, no GPU"
 
 
 def markdown(result: dict) -> str:
@@ -76,7 +59,7 @@ def main() -> None:
         "commit": commit(),
         "machine": machine(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
         "runs": runs,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from rewards.math import correctness_reward, format_reward
 
-BUILT_IN = {"format": format_reward, "correctness": correctness_reward}
+BUILT_IN: dict[str, Callable[..., Any]] = {"format": format_reward, "correctness": correctness_reward}
 LONGEST_REASON = 200  # characters of what an exception says
 LONGEST_VALUE = 40  # characters of what a value looks like
 LARGEST_REWARD = 1e15  # times its weight; float32 holds 10^8 squares of it, such as a gradient's norm adds up

@@ -19,8 +19,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from io import FileIO
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -51,8 +50,8 @@ class Keeper:
         self.parent, self.wanted, self.import_s = parent, wanted, import_s
         self.timeout_s, self.memory_bytes = timeout_s, memory_bytes
         self.runner: subprocess.Popen | None = None
-        self.answers: FileIO | None = None
-        self.open: set[FileIO] = set()  # its answers and its output, as long as somebody holds their other end
+        self.answers: IO[bytes] | None = None
+        self.open: set[IO[bytes]] = set()  # its answers and its output, as long as somebody holds their other end
         self.num_passed = self.num_dropped = 0  # bytes printed since the last call began
         self.next_look = 0.0
 
@@ -194,7 +193,7 @@ class Keeper:
                 if self.runner and ended[0] == self.runner.pid:
                     self.runner.returncode = os.waitstatus_to_exitcode(ended[1])
 
-    def _read(self, pipe: FileIO) -> bytes:
+    def _read(self, pipe: IO[bytes]) -> bytes:
         data = pipe.read(2**16)
         if not data:
             self.open.discard(pipe)

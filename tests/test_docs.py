@@ -17,7 +17,7 @@ from grpo.options.recipe import ForeignNames
 
 README = (ROOT / "README.md").read_text()
 OPTIONS = {field.name for cls in (Config, ForeignNames, evaluation_script.Settings) for field in fields(cls)}
-OPTIONS |= {"config", *re.findall(r'"--(\w+)"', (ROOT / "benchmarks" / "kernel.py").read_text())}
+OPTIONS |= {"config", *re.findall(r'"--(\w+)"', (ROOT / "benchmarks" / "kernel" / "command.py").read_text())}
 FOLDERS = ("grpo", "kernels", "rewards", "data")
 TORCHRUN = {"nproc_per_node", "nnodes", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "help"}
 

@@ -27,9 +27,9 @@ class Pulse:
         self.count = self.counted = 0  # signs of progress, and how many of them have been seen
         self.progressed = self.moved = self.taken = time.monotonic()
         self.used_s = time.process_time()
-        self.tell: Callable[[], None] = lambda: None
+        self.tell: Callable[[], object] = lambda: None
 
-    def begin(self, rank: int, patience_s: float, tell: Callable[[], None]) -> None:
+    def begin(self, rank: int, patience_s: float, tell: Callable[[], object]) -> None:
         """Start anew, as this rank, which may show no progress for so many seconds; `tell` passes on where it is."""
         self.__init__()
         self.rank, self.patience_s, self.tell = rank, patience_s, tell

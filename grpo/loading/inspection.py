@@ -3,7 +3,7 @@
 The libraries that read them warn and go on (a missing tensor is drawn at random), or fail somewhere inside.
 """
 
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ def check_tokenizer(value: str, tokenizer: PreTrainedTokenizerBase) -> None:
         refuse("tokenizer_name_or_path", value, "has no vocabulary", "a folder that holds tokenizer.json")
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, stop_tokens: Container[Any], vocab_size: int) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, stop_tokens: Collection[Any], vocab_size: int) -> None:
     """Refuse a tokenizer that does not go with the model, and a model that knows no end.
 
     Raises:

@@ -6,6 +6,7 @@ engine's own type; see `quantization`.
 """
 
 import timeit
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -51,7 +52,9 @@ def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def load_base(name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, **hub) -> PreTrainedModel:
+def load_base(
+    name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, **hub: Any
+) -> PreTrainedModel:
     """The frozen base model in train mode.
 
     Args:

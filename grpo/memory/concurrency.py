@@ -19,7 +19,9 @@ ROW_TOKEN_BYTES = 12  # of a sampled token and its log-probability, kept until t
 class Sampler(Protocol):
     """What a slot's size depends on: a decoder, or the ledger of a run that has none yet."""
 
-    config: "PretrainedConfig"
+    @property
+    def config(self) -> "PretrainedConfig":
+        """The model's config."""
 
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""

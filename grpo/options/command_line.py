@@ -8,7 +8,7 @@ from grpo.options.option import default_of, kind_of, options
 from grpo.options.refusal import nearest
 
 
-def command_line(*classes: type, usage: str) -> argparse.ArgumentParser:
+def command_line(*classes: type, usage: str) -> "_Parser":
     """A parser of `--option value` for the options of the dataclasses; it gives text, and only what was given.
 
     Raises:
@@ -21,7 +21,7 @@ def command_line(*classes: type, usage: str) -> argparse.ArgumentParser:
         for one in options(cls).values():
             kind, _ = kind_of(one)
             if get_origin(kind) is list:
-                count = {"nargs": "*"}
+                count: dict[str, Any] = {"nargs": "*"}
             elif kind is bool or "true" in one.metadata["choices"]:
                 count = {"nargs": "?", "const": "true"}
             else:

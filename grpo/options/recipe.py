@@ -49,7 +49,7 @@ WITHOUT_EFFECT = {
 }
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Values of TRL and peft that have another spelling here.
-SPELLINGS = {
+SPELLINGS: dict[str, dict[str, Any]] = {
     "scale_rewards": {"true": "group", "false": "none"},
     "lora_target_modules": {"all-linear": PROJECTIONS},
 }

@@ -1,5 +1,7 @@
 """The problems of a run: those it trains on, and those it is tested on."""
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
@@ -11,7 +13,8 @@ from rewards.math import gold_number
 
 def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
     """Training problems, and held-out ones where an evaluation wants them: never from the training split."""
-    options = {"num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
+    options: dict[str, Any] = {
+        "num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
     train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
     for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
         if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:

@@ -9,7 +9,7 @@ Axes beside those of `grpo/types.py`: I inputs, O outputs of all modules togethe
 Z = O + R, X any batch.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import bitsandbytes as bnb
 import torch
@@ -63,7 +63,7 @@ class Blocks:
         return y_XO if bias_O is None else y_XO.add_(bias_O)
 
 
-Weight = torch.Tensor | PackedWeight  # of one module
+Weight: TypeAlias = torch.Tensor | PackedWeight  # of one module
 FORMS = ("lora", "merged", "nf4")
 STACKED = ("weight_IZ", "merged_IO", "bias_Z", "B_RO")  # attributes of a JoinedLinear
 Branch = tuple[torch.Tensor, torch.Tensor, float]  # A [R, I], B [O, R] and the scaling of one module

@@ -184,9 +184,9 @@ def specialises(device: torch.device, dtype: torch.dtype, hidden_size: int, tile
     hidden_LH, weight_VH = rows.split([2 * tile.rows, 2 * tile.words])
     token_L = torch.zeros(len(hidden_LH), dtype=torch.int64, device=device)
     sums = []
-    for shape in (without_specialisation(tile), tile):
+    for one in (without_specialisation(tile), tile):
         rows = (hidden_LH, weight_VH, token_L, None, weight_VH)
-        problem = Problem(*rows, hidden_size**0.5, hybrid=False, tile=shape, span=tile.words)
+        problem = Problem(*rows, hidden_size**0.5, hybrid=False, tile=one, span=tile.words)
         part_KPL = torch.empty(3, 2, len(hidden_LH), device=device)
         try:
             sweep(problem, slice(0, len(weight_VH)), part_KPL, None, emit=False)

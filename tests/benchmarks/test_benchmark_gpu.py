@@ -5,8 +5,8 @@ import torch
 from tiny_models import tiny_qwen2
 from transformers import Qwen2Config
 
-from benchmarks.bandwidth import branches, bytes_per_step
-from benchmarks.step_gpu import PEAK_FLOPS, arithmetic, derive, markdown
+from benchmarks.rollout.bandwidth import branches, bytes_per_step
+from benchmarks.step.gpu import PEAK_FLOPS, arithmetic, derive, markdown
 from grpo.sampler.decoder import Decoder
 from grpo.types import Rollout, RolloutCost
 

@@ -12,12 +12,14 @@ import sys
 import pytest
 import torch
 
-from benchmarks import tune
-from benchmarks.kernel import TASKS, main, markdown, number
+from benchmarks.kernel import tune
+from benchmarks.kernel.command import main
+from benchmarks.kernel.page import markdown
+from benchmarks.kernel.peers import PROVIDERS
+from benchmarks.kernel.tasks import TASKS
+from benchmarks.kernel.tune import SPECIALISED, Candidate
 from benchmarks.memory import peak_bytes
-from benchmarks.peers import PROVIDERS
-from benchmarks.toy import ROOT
-from benchmarks.tune import SPECIALISED, Candidate
+from benchmarks.record import ROOT, number
 from kernels.gpu import tiles
 from kernels.gpu.tiles import HOPPER, PLAIN
 
@@ -184,8 +186,8 @@ def test_tuning_without_a_gpu_is_one_line_and_exit_code_2(monkeypatch, capsys):
 def test_a_kernel_compiles_for_a_gpu_that_is_not_there_and_spills_nothing():
     pytest.importorskip("triton")
     code = """if True:
-        from benchmarks.compiled import compile_kernel
-        from kernels.tiles import Tile
+        from benchmarks.kernel.compiled import compile_kernel
+        from kernels.gpu.tiles import Tile
         print(compile_kernel("sweep (no gradient)", Tile(32, 32, 32, num_warps=4, num_stages=2), 64, "sm_80"))
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -194,7 +196,7 @@ def test_a_kernel_compiles_for_a_gpu_that_is_not_there_and_spills_nothing():
 
 
 def test_a_kernel_that_needs_more_shared_memory_than_its_card_has_is_refused():
-    compiled = pytest.importorskip("benchmarks.compiled")
+    compiled = pytest.importorskip("benchmarks.kernel.compiled")
     fits, too_big = ({"shared_bytes": 1024 * kib} for kib in (99, 100))
     row = {"arch": "sm_120", "kernel": "slope", "H": 896, "tile": list(PLAIN), "any": fits}
     compiled.check([row | {"aligned": fits}, row | {"aligned": {"why": "does not compile: RuntimeError"}}])

@@ -12,12 +12,12 @@ import pytest
 import torch
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
-from benchmarks import rollout_worker
-from benchmarks.kernel import number
-from benchmarks.rollout import Bench, Plan, main
-from benchmarks.rollout_page import engine_table, markdown
-from benchmarks.rollout_peers import ENGINES, Case, Engine, Sampled
-from benchmarks.rollout_worker import Memory, check, measure, run
+from benchmarks.record import number
+from benchmarks.rollout import worker
+from benchmarks.rollout.bench import Bench, Plan, main
+from benchmarks.rollout.page import engine_table, markdown
+from benchmarks.rollout.peers import ENGINES, Case, Engine, Sampled
+from benchmarks.rollout.worker import Memory, check, measure, run
 
 MIB = 2**20
 PLAN = Plan(
@@ -44,7 +44,7 @@ def in_this_process(bench, engine, cases, model="small", repeats=1):
     job.write_text(json.dumps({
         "folder": str(bench.folder / model), "engine": engine, "cases": cases, "repeats": repeats, "enough_s": 1,
         "threads": 1}))
-    rollout_worker.main(str(job), str(result))
+    worker.main(str(job), str(result))
     return json.loads(result.read_text())
 
 

@@ -12,13 +12,13 @@ import sys
 import pytest
 import torch
 
-from benchmarks import step_worker
-from benchmarks.kernel import number
-from benchmarks.step import LEAN, PEERS, Bench, Plan, ask_peer, main
-from benchmarks.step_page import growth_table, markdown, step_table, update_table
-from benchmarks.step_peers import TRAINERS, Case, Step, Trainer
-from benchmarks.step_update import UPDATES, arithmetic, draw, load, micro_batches
-from benchmarks.step_worker import check, measure_steps
+from benchmarks.record import number
+from benchmarks.step import worker
+from benchmarks.step.bench import LEAN, PEERS, Bench, Plan, ask_peer, main
+from benchmarks.step.page import growth_table, markdown, step_table, update_table
+from benchmarks.step.peers import TRAINERS, Case, Step, Trainer
+from benchmarks.step.update import UPDATES, arithmetic, draw, load, micro_batches
+from benchmarks.step.worker import check, measure_steps
 
 MIB = 2**20
 PLAN = Plan(
@@ -46,7 +46,7 @@ def in_this_process(self, kind, engine, cases):
     job.write_text(json.dumps({
         "kind": kind, "engine": engine, "model": str(self.folder / "model"), "cases": cases, "repeats": 2,
         "enough_s": 1, "threads": 1}))
-    step_worker.main(str(job), str(result))
+    worker.main(str(job), str(result))
     return json.loads(result.read_text())
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.toy import RESULTS, ROOT, commit, machine
+from benchmarks.record import RESULTS, ROOT, commit, machine
 from tests.mutations.planted import PLANTED, Planted
 
 COMMAND = "python -m tests.mutations.run"

@@ -10,7 +10,6 @@ file says of the others. Each trainer runs in its own process, on the CPU.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -25,12 +24,12 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from benchmarks.rollout import WORKER_SECONDS
-from benchmarks.step_page import draw, growth_table, markdown, step_table, update_table
-from benchmarks.step_peers import PROJECTIONS, RANK, TRAINERS
-from benchmarks.step_update import UPDATES
-from benchmarks.toy import RESULTS, ROOT, commit
-from benchmarks.toy import machine as processor
+from benchmarks.record import RESULTS, ROOT, commit, versions
+from benchmarks.record import machine as processor
+from benchmarks.rollout.bench import WORKER_SECONDS
+from benchmarks.step.page import draw, growth_table, markdown, step_table, update_table
+from benchmarks.step.peers import PROJECTIONS, RANK, TRAINERS
+from benchmarks.step.update import UPDATES
 from data import load_examples
 from grpo.packing import common_prefix_length
 
@@ -100,7 +99,7 @@ class Bench:
             raise ValueError(f"data={data!r}: has ready prompts; must be questions and answers, such as openai/gsm8k")
 
     def step_case(self, shots: int, num_generations: int) -> dict:
-        """A `step_peers.Case` as JSON, its prompts written to a file, and their lengths."""
+        """A `peers.Case` as JSON, its prompts written to a file, and their lengths."""
         rows = [{"prompt": prompt, "answer": "0", "final_answer": "0"} for prompt in self.prompts[shots]]
         data = self.folder / f"prompts{shots}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -129,7 +128,7 @@ class Bench:
         environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads)) | {
             "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
         python = self.peer_python if kind == "steps" and not engine.startswith("ours") else sys.executable
-        command = [python, "-W", "ignore", "-m", "benchmarks.step_worker", str(job), str(result)]
+        command = [python, "-W", "ignore", "-m", "benchmarks.step.worker", str(job), str(result)]
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WORKER_SECONDS)
@@ -216,7 +215,7 @@ def environment(options: argparse.Namespace, peers: dict[str, str]) -> dict:
         "command": f"{COMMAND} --data {data} --threads {options.threads}{peer}{parts}", "commit": commit(),
         "machine": f"{processor()}; {options.threads} thread{'s' if options.threads > 1 else ''}",
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | peers}
+        "versions": versions(PACKAGES) | peers}
 
 
 def ask_peer(python: str) -> dict[str, str] | None:
@@ -230,7 +229,7 @@ def ask_peer(python: str) -> dict[str, str] | None:
 
 def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
     """Read the command line, measure, and write the files."""
-    parser = argparse.ArgumentParser(description="Compare grpo.step.grpo_step with TRL's GRPOTrainer.")
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Compare GRPO steps with those of TRL's GRPOTrainer.")
     parser.add_argument("--data", default="openai/gsm8k", help="Hub name or folder of raw GSM8K, or wordproblems")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has TRL; only for the part steps")
@@ -240,7 +239,7 @@ def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
     wanted = plan.peers or plan.peers_of_others
     peers = ask_peer(options.peer_python) if "steps" in options.parts and wanted else {}
     if peers is None:
-        parser.error(f"--peer-python {options.peer_python} cannot import TRL; see the top of benchmarks/step.py")
+        parser.error(f"--peer-python {options.peer_python} cannot import TRL; see the top of benchmarks/step/bench.py")
     path = options.output_dir / "step.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
     options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -257,7 +256,3 @@ def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
             (options.output_dir / "step.md").write_text(markdown(result))
             if name == "growth":
                 draw(result["parts"]["growth"], options.output_dir / "step.png")
-
-
-if __name__ == "__main__":
-    main()

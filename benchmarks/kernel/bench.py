@@ -1,33 +1,24 @@
-"""Time, memory and error of `kernels.fused_logprob` beside its peers: `python -m benchmarks.kernel`.
-
-Writes benchmarks/results/kernel.json and kernel.md. Needs no peer; one that is not installed gets a row that says so:
-
-    pip install --no-deps trl==1.16.0 liger-kernel cut-cross-entropy
-
-`--compile` and `--tune` do something else instead: see benchmarks/compiled.py and benchmarks/tune.py.
-"""
+"""Time, memory and error of `kernels.fused_logprob` and of its peers: one table for each task and size."""
 
 import argparse
 import functools
 import importlib.metadata
 import itertools
 import json
-import math
 import platform
 import random
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from benchmarks.kernel.page import COMMAND, markdown, table
+from benchmarks.kernel.peers import PROVIDERS, Cannot, Inputs, draw, float64
+from benchmarks.kernel.tasks import TASKS, Task, call, seconds
 from benchmarks.memory import peak_bytes
-from benchmarks.peers import PROVIDERS, Cannot, Inputs, draw, float64
-from benchmarks.tasks import TASKS, Task, call, seconds
-from benchmarks.toy import RESULTS, commit
-from benchmarks.toy import machine as processor
+from benchmarks.record import commit
+from benchmarks.record import machine as processor
 
-COMMAND = "python -m benchmarks.kernel"
 PACKAGES = ("torch", "triton", "trl", "transformers", "liger-kernel", "cut-cross-entropy")
 # Tokens, hidden size, vocabulary; the first is the main one. On a GPU: Qwen2.5 0.5B and 7B, then few and many tokens.
 GPU_CASES = [(16_384, 896, 151_936), (16_384, 3584, 152_064), (512, 896, 151_936), (65_536, 896, 151_936)]
@@ -36,19 +27,6 @@ CHECKED_ROWS = 256
 DWEIGHT_LIMIT = 2**28  # elements of the head above which its gradient is not checked: 2 GiB in float64
 FLUSHED_TOKENS = 2048  # up to here the caches of a GPU are cleared before each call
 OURS = "ours (auto)"
-ERRORS = {"logprob_L": "log-prob", "entropy_L": "entropy", "kl_L": "KL", "hidden_LH": "dh", "weight_VH": "dW"}
-NO_GPU = f"""**GPU: not measured.** `{COMMAND}` on a machine with one measures it. Below, a peer that has PyTorch code
-besides its GPU kernels runs that code: its times say nothing about the kernels.
-"""
-NOTES = """Every provider gets the same tensors. A call is one sample; the order of the providers is drawn anew in each
-round, and all rounds are done twice: noise is by how much the second median of a provider differs from its first. ms is
-the median of both; MiB the peak that a call adds to the inputs, results included; on a CPU, what lives only inside one
-PyTorch operation is not in it. TF/s counts the operations a task needs, not those a provider does. Errors are against
-float64 on at most {checked_rows} rows: of outputs the largest absolute one in nats, of gradients its norm relative to
-the gradient's (dW whole). "none": the provider does not compute this output, which saves it work.
-
-The providers:
-"""
 
 
 def error(name: str, found: torch.Tensor, right: torch.Tensor, checked_K: torch.Tensor) -> float:
@@ -155,46 +133,6 @@ def environment(options: argparse.Namespace, device: str) -> dict:
     }
 
 
-def number(value: float) -> str:
-    """Three significant digits."""
-    return f"{float(f'{value:.3g}'):,.10g}"
-
-
-def table(name: str, rows: list[dict]) -> list[str]:
-    """The rows of one task, in Markdown."""
-    errors = [key for key in TASKS[name].errors() if any(key in row.get("errors", {}) for row in rows)]
-    heads = ["provider", "ms", "25-75 %", "noise %", "ms / ours", "MiB", "MiB / ours", "TF/s"]
-    heads += [f"{ERRORS[key]} error" for key in errors]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in rows:
-        cells = [row["why"]] + [""] * (len(heads) - 2)
-        if row["why"] is None:
-            cells = [number(row["ms"]), f"{number(row['ms_q25'])}-{number(row['ms_q75'])}"]
-            cells += [f"{100 * row['noise']:.1f}", number(row.get("ms_ratio", math.nan))]
-            cells += [number(row["peak_bytes"] / 2**20), number(row.get("bytes_ratio", math.nan))]
-            cells.append(number(row["tflops"]))
-            cells += [f"{row['errors'][key]:.1e}" if key in row["errors"] else "none" for key in errors]
-        lines.append(f"| {row['provider']} | {' | '.join(cells)} |")
-    return lines
-
-
-def markdown(result: dict) -> str:
-    """The result as a page; every number in it is one of the result's."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines = ["# The fused log-prob beside its peers\n", f"`{result['command']}`, commit {result['commit']}."]
-    lines.append(f"{result['machine']}; Python {result['python']}, {versions}.\n")
-    if result["device"] == "cpu":
-        lines.append(NO_GPU)
-    lines.append(NOTES.format(checked_rows=result["checked_rows"]))
-    lines += [f"- {name}: {says}" for name, says in result["providers"].items()]
-    for case in result["cases"]:
-        lines.append(f"\n## L = {case['tokens']:,}, H = {case['hidden']:,}, V = {case['vocab']:,}, {case['dtype']}")
-        for name, rows in case["tasks"].items():
-            task = result["tasks"][name]
-            lines += [f"\n**{name}**: {task['says']}; {2 * task['gemms']} LHV operations.\n", *table(name, rows)]
-    return "\n".join(lines) + "\n"
-
-
 def compare_all(options: argparse.Namespace, device: str) -> None:
     """Measure every case, and write both files."""
     torch.set_num_threads(1)
@@ -210,35 +148,3 @@ def compare_all(options: argparse.Namespace, device: str) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "kernel.json").write_text(json.dumps(result, indent=2) + "\n")
     (options.output / "kernel.md").write_text(markdown(result))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, and do what it says."""
-    parser = argparse.ArgumentParser(description="Compare kernels.fused_logprob with its peers.")
-    parser.add_argument("--tokens", type=int, nargs="+", help="numbers of tokens")
-    parser.add_argument("--hidden", type=int, nargs="+", help="hidden sizes")
-    parser.add_argument("--vocab", type=int, nargs="+", help="vocabulary sizes, one for each hidden size")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16; on a CPU both")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--seed", type=int, default=0)
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--compile", action="store_true", default=None, help="report registers and spills; no GPU")
-    instead.add_argument("--tune", action="store_true", default=None, help="choose tiles for this GPU")
-    options = parser.parse_args(arguments)
-    if len(options.hidden or [0]) != len(options.vocab or [0]):
-        parser.error("--vocab needs one size for each of --hidden")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.compile:
-        from benchmarks import compiled  # imports Triton
-
-        compiled.main(options.output)
-    elif options.tune:
-        from benchmarks import tune
-
-        tune.main(options, device)
-    else:
-        compare_all(options, device)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,13 @@
 """Whole GRPO steps of a real Qwen2.5 shape on one GPU, ours beside TRL's.
 
     python -m benchmarks.random_model --shape 0.5b --data openai/gsm8k --output_dir outputs/random-0.5b
-    python -m benchmarks.step_gpu --model outputs/random-0.5b --data openai/gsm8k
+    python -m benchmarks.step.gpu --model outputs/random-0.5b --data openai/gsm8k
 
 Needs TRL beside the project's packages. Writes `step-<model>.json` and `.md` into benchmarks/results/. Each trainer
 runs in its own process; the last step of ours is profiled and not counted.
 """
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -19,8 +18,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from benchmarks.step_peers import ON_A_GPU, RANK
-from benchmarks.toy import RESULTS, ROOT, commit
+from benchmarks.record import RESULTS, ROOT, commit, versions
+from benchmarks.step.peers import ON_A_GPU, RANK
 from data import load_examples
 from grpo.packing import common_prefix_length
 
@@ -54,7 +53,7 @@ def measure(options: argparse.Namespace, engine: str, case: dict, folder: Path) 
     job.write_text(json.dumps({
         "kind": "steps", "engine": engine, "device": "cuda", "threads": 8, "profile": engine == "ours",
         "cases": [case | {"num_steps": steps, "output_dir": str(folder / engine)}]}))
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.step_worker", str(job), str(result)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.step.worker", str(job), str(result)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=options.timeout)
     if not result.exists():
         return {"engine": engine, "why": f"its process ends with exit code {done.returncode}: {done.stderr[-2000:]}"}
@@ -123,7 +122,7 @@ def main() -> None:
     work = arithmetic(config, prompts, options.generations, options.length)
     result = {
         "model": Path(options.model).name, "device": torch.cuda.get_device_name(), "commit": commit(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}, "num_prompts": options.prompts,
+        "versions": versions(PACKAGES), "num_prompts": options.prompts,
         "num_generations": options.generations, "length": options.length, "arithmetic": work, "rows": [],
         "prompt_tokens": {"min": min(lengths), "max": max(lengths), "shared": common_prefix_length(prompts)}}
     options.output_dir.mkdir(parents=True, exist_ok=True)

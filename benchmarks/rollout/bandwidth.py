@@ -1,4 +1,4 @@
-"""How near the rollout comes to the speed at which memory can be read: `python -m benchmarks.bandwidth`.
+"""How near the rollout comes to the speed at which memory can be read: `python -m benchmarks.rollout.bandwidth`.
 
 A decoding step reads every weight once and every row's own keys and values once, and at small batch does little else.
 The time that takes at the measured copy bandwidth is a floor; the share of it in the time of a step says how good the
@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.random_model import SHAPES, build, train_tokenizer
-from benchmarks.toy import RESULTS, commit
+from benchmarks.record import RESULTS, commit
 from data import load_examples
 from grpo.sampler.decoder import Decoder
 from grpo.sampler.generate import generate

@@ -5,7 +5,6 @@ what the file says of the others. Each engine runs in its own process.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -20,10 +19,10 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from benchmarks.rollout_page import draw, engine_table, growth_table, markdown
-from benchmarks.rollout_peers import ENGINES, PAD
-from benchmarks.toy import RESULTS, ROOT, commit
-from benchmarks.toy import machine as processor
+from benchmarks.record import RESULTS, ROOT, commit, versions
+from benchmarks.record import machine as processor
+from benchmarks.rollout.page import draw, engine_table, growth_table, markdown
+from benchmarks.rollout.peers import ENGINES, PAD
 from data import load_examples
 from grpo.packing import common_prefix_length
 
@@ -112,7 +111,7 @@ class Bench:
         job.write_text(json.dumps({"folder": str(self.folder / model), "engine": engine, "cases": cases, **spent}))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         environment = os.environ | threads | {"TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rollout_worker", str(job), str(result)]
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rollout.worker", str(job), str(result)]
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WORKER_SECONDS)
@@ -222,13 +221,13 @@ def environment(options: argparse.Namespace) -> dict:
         "device": "cuda" if cuda else "cpu",
         "machine": torch.cuda.get_device_name() if cuda else f"{processor()}; {threads}",
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(PACKAGES),
     }
 
 
 def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
     """Read the command line, measure, and write the files."""
-    parser = argparse.ArgumentParser(description="Compare this sampler with transformers' generation.")
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Compare this sampler with transformers' generation.")
     parser.add_argument("--data", default="openai/gsm8k", help="Hub name or folder of raw GSM8K, or wordproblems")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, on a CPU")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; keeps the rest")
@@ -250,7 +249,3 @@ def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
             (options.output_dir / "rollout.md").write_text(markdown(result))
             if name == "growth":
                 draw(result["parts"]["growth"], options.output_dir / "rollout.png")
-
-
-if __name__ == "__main__":
-    main()

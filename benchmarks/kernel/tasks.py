@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.peers import Inputs, Peer, Wanted
+from benchmarks.kernel.peers import Inputs, Peer, Wanted
 
 
 class Task(NamedTuple):

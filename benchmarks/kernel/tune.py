@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.kernel import FLUSHED_TOKENS, OURS, cases
-from benchmarks.peers import PROVIDERS, Inputs, draw
-from benchmarks.tasks import TASKS, call, seconds
+from benchmarks.kernel.bench import FLUSHED_TOKENS, OURS, cases
+from benchmarks.kernel.peers import PROVIDERS, Inputs, draw
+from benchmarks.kernel.tasks import TASKS, call, seconds
 from kernels.gpu import tiles
 from kernels.gpu.tiles import PLAIN, Tile
 

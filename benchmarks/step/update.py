@@ -1,6 +1,6 @@
 """The update of a step alone: our packed rows and padded transformers rows, over one model with the same LoRA weights.
 
-`benchmarks.step` measures these; every one runs in a process of its own, see benchmarks/step_worker.py.
+`benchmarks.step` measures these; every one runs in a process of its own, see worker.py.
 """
 
 import time
@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, Qwen2ForCausalLM
 
-from benchmarks.step_peers import BETA, PROJECTIONS, RANK, ROWS
+from benchmarks.step.peers import BETA, PROJECTIONS, RANK, ROWS
 from grpo.loss import kl_divergence, policy_loss
 from grpo.packing import pack
 from grpo.trainer.policy import Policy

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: `python -m benchmarks.step_worker JOB RESULT`, two JSON files.
+"""One measurement in a process of its own: `python -m benchmarks.step.worker JOB RESULT`, two JSON files.
 
 `benchmarks.step` starts it; nobody else needs to.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from benchmarks.rollout_worker import Memory
-from benchmarks.step_peers import ON_A_GPU, TRAINERS, Case, Step, Trainer
+from benchmarks.memory import Memory
+from benchmarks.step.peers import ON_A_GPU, TRAINERS, Case, Step, Trainer
 
 EARLY_SHARE = 0.01  # of the tokens asked for, that rows which ended early may lack
 
@@ -95,7 +95,7 @@ def _steps(job: dict, folder: Path) -> Callable[[dict], dict]:
 
 def _updates(job: dict, folder: Path) -> Callable[[dict], dict]:
     """Measures updates, and leaves the LoRA gradients of the last case in `folder`."""
-    from benchmarks.step_update import PHASES, UPDATES, arithmetic, draw, gradients, load
+    from benchmarks.step.update import PHASES, UPDATES, arithmetic, draw, gradients, load
 
     update = PHASES if job["kind"] == "growth" else UPDATES[job["engine"]]
     model = load(job["model"])

@@ -23,8 +23,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.toy import RESULTS, commit
-from benchmarks.tune import SPECIALISED
+from benchmarks.kernel.tune import SPECIALISED
+from benchmarks.record import RESULTS, commit
 from kernels.gpu import backward, forward
 from kernels.gpu.tiles import FOLD, Tile, tile_of
 

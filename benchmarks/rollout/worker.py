@@ -1,14 +1,11 @@
-"""One engine's measurement in a process of its own: `python -m benchmarks.rollout_worker JOB RESULT`, two JSON files.
+"""One engine's measurement in a process of its own: `python -m benchmarks.rollout.worker JOB RESULT`, two JSON files.
 
 `benchmarks.rollout` starts it; nobody else needs to.
 """
 
-import ctypes
 import functools
-import gc
 import hashlib
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -16,34 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.rollout_peers import ENGINES, Case, Engine, Sampled
-
-
-class Memory:
-    """How far memory goes above what the process held when this was made: all of it, or the GPU's allocator."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.restart()
-        self.before = torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
-
-    def restart(self) -> None:
-        """Forget the peak so far, and give back what is free, so that it does not hide what is taken from now on."""
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see man 5 proc
-
-    def peak(self) -> int:
-        """Bytes, the most since `restart`."""
-        return (torch.cuda.max_memory_allocated() if self.device == "cuda" else _status("VmHWM")) - self.before
-
-
-def _status(name: str) -> int:
-    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1])
+from benchmarks.memory import Memory
+from benchmarks.rollout.peers import ENGINES, Case, Engine, Sampled
 
 
 def run(engine: Engine, loaded: Any, case: Case, batch: int | None) -> Sampled:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.kernel import number
+from benchmarks.record import number
 
 OURS = "ours"
 HEADS = ("engine", "seconds", "runs", "time / ours", "tokens/s", "MiB", "MiB / ours", "prefill s", "occupancy %")

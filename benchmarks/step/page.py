@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.kernel import number
+from benchmarks.record import number
 
 OURS = "ours"
 MIB = 2**20

@@ -1,7 +1,7 @@
 """The trainers that `benchmarks.step` measures whole steps of: ours and TRL's `GRPOTrainer`, one small adapter each.
 
 An adapter is given a `Case`, takes its optimizer steps and tells an observer of each. Every one runs in a process of
-its own, see benchmarks/step_worker.py. TRL is imported only where it runs: ours needs none of it.
+its own, see worker.py. TRL is imported only where it runs: ours needs none of it.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoTokenizer, BitsAndBytesConfig, Qwen2ForCausalLM
 
-from benchmarks.step_reward import vowel_reward
+from benchmarks.step.reward import vowel_reward
 
 REWARD = f"{Path(vowel_reward.__code__.co_filename)}:{vowel_reward.__name__}"
 RANK, BETA, RATE, ROWS = 16, 0.04, 1e-4, 4  # LoRA's rank; the KL's coefficient; learning rate; rows of a micro-batch
