@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grpo.config import Config
-from grpo.loading.inspection import check_finite, refusing
-from grpo.options.refusal import SHORT, nearest, refuse
+from grpo.loading.inspection import check_finite
+from grpo.options.refusal import SHORT, nearest, refuse, refusing
 from grpo.sampler.decoder import LORA_MODULES
 from grpo.trainer.policy import REFERENCE, TRAINED
 

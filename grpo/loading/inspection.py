@@ -3,8 +3,7 @@
 The libraries that read them warn and go on (a missing tensor is drawn at random), or fail somewhere inside.
 """
 
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -12,25 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grpo.options.refusal import refuse
 
-LONGEST = 200  # characters of a library's own words
 SAVED_MODEL = "a folder that save_pretrained wrote, or a Hub name"
-
-
-@contextmanager
-def refusing(name: str, value: Any, rule: str, valid: str) -> Iterator[None]:
-    """Turn whatever a library raises about a user's files or settings into the one line about the option they came by.
-
-    Raises:
-        ValueError: as `refuse` does, with the library's words.
-    """
-    try:
-        yield
-    except Exception as error:  # every library has its own; only its call stands inside
-        words = " ".join(str(error).split())[:LONGEST]
-        try:
-            refuse(name, value, f"{rule}: {type(error).__name__}: {words}", valid)
-        except ValueError as refusal:
-            raise refusal from error
 
 
 def check_code(name: str, value: str, settings: Any, *, trust_remote_code: bool) -> None:

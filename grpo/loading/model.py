@@ -22,7 +22,8 @@ from transformers import (
 
 from grpo.distributed import global_max
 from grpo.loading.adapter import read_adapter
-from grpo.loading.inspection import SAVED_MODEL, check_code, check_tokenizer, check_vocabulary, check_weights, refusing
+from grpo.loading.inspection import SAVED_MODEL, check_code, check_tokenizer, check_vocabulary, check_weights
+from grpo.options.refusal import refusing
 from grpo.sampler.decoder import Decoder, check_supported
 from grpo.sampler.linear import Branch, PackedWeight, Weight
 from grpo.trainer.policy import REFERENCE, TRAINED, public_name, trainable

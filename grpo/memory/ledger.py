@@ -23,7 +23,7 @@ from transformers import PretrainedConfig
 from grpo.config import Config
 from grpo.loading.model import NF4_BLOCK
 from grpo.sampler.linear import Blocks
-from grpo.trainer.engine import zero_config
+from grpo.trainer.zero import zero_config
 from kernels.reference import TILE_ELEMENTS
 
 SCALE_BLOCK = 256  # of NF4's scales, which share a second one

@@ -6,13 +6,15 @@ Imports the standard library alone, so that any file may refuse.
 import difflib
 import reprlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's controls, formats, surrogates, separators of lines, paragraphs
 SHORT = reprlib.Repr()  # a value as a refusal shows it: a mistake may be a megabyte long
 SHORT.maxlist = SHORT.maxdict = 12
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
+LONGEST = 200  # characters of a library's own words in a refusal
 NEAR = 0.6  # difflib's ratio from which a word is taken for a misspelling of another
 
 
@@ -35,6 +37,23 @@ def refuse(name: str, value: Any, rule: str, valid: Any) -> NoReturn:
     """
     hint = "" if valid is None else f"; nearest valid value: {valid}"
     raise ValueError(f"{name}={SHORT.repr(value)} {rule}{hint}")
+
+
+@contextmanager
+def refusing(name: str, value: Any, rule: str, valid: str) -> Iterator[None]:
+    """Turn whatever a library raises about a user's files or settings into the one line about the option they came by.
+
+    Raises:
+        ValueError: as `refuse` does, with the library's words.
+    """
+    try:
+        yield
+    except Exception as error:  # every library has its own; only its call stands inside
+        words = " ".join(str(error).split())[:LONGEST]
+        try:
+            refuse(name, value, f"{rule}: {type(error).__name__}: {words}", valid)
+        except ValueError as refusal:
+            raise refusal from error
 
 
 def spelled_out(text: str, *, keep: str = "") -> str:

@@ -44,6 +44,7 @@ from grpo.schedule import total_steps
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Policy
+from grpo.trainer.zero import build_engine
 from rewards.math import gold_number
 from rewards.pool import RewardPool
 
@@ -128,7 +129,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     decoder = build_decoder(model, form=config.rollout_weights, dtype=rollout_dtype)
     frozen_copy = peft_config is None and config.beta > 0
     policy = Policy(model, temperature=config.temperature, frozen_copy=frozen_copy, impl=config.logprob_impl)
-    engine = Engine(policy, config, dtype)
+    engine = build_engine(policy, config, dtype)
     copy_line = f"{config.rollout_weights} weights in {str(rollout_dtype).removeprefix('torch.')} ({why})"
     ledger = ledger_of(
         config, model.config, num_ranks=world_size(), dtype=dtype, rollout_dtype=rollout_dtype,

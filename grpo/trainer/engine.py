@@ -11,59 +11,13 @@ from itertools import chain
 from typing import Any
 
 import torch
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import ValidationError
 from torch import nn
 
-from grpo.config import Config
 from grpo.distributed import deepspeed, global_max, world_size
 from grpo.health.pulse import pulse
-from grpo.loading.inspection import refusing
-from grpo.options.refusal import refuse
 from grpo.trainer.policy import Policy, trainable
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run; the user's `deepspeed` mapping is merged over it.
-
-    Raises:
-        ValueError: DeepSpeed does not know a setting of the mapping, or not with this value.
-    """
-    bf16 = dtype == torch.bfloat16
-    generated: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": bf16},
-        "steps_per_print": 10**9,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "memory_efficient_linear": False,  # it would replace F.linear for the whole process
-            "overlap_comm": True,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": 50_000_000,  # the default takes 2 GB from the first backward on
-            "stage3_param_persistence_threshold": 100_000,
-            "stage3_max_live_parameters": 1_000_000_000,
-            "stage3_max_reuse_distance": 1_000_000_000,
-            "stage3_prefetch_bucket_size": 50_000_000,
-            "stage3_gather_16bit_weights_on_model_save": False,
-        },
-    }
-    if bf16 and config.zero_stage > 0:
-        generated["data_types"] = {"grad_accum_dtype": "fp32"}  # 60 micro-batches added in bf16 are 2 % off
-    for key, value in (config.deepspeed or {}).items():
-        generated[key] = {**generated[key], **value} if isinstance(generated.get(key), dict) else value
-    try:
-        DeepSpeedZeroConfig(**generated["zero_optimization"])
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"]))
-        refuse("deepspeed", config.deepspeed, f"zero_optimization.{where}: {wrong['msg']}", "without this key")
-    except TypeError as error:  # it lets only some of its own through
-        refuse("deepspeed", config.deepspeed, f"zero_optimization: {error}", "without this key")
-    return generated
 
 
 class Engine:
@@ -71,27 +25,18 @@ class Engine:
 
     Args:
         policy: the module whose forward touches every weight.
-        config: the run.
-        dtype: type of weights and activations.
+        settings: DeepSpeed's configuration.
+        adamw: arguments of torch.optim.AdamW.
 
     Collective: building, every call, `backward`, `step` and `gathered` are collective under ZeRO-3.
     """
 
-    def __init__(self, policy: Policy, config: Config, dtype: torch.dtype) -> None:
+    def __init__(self, policy: Policy, settings: dict[str, Any], adamw: dict[str, Any]) -> None:
         self.policy = policy
-        self.stage = config.zero_stage
+        self.stage = settings["zero_optimization"]["stage"]
         self.trainable = trainable(policy.model)
-        optimizer = torch.optim.AdamW(
-            self.trainable.values(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        )
-        settings = zero_config(config, dtype)
-        asked = refusing("deepspeed", config.deepspeed, "does not start", "without it")  # only here can it be tried
-        with asked if config.deepspeed else nullcontext():
-            self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        optimizer = torch.optim.AdamW(self.trainable.values(), **adamw)
+        self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         self.deepspeed.train()  # in eval mode activation checkpointing would be off without a word
         if self.stage == 0:
             self._adamw().state.clear()  # DeepSpeed's bfloat16 wrapper has already counted a step of zero gradients

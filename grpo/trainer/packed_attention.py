@@ -19,7 +19,6 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
 from grpo.distributed import rank
-from grpo.sampler.pointwise import allow_recompiling
 from grpo.types import Batch
 
 NAME = "tree"  # of this attention in transformers' table
@@ -181,7 +180,8 @@ def padded_length(length: int) -> int:
 @functools.cache
 def _compiled(length: int) -> Callable[..., torch.Tensor]:
     """FlexAttention for rows of one length."""
-    allow_recompiling()
+    # Each length is compiled apart; at torch's default of 8 the ninth would run without a kernel.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     if rank() == 0:
         print(f"attention  compiles for rows of {length:,} tokens (length {_compiled.cache_info().misses})", flush=True)
     return torch.compile(flex_attention, dynamic=False)

@@ -59,11 +59,14 @@ TALLY = [
     ("losses added up", '"loss": iterations', '"loss": 1'),
 ]
 
-ENGINE = [
-    ("no weight decay", "            weight_decay=config.weight_decay,\n", ""),
-    ("torch's betas", "            betas=(config.adam_beta1, config.adam_beta2),\n", ""),
+ZERO = [
+    ("no weight decay", '        "weight_decay": config.weight_decay,\n', ""),
+    ("torch's betas", '        "betas": (config.adam_beta1, config.adam_beta2),\n', ""),
     ("betas swapped", "(config.adam_beta1, config.adam_beta2)", "(config.adam_beta2, config.adam_beta1)"),
-    ("torch's epsilon", "            eps=config.adam_epsilon,\n", ""),
+    ("torch's epsilon", '        "eps": config.adam_epsilon,\n', ""),
+]
+
+ENGINE = [
     ("the rate of the start", '            group["lr"] = learning_rate', "            pass"),
 ]
 
@@ -100,6 +103,7 @@ RUN_GROUPS = [
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
     ("grpo/update.py", ("test_update.py",), UPDATE),
     ("grpo/report/tally.py", ("test_update.py",), TALLY),
+    ("grpo/trainer/zero.py", ("test_optimizer.py",), ZERO),
     ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
     ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
     ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),
