@@ -1,4 +1,4 @@
-"""From the options of a run to its engine: DeepSpeed's configuration, and AdamW's settings."""
+"""From a run's options to its engine: DeepSpeed's configuration and AdamW's settings."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -26,17 +26,17 @@ def build_engine(policy: Policy, config: Config, dtype: torch.dtype) -> Engine:
         "eps": config.adam_epsilon,
         "weight_decay": config.weight_decay,
     }
-    # Some settings DeepSpeed refuses only when it starts.
+    # DeepSpeed refuses some settings only when it starts.
     asked = refusing("deepspeed", config.deepspeed, "does not start", "without it")
     with asked if config.deepspeed else nullcontext():
         return Engine(policy, settings, adamw)
 
 
 def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run; the user's `deepspeed` mapping is merged over it.
+    """DeepSpeed's configuration: ours, with the user's `deepspeed` mapping merged over it.
 
     Raises:
-        ValueError: DeepSpeed does not know a setting of the mapping, or not with this value.
+        ValueError: DeepSpeed does not know a setting of the mapping, or does not take its value.
     """
     bf16 = dtype == torch.bfloat16
     generated: dict[str, Any] = {
@@ -47,7 +47,7 @@ def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "zero_optimization": {
             "stage": config.zero_stage,
-            "memory_efficient_linear": False,  # it would replace F.linear for the whole process
+            "memory_efficient_linear": False,  # True replaces F.linear for the whole process
             "overlap_comm": True,
             "contiguous_gradients": True,
             "reduce_bucket_size": 50_000_000,  # the default takes 2 GB from the first backward on
@@ -68,6 +68,6 @@ def zero_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
         refuse("deepspeed", config.deepspeed, f"zero_optimization.{where}: {wrong['msg']}", "without this key")
-    except TypeError as error:  # it lets only some of its own through
+    except TypeError as error:  # DeepSpeed turns only some of its errors into the one above
         refuse("deepspeed", config.deepspeed, f"zero_optimization: {error}", "without this key")
     return generated
