@@ -3,7 +3,7 @@
 ADAPTER = [
     ("only DoRA is another kind", "if value and not plain and value != default.get(name):",
      'if value and name == "use_dora":'),
-    ("what peft does not know is passed over", "(said | kind.to_dict()).items()", "kind.to_dict().items()"),
+    ("what peft does not know is passed over", "(written | kind.to_dict()).items()", "kind.to_dict().items()"),
     ("what is derived from LoRA is LoRA", "if type(kind) is not LoraConfig:", "if not isinstance(kind, LoraConfig):"),
     ("any start of a branch", 'value in STARTS if name == "init_lora_weights" else name in PLAIN',
      'name in PLAIN or name == "init_lora_weights"'),
