@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = asked(argv)
     except SystemExit as answered:
-        return answered.code
+        return int(answered.code or 0)
     return run(settings)
 
 

@@ -203,7 +203,7 @@ def main(argv: list[str]) -> int:
     try:
         config = asked(argv)
     except SystemExit as answered:
-        return answered.code
+        return int(answered.code or 0)
     return run_or_fail(config)
 
 

@@ -1,4 +1,4 @@
-"""The adapter: LoRA branches put into a base, fresh or from peft's files. Nothing is ever unpickled."""
+"""LoRA branches put into a base, fresh or from peft's files. Nothing is ever unpickled."""
 
 import copy
 from collections.abc import Container, Iterable
@@ -20,28 +20,28 @@ from grpo.sampler.supported import LORA_MODULES
 from grpo.trainer.policy import REFERENCE, TRAINED
 
 SAVED_ADAPTER = "a folder that peft's save_pretrained or a run of this project wrote"
-# What peft may say of an adapter that is plain LoRA: where its branches sit, how large they are, how they began.
+# Fields of peft's config that may be set in plain LoRA: where its branches are, their size, and how they started.
 PLAIN = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "ensure_weight_tying", "eva_config",
     "fan_in_fan_out",  # peft itself sets it right for a linear module
 }
-STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of init_lora_weights; the others rewrite the base
+STARTS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_lora_weights; all others change the base
 
 
 def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> PeftConfig:
-    """Inject LoRA into the base, in place: fresh from the config, or read from `adapter_name_or_path`.
-
-    Of an adapter that is read a frozen copy stays beside the trained one, as the reference.
+    """Inject LoRA into the base, in place: fresh, or from `adapter_name_or_path` with a frozen copy as the reference.
 
     Returns:
-        peft's description of the adapter, what an export writes beside the weights.
+        peft's description of the adapter, which an export writes next to the weights.
+
+    Raises:
+        ValueError: as `read_adapter`; or `lora_r` or `lora_modules_to_save` do not fit the model.
     """
     if config.adapter_name_or_path is None:
         if config.lora_r > model.config.hidden_size:
-            refuse("lora_r", config.lora_r, "is more than a product of matrices of hidden_size can use",
-                   model.config.hidden_size)
+            refuse("lora_r", config.lora_r, "is above hidden_size, the highest useful rank", model.config.hidden_size)
         _check_modules("lora_modules_to_save", config.lora_modules_to_save, model, kinds=("Linear4bit",))
         tied = bool(model.config.tie_word_embeddings and config.lora_modules_to_save)
         lora = LoraConfig(
@@ -50,7 +50,7 @@ def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
             lora_dropout=config.lora_dropout,
             target_modules=list(config.lora_target_modules),
             modules_to_save=list(config.lora_modules_to_save) or None,
-            ensure_weight_tying=tied,  # else a tied model comes out with two diverging copies
+            ensure_weight_tying=tied,  # else the two copies of a tied weight train apart
             task_type="CAUSAL_LM",
         )
         peft_model = get_peft_model(model, lora, autocast_adapter_dtype=False)
@@ -65,16 +65,14 @@ def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
 
 
 def _copy_as_reference(model: PreTrainedModel) -> None:
-    """Copy the adapter under the name REFERENCE, frozen, and without its dropout: a reference that draws is none.
-
-    peft could load it a second time, but then leaves a tied head without its copy.
-    """
-    copies: dict[int, Any] = {}  # deepcopy's memory: what is tied stays tied
+    """Add a frozen copy of the adapter under the name REFERENCE: with the bare base the KL at step 0 would not be 0."""
+    # peft could load the adapter a second time, but then gives a tied head no copy.
+    copies: dict[int, Any] = {}  # deepcopy's memory: tied weights stay tied
     for module in model.modules():
         if isinstance(module, LoraLayer):
             for parts in (module.lora_A, module.lora_B):
                 parts[REFERENCE] = copy.deepcopy(parts[TRAINED], copies).requires_grad_(False)
-            module.lora_dropout[REFERENCE] = nn.Identity()
+            module.lora_dropout[REFERENCE] = nn.Identity()  # the reference's scores must not be random
             module.scaling[REFERENCE] = module.scaling[TRAINED]
         elif isinstance(module, ModulesToSaveWrapper):
             saved = module.modules_to_save
@@ -86,7 +84,7 @@ def read_adapter(model: PreTrainedModel, path: str, *, is_trainable: bool) -> Pe
     """A peft adapter from safetensors, injected into the base.
 
     Raises:
-        ValueError: the folder is no adapter, or one for another model, or not plain LoRA.
+        ValueError: as `read_adapter_config`; or the adapter is for another model, or not finite.
     """
     kind = read_adapter_config(path)
     with refusing("adapter_name_or_path", path, "cannot be loaded", SAVED_ADAPTER):
@@ -96,12 +94,12 @@ def read_adapter(model: PreTrainedModel, path: str, *, is_trainable: bool) -> Pe
     with refusing("adapter_name_or_path", path, made_for, SAVED_ADAPTER):
         peft_model = PeftModel.from_pretrained(
             model, path, TRAINED, is_trainable=is_trainable, autocast_adapter_dtype=False)
-    _check_tensors(path, peft_model, tensors, adapter=TRAINED)
+    _check_tensors(path, peft_model, tensors)
     return peft_model
 
 
 def read_adapter_config(path: str) -> PeftConfig:
-    """An adapter's description, alone.
+    """An adapter's description, without weights.
 
     Raises:
         ValueError: the folder is no adapter in safetensors, or not plain LoRA.
@@ -109,27 +107,20 @@ def read_adapter_config(path: str) -> PeftConfig:
     if not (Path(path) / "adapter_model.safetensors").is_file():  # an adapter_model.bin would be unpickled
         refuse("adapter_name_or_path", path, "is no adapter folder: it has no adapter_model.safetensors", SAVED_ADAPTER)
     with refusing("adapter_name_or_path", path, "is no adapter", SAVED_ADAPTER):
-        said = PeftConfig.from_json_file(str(Path(path) / "adapter_config.json"))
+        written = PeftConfig.from_json_file(str(Path(path) / "adapter_config.json"))
         kind = PeftConfig.from_pretrained(path)
-    _check_kind(path, kind, said)
+    _check_kind(path, kind, written)
     return kind
 
 
-def _check_kind(path: str, kind: PeftConfig, said: dict[str, Any]) -> None:
-    """Refuse an adapter of another kind than plain LoRA on named linear layers.
-
-    Args:
-        path: its folder.
-        kind: its description.
-        said: the same as its file has it, with what peft does not know and passes over.
-
-    Raises:
-        ValueError: what it is.
-    """
-    if type(kind) is not LoraConfig:  # that of AdaLoRA is derived from it
-        refuse("adapter_name_or_path", path, f"is not plain LoRA: peft_type is {said.get('peft_type')}", SAVED_ADAPTER)
+def _check_kind(path: str, kind: PeftConfig, written: dict[str, Any]) -> None:
+    """Refuse an adapter that is not plain LoRA on named linear layers."""
+    if type(kind) is not LoraConfig:  # AdaLoRA's is a subclass
+        kind_name = written.get("peft_type")
+        refuse("adapter_name_or_path", path, f"is not plain LoRA: peft_type is {kind_name}", SAVED_ADAPTER)
     default = LoraConfig().to_dict()
-    for name, value in (said | kind.to_dict()).items():
+    # The file may have fields of a newer peft, which this one ignores; set, they change what the adapter computes.
+    for name, value in (written | kind.to_dict()).items():
         plain = value in STARTS if name == "init_lora_weights" else name in PLAIN
         if value and not plain and value != default.get(name):
             refuse("adapter_name_or_path", path, f"is not plain LoRA: {name} is {SHORT.repr(value)}", SAVED_ADAPTER)
@@ -138,19 +129,9 @@ def _check_kind(path: str, kind: PeftConfig, said: dict[str, Any]) -> None:
                SAVED_ADAPTER)
 
 
-def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor], *, adapter: str) -> None:
-    """Refuse an adapter whose tensors are not those that its description and the model ask for.
-
-    Args:
-        path: its folder.
-        model: the base with the adapter in it.
-        tensors: content of the adapter's file.
-        adapter: its name in the model.
-
-    Raises:
-        ValueError: one tensor or module, by name.
-    """
-    wanted = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False).keys()
+def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse an adapter whose tensors do not match its description and the model, or are not finite."""
+    wanted = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False).keys()
     wrong = [(wanted - tensors.keys(), "is missing in adapter_model.safetensors"),
              ({one for one in tensors.keys() - wanted if ".lora_" in one}, "has no place in this model")]
     for names, what in wrong:
@@ -165,17 +146,7 @@ def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor]
 
 
 def _check_modules(name: str, wanted: Iterable[str], model: nn.Module, *, kinds: Container[str]) -> None:
-    """Refuse names that no module of the model has, or only modules that cannot be trained whole.
-
-    Args:
-        name: the option.
-        wanted: names, or ends of names, as peft takes them.
-        model: without an adapter.
-        kinds: class names of modules that do not count.
-
-    Raises:
-        ValueError: the name, and the most similar one.
-    """
+    """Refuse wanted names that match no module with weights of its own, apart from modules of these classes."""
     known = {path.rpartition(".")[2]: None for path, module in model.named_modules()
              if type(module).__name__ not in kinds and next(module.parameters(recurse=False), None) is not None}
     for one in wanted:

@@ -1,6 +1,6 @@
-"""The inspection: what is wrong with the files of a model, a tokenizer or an adapter, said in one line while they load.
+"""Is something wrong with the files of a model, a tokenizer or an adapter? Each check refuses in one line.
 
-The libraries that read them warn and go on (a missing tensor is drawn at random), or fail somewhere inside.
+The libraries that read these files only warn (and draw a missing tensor at random), or fail somewhere inside.
 """
 
 from collections.abc import Collection
@@ -14,48 +14,30 @@ from grpo.options.refusal import refuse
 
 
 def check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
-    """Refuse a model whose weights are not all there, of another shape, or not finite.
-
-    Of a tensor in 4 bits only the scales can tell; they do where a whole block is not finite.
-
-    Args:
-        name: folder or Hub name.
-        model: as loaded.
-        found: the loading info of transformers.
-
-    Raises:
-        ValueError: one tensor, by name.
-    """
+    """Refuse a model with weights that are missing, of another shape, or not finite; `found` is its loading report."""
     shape = "has another shape in its files"
     for key, what in (("missing_keys", "is not in its files"), ("mismatched_keys", shape)):
         if found[key]:
             first = min(one if isinstance(one, str) else one[0] for one in found[key])
-            refuse("model_name_or_path", name, f"is not whole: {first} {what}", SAVED_MODEL)
+            refuse("model_name_or_path", name, f"is not complete: {first} {what}", SAVED_MODEL)
     for tensor_name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if state is not None:
             linear = model.get_submodule(tensor_name.rpartition(".")[0])
-            if tuple(state.shape) != (linear.out_features, linear.in_features):  # transformers does not look at these
-                refuse("model_name_or_path", name, f"is not whole: {tensor_name} {shape}", SAVED_MODEL)
+            if tuple(state.shape) != (linear.out_features, linear.in_features):  # transformers does not check these
+                refuse("model_name_or_path", name, f"is not complete: {tensor_name} {shape}", SAVED_MODEL)
+        # A tensor in 4 bits shows it only in its scales, and only if a whole block is not finite.
         check_finite("model_name_or_path", name, tensor_name, parameter.data if state is None else state.offset)
 
 
 def check_tokenizer(value: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer without a vocabulary, which is what a folder without its file comes out as.
-
-    Raises:
-        ValueError: it turns text into nothing.
-    """
+    """Refuse a tokenizer without a vocabulary: transformers makes one if a folder has no tokenizer file."""
     if not tokenizer.encode("1 + 1", add_special_tokens=False):
-        refuse("tokenizer_name_or_path", value, "has no vocabulary", "a folder that holds tokenizer.json")
+        refuse("tokenizer_name_or_path", value, "has no vocabulary", "a folder with tokenizer.json")
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, stop_tokens: Collection[Any], vocab_size: int) -> None:
-    """Refuse a tokenizer that does not go with the model, and a model that knows no end.
-
-    Raises:
-        ValueError: tokens without a row in the embeddings, or none that ends a text.
-    """
+    """Refuse a tokenizer with more tokens than the model, and stop tokens that are missing or no tokens."""
     if tokenizer.vocab_size > vocab_size:
         refuse("tokenizer_name_or_path", tokenizer.name_or_path, f"has {tokenizer.vocab_size} tokens, but the model's "
                f"vocab_size is {vocab_size}", "the model's own tokenizer")
@@ -63,17 +45,13 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, stop_tokens: Collection
         refuse("tokenizer_name_or_path", tokenizer.name_or_path, "has no token that ends a text",
                "eos_token in tokenizer_config.json, or eos_token_id in generation_config.json")
     for token in stop_tokens:
-        if type(token) is not int or token < 0:  # one beyond the head ends nothing: the doctor warns of it
+        if type(token) is not int or token < 0:  # the doctor warns of one beyond the vocabulary, which ends nothing
             refuse("eos_token_id", token, f"must be a token, a number from 0 below vocab_size={vocab_size}",
                    "eos_token in tokenizer_config.json and eos_token_id in generation_config.json as the model came")
 
 
 def check_finite(name: str, value: str, tensor_name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor of a user's file that holds NaN or an infinity, or whole numbers.
-
-    Raises:
-        ValueError: its name and its ends.
-    """
+    """Refuse a tensor with NaN, an infinity or integers."""
     ends = torch.stack(torch.aminmax(tensor))  # a NaN anywhere makes both ends NaN
     if not tensor.is_floating_point() or not ends.isfinite().all():
         refuse(name, value, f"holds {tensor_name} with values from {ends[0].item()} to {ends[1].item()}, which must be "

@@ -1,9 +1,4 @@
-"""From a model folder or name to the parts a run needs: the trainable model, its tokenizer, and the rollout copy.
-
-The base is quantised to NF4 with double quantisation (QLoRA, arXiv 2305.14314) and carries LoRA side branches.
-Under ZeRO-3 the packed 4-bit bytes are sharded like any other parameter, which works only if their storage type is the
-engine's own type; see `quantization`.
-"""
+"""From a folder or Hub name to the model that trains, its tokenizer, and the sampler's copy of it."""
 
 import timeit
 from typing import Any
@@ -28,26 +23,24 @@ from grpo.sampler.decoder import Decoder
 from grpo.sampler.linear import Branch, PackedWeight, Weight
 from grpo.trainer.policy import REFERENCE, TRAINED, public_name, trainable
 
-CLEARLY_FASTER = 1.5  # a ratio that noise does not reach
+CLEARLY_FASTER = 1.5  # a ratio that noise in the measurement does not reach
 
 
 def dtype_of(torch_dtype: str, device: torch.device) -> torch.dtype:
-    """The type of weights and activations that an option names; auto is bfloat16 on a GPU and float32 on a CPU."""
+    """The type that the option names; auto is bfloat16 on a GPU and float32 on a CPU."""
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     return automatic if torch_dtype == "auto" else getattr(torch, torch_dtype)
 
 
 def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantisation, the packed bytes stored as `dtype`.
-
-    DeepSpeed casts the module to the engine's type and gathers by type: any other storage type is either refused or
-    silently converted by value, which destroys the packed weights.
-    """
+    """NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        # ZeRO-3 shards the packed bytes like any parameter. DeepSpeed casts a module to the engine's type and gathers
+        # by type: packed bytes of another type are refused, or converted by value, which destroys the weights.
         bnb_4bit_quant_storage=dtype,
     )
 
@@ -55,19 +48,12 @@ def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
 def load_base(
     name: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, **hub: Any
 ) -> PreTrainedModel:
-    """The frozen base model in train mode.
-
-    Args:
-        name: folder or Hub name.
-        load_in_4bit: quantise its linear layers.
-        dtype: type of weights and activations.
-        device: where it is loaded.
-        hub: `revision`, `trust_remote_code`.
+    """The frozen base model in train mode; `hub` is `revision` and `trust_remote_code`.
 
     Raises:
-        ValueError: the name is no model, its weights are not whole or not finite, or as `read_config`.
+        ValueError: as `read_config`; or weights are missing, of another shape or not finite.
     """
-    model_config = read_config(name, load_in_4bit=load_in_4bit, **hub)
+    model_config = read_config(name, load_in_4bit=load_in_4bit, **hub: Any)
     with refusing("model_name_or_path", name, "cannot be loaded", SAVED_MODEL):
         model, found = AutoModelForCausalLM.from_pretrained(
             name,
@@ -77,26 +63,26 @@ def load_base(
             quantization_config=quantization(dtype) if load_in_4bit else None,
             device_map={"": device} if load_in_4bit else None,
             use_safetensors=True,  # a .bin would be unpickled
-            ignore_mismatched_sizes=True,  # named below
+            ignore_mismatched_sizes=True,  # check_weights names them
             output_loading_info=True,
             **hub,
         )
     check_weights(name, model, found)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
-            # On CPUs with AVX512-BF16 an eval-mode forward repacks the weight in place, and ZeRO-3 gathers the old one.
+            # With AVX512-BF16 an eval-mode forward repacks the weight in place, but ZeRO-3 gathers the old one.
             module.support_avx512bf16_for_cpu = False
     return model.to(device).requires_grad_(False).train()
 
 
-def load_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or name.
+def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub name.
 
     Raises:
-        ValueError: there is none, or it has no vocabulary, or wants code of its own.
+        ValueError: there is none, it has no vocabulary, or it brings code.
     """
     with refusing("tokenizer_name_or_path", name, "cannot be loaded", SAVED_MODEL):
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub: Any)
     trusted = hub.get("trust_remote_code", False)
     check_code("tokenizer_name_or_path", name, tokenizer.init_kwargs, trust_remote_code=trusted)
     check_tokenizer(name, tokenizer)
@@ -104,10 +90,10 @@ def load_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a text: the tokenizer's, and all of the generation config's.
+    """All tokens that end a text: the tokenizer's, and those of the generation config.
 
     Raises:
-        ValueError: there is none, or the model has no such token.
+        ValueError: there is none, one is no token, or the tokenizer is larger than the model's vocabulary.
     """
     ids = model.generation_config.eos_token_id
     listed = ids if isinstance(ids, list) else [ids]
@@ -117,16 +103,14 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def sampling_dtype(model: PreTrainedModel) -> tuple[torch.dtype, str]:
-    """What the rollout copy computes in, and why: the model's type, unless a CPU is much faster in float32.
+    """The type in which the sampler computes, and why: the model's, or float32 if a CPU is much faster in it.
 
-    Processors without bfloat16 instructions convert every factor. Float32 holds bfloat16 weights exactly, so the copy
-    samples from the same policy with less rounding. A float32 model is never rounded for speed.
-
-    Collective: every rank, once; the slowest counts.
+    Collective: every rank, once; the slowest rank decides.
     """
+    # float32 represents bfloat16 weights exactly: the same policy, less rounding. A float32 model is never rounded.
     if model.dtype != torch.bfloat16 or model.device.type != "cpu":
         return model.dtype, "as the trainer"
-    seconds = {}
+    seconds = {}  # a CPU without bfloat16 instructions converts every factor
     for dtype in (torch.float32, torch.bfloat16):
         x_XH = torch.ones(64, model.config.hidden_size, dtype=dtype)
         weight_IH = torch.ones(model.config.intermediate_size, model.config.hidden_size, dtype=dtype)
@@ -139,14 +123,12 @@ def sampling_dtype(model: PreTrainedModel) -> tuple[torch.dtype, str]:
 
 @torch.no_grad()
 def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dtype | None = None) -> Decoder:
-    """The rollout copy, which computes what the engine does: 4-bit weights unpacked once, LoRA kept as side branches.
-
-    Call it before the engine shards the model: here every rank still holds all weights.
+    """The sampler's copy of a model that is not sharded yet.
 
     Args:
-        model: the model as the engine will train it.
-        form: how the copy holds its weights, see `grpo.sampler.linear.JoinedLinear`.
-        dtype: of the copy; None: the model's. See `sampling_dtype`.
+        model: as the engine will train it.
+        form: how the copy stores its weights, see `grpo.sampler.linear.JoinedLinear`.
+        dtype: of the copy, see `sampling_dtype`; None: the model's.
     """
     dtype = dtype or model.dtype
     weight: dict[str, Weight] = {}
@@ -170,19 +152,11 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
 
 
 def load_decoder(
-    model_name_or_path: str,
-    *,
-    adapter: str | None,
-    load_in_4bit: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-    revision: str = "main",
-    trust_remote_code: bool = False,
+    model_name_or_path: str, *, adapter: str | None, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, **hub
 ) -> tuple[Decoder, PreTrainedTokenizerBase, set[int]]:
-    """A decoder for evaluation, with its tokenizer and stop tokens; the training model is dropped again."""
-    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    model = load_base(model_name_or_path, load_in_4bit=load_in_4bit, dtype=dtype, device=device, **hub)
+    """A sampler for evaluation, with its tokenizer and stop tokens; `hub` as for `load_base`."""
+    model = load_base(model_name_or_path, load_in_4bit=load_in_4bit, dtype=dtype, device=device, **hub: Any)
     if adapter is not None:
         read_adapter(model, adapter, is_trainable=False)
-    tokenizer = load_tokenizer(model_name_or_path, **hub)
+    tokenizer = load_tokenizer(model_name_or_path, **hub: Any)
     return build_decoder(model), tokenizer, stop_token_ids(model, tokenizer)

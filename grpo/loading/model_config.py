@@ -31,17 +31,16 @@ PLAIN_VALUES = {"dtype": FLOATS, "hidden_act": ("silu",), "initializer_range": (
                 "torch_dtype": FLOATS, "use_sliding_window": (False,)}
 
 
-def read_config(name: str, *, load_in_4bit: bool, **hub) -> "PretrainedConfig":
-    """The model's config, alone.
+def read_config(name: str, *, load_in_4bit: bool, **hub: Any) -> "PretrainedConfig":
+    """The model's config, without weights.
 
     Raises:
-        ValueError: the name is no model, wants code of its own, is not implemented in the decoder, or NF4 cannot
-            quantise its dimensions.
+        ValueError: no model, one that brings code, that the sampler does not implement, or whose sizes NF4 cannot pack.
     """
     from transformers import AutoConfig  # here, because it takes 5 s, and a plan mostly does without
 
     with refusing("model_name_or_path", name, "is no model", SAVED_MODEL):
-        model_config = AutoConfig.from_pretrained(name, **hub)
+        model_config = AutoConfig.from_pretrained(name, **hub: Any)
     trusted = hub.get("trust_remote_code", False)
     check_code("model_name_or_path", name, model_config.to_dict(), trust_remote_code=trusted)
     check_supported(model_config)
@@ -50,7 +49,7 @@ def read_config(name: str, *, load_in_4bit: bool, **hub) -> "PretrainedConfig":
     return model_config
 
 
-def read_sizes(name: str, *, load_in_4bit: bool, **hub) -> "PretrainedConfig | SimpleNamespace":
+def read_sizes(name: str, *, load_in_4bit: bool, **hub: Any) -> "PretrainedConfig | SimpleNamespace":
     """The config as far as the ledger reads it: from config.json alone where that is plain, else as `read_config`.
 
     Raises:
@@ -58,7 +57,7 @@ def read_sizes(name: str, *, load_in_4bit: bool, **hub) -> "PretrainedConfig | S
     """
     said = _plain(Path(name) / "config.json")
     if said is None:
-        return read_config(name, load_in_4bit=load_in_4bit, **hub)
+        return read_config(name, load_in_4bit=load_in_4bit, **hub: Any)
     config = SimpleNamespace(**said)
     if load_in_4bit:
         _check_dimensions(config)
@@ -66,14 +65,10 @@ def read_sizes(name: str, *, load_in_4bit: bool, **hub) -> "PretrainedConfig | S
 
 
 def check_code(name: str, value: str, settings: Any, *, trust_remote_code: bool) -> None:
-    """Refuse files that want code of their own to be run, where the user has not said so.
-
-    Raises:
-        ValueError: `settings`, the content of a config.json or tokenizer_config.json, names such code.
-    """
+    """Refuse files whose config.json or tokenizer_config.json (`settings`) names code to run, unless it is trusted."""
     if settings.get("auto_map") and not trust_remote_code:
-        refuse(name, value, "brings code of its own (auto_map), which is not run",
-               "a model without, or trust_remote_code=True")
+        refuse(name, value, "brings its own code (auto_map), which is not run",
+               "a model without code, or trust_remote_code=True")
 
 
 def _plain(path: Path) -> dict[str, Any] | None:
@@ -106,8 +101,5 @@ def _check_dimensions(model_config: Any) -> None:
     for field in ("hidden_size", "intermediate_size"):
         value = getattr(model_config, field)
         if value % NF4_BLOCK:
-            nearest = max(round(value / NF4_BLOCK), 1) * NF4_BLOCK
-            raise ValueError(
-                f"load_in_4bit=True with {field}={value}: NF4 needs a multiple of {NF4_BLOCK}; nearest: {nearest}, "
-                "or load_in_4bit=False"
-            )
+            rule = f"needs a {field} that is a multiple of {NF4_BLOCK}; the model has {field}={value}"
+            refuse("load_in_4bit", True, rule, False)

@@ -14,7 +14,7 @@ UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's controls, formats, surrogat
 SHORT = reprlib.Repr()  # a value as a refusal shows it: a mistake may be a megabyte long
 SHORT.maxlist = SHORT.maxdict = 12
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
-LONGEST = 200  # characters of a library's own words
+LONGEST = 200  # characters of a library's own words in a refusal
 NEAR = 0.6  # difflib's ratio from which a word is taken for a misspelling of another
 
 

@@ -5,6 +5,7 @@ That order: quantise and add LoRA while every rank still has whole weights, copy
 
 import logging
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from grpo.memory.batch_length import Budget, choose_budget
 from grpo.memory.concurrency import Lengths, Room, choose_slots
 from grpo.memory.ledger import Ledger
 from grpo.memory.plan import after_slots, ledger_of
-from grpo.options.refusal import refuse
+from grpo.options.refusal import refuse, refusing
 from grpo.packing import common_prefix_length
 from grpo.run.announcement import announce
 from grpo.run.examples import fit_context, load_problems
@@ -41,6 +42,7 @@ from grpo.schedule import total_steps
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Policy
+from grpo.trainer.zero import adamw_settings, zero_config
 from rewards.pool import RewardPool
 
 
@@ -88,7 +90,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     decoder = build_decoder(model, form=config.rollout_weights, dtype=rollout_dtype)
     frozen_copy = peft_config is None and config.beta > 0
     policy = Policy(model, temperature=config.temperature, frozen_copy=frozen_copy, impl=config.logprob_impl)
-    engine = Engine(policy, config, dtype)
+    engine = build_engine(policy, config, dtype)
     copy_line = f"{config.rollout_weights} weights in {str(rollout_dtype).removeprefix('torch.')} ({why})"
     ledger = ledger_of(
         config, model.config, num_ranks=world_size(), dtype=dtype, rollout_dtype=rollout_dtype,
@@ -125,6 +127,19 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         announcement=announce(config, device, engine, decoder, ledger, {
             "rollout": [room.words, copy_line], "update": [budget.words], "resume": passed_over}, left_out),
     )
+
+
+def build_engine(policy: Policy, config: Config, dtype: torch.dtype) -> Engine:
+    """The engine of a run; `dtype` is that of weights and activations. Collective: every rank, once.
+
+    Raises:
+        ValueError: DeepSpeed does not take the user's `deepspeed` mapping.
+    """
+    settings = zero_config(config, bf16=dtype == torch.bfloat16)
+    # DeepSpeed refuses some settings only when it starts.
+    asked = refusing("deepspeed", config.deepspeed, "does not start", "without it")
+    with asked if config.deepspeed else nullcontext():
+        return Engine(policy, settings, adamw_settings(config))
 
 
 def _quiet() -> None:

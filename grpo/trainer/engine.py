@@ -1,8 +1,4 @@
-"""The policy under DeepSpeed ZeRO: its configuration, its gradients, and its weights where something needs them whole.
-
-The loss of this project is a sum over tokens divided by a number that all ranks know. DeepSpeed averages gradients over
-ranks; `Engine.backward` undoes that, here and nowhere else.
-"""
+"""The policy under DeepSpeed ZeRO: gradients, AdamW steps, and whole weights for the sampler and for checkpoints."""
 
 import math
 from collections.abc import Iterable
@@ -13,43 +9,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from grpo.config import Config
 from grpo.distributed import deepspeed, global_max, world_size
 from grpo.health.pulse import pulse
-from grpo.options.refusal import refusing
 from grpo.trainer.policy import Policy, trainable
-from grpo.trainer.zero import zero_config
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names of m and v
 
 
 class Engine:
     """A policy sharded by DeepSpeed, with its AdamW.
 
     Args:
-        policy: the module whose forward touches every weight.
-        config: the run.
-        dtype: type of weights and activations.
+        policy: scores packed batches; its forward touches every weight.
+        settings: DeepSpeed's configuration, see `zero_config`.
+        adamw: arguments of torch.optim.AdamW.
 
-    Collective: building, every call, `backward`, `step` and `gathered` are collective under ZeRO-3.
+    Collective: building it, every call, `backward`, `step` and `gathered`.
     """
 
-    def __init__(self, policy: Policy, config: Config, dtype: torch.dtype) -> None:
+    def __init__(self, policy: Policy, settings: dict[str, Any], adamw: dict[str, Any]) -> None:
         self.policy = policy
-        self.stage = config.zero_stage
+        self.stage = settings["zero_optimization"]["stage"]
         self.trainable = trainable(policy.model)
-        optimizer = torch.optim.AdamW(
-            self.trainable.values(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-        )
-        settings = zero_config(config, bf16=dtype == torch.bfloat16)
-        asked = refusing("deepspeed", config.deepspeed, "does not start", "without it")  # only here can it be tried
-        with asked if config.deepspeed else nullcontext():
-            self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
-        self.deepspeed.train()  # in eval mode activation checkpointing would be off without a word
+        optimizer = torch.optim.AdamW(self.trainable.values(), **adamw)
+        self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        self.deepspeed.train()  # in eval mode activation checkpointing would be off, without a warning
         if self.stage == 0:
             self._adamw().state.clear()  # DeepSpeed's bfloat16 wrapper has already counted a step of zero gradients
         self.optimizer_steps = self.skipped_steps = 0
@@ -59,38 +43,32 @@ class Engine:
         return self.deepspeed(*args, **options)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add a micro-batch's gradient; after the last one of a step the ranks' gradients are summed.
+        """Add a micro-batch's gradient; after the step's last micro-batch the gradients of all ranks are summed.
 
-        Args:
-            loss: this rank's part of the global sum, already divided by the global denominator.
-            last: True for the step's last micro-batch.
+        `loss` is this rank's part of the global sum, already divided by the global denominator.
         """
         self.deepspeed.set_gradient_accumulation_boundary(last)
-        self.deepspeed.backward(loss * world_size())  # DeepSpeed divides by the number of ranks: undone here
+        # DeepSpeed averages gradients over ranks, but our loss is a sum: this factor undoes it, here and nowhere else.
+        self.deepspeed.backward(loss * world_size())
         if not last:
             self.deepspeed.step()  # counts the micro-batch; the weights move only at the boundary
 
     def discard(self) -> None:
-        """Forget the gradient that has been added up since the last step, also a backward that did not come to its end.
-
-        Only where there is one rank: the others would wait for what it leaves out.
-        """
+        """Drop the gradient since the last step, also that of a backward that failed halfway; for one rank only."""
         for parameter in self.trainable.values():
             parameter.grad = None
         self.deepspeed.optimizer.zero_grad()
         if self.stage == 3:
+            # A backward that failed leaves gradients in DeepSpeed's buckets.
             for bucket in self.deepspeed.optimizer.ipg_buckets.values():
                 bucket.clear_params()
             self.deepspeed.optimizer.empty_partition_cache()
 
     def step(self, learning_rate: float) -> float:
-        """Clip and apply the summed gradient; a gradient that is not finite is dropped on all ranks together.
-
-        Args:
-            learning_rate: of this step.
+        """Clip and apply the summed gradient; all ranks drop a gradient that is not finite.
 
         Returns:
-            The gradient's global norm before clipping; inf where it was not finite.
+            The gradient's global norm before clipping; inf if it was not finite.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -101,24 +79,24 @@ class Engine:
                 self.deepspeed.optimizer.zero_grad()
         self.deepspeed.step()
         norm = norm if self.stage == 0 else float(self.deepspeed.get_global_grad_norm())
-        if norm in (float("inf"), -1.0) or norm != norm:
+        if norm in (float("inf"), -1.0) or norm != norm:  # DeepSpeed reports an overflow as -1
             self.skipped_steps += 1
             return float("inf")
         self.optimizer_steps += 1
         return norm
 
     def gathered(self, parameters: Iterable[nn.Parameter], *, write: bool = False) -> Any:
-        """Context in which these parameters are whole; with `write`, rank 0's values are everybody's afterwards."""
+        """Context in which these parameters are whole; with `write`, all ranks have rank 0's values afterwards."""
         if self.stage < 3:
             return nullcontext()
         return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write else None)
 
     def num_trained(self) -> int:
-        """Number of trained parameters, whole."""
+        """Number of trained parameters, all ranks' shards together."""
         return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.trainable.values())
 
     def held_bytes(self) -> int:
-        """Bytes of weights that this rank keeps between forwards: under ZeRO-3 its shards, and NF4's scales whole."""
+        """Bytes of weights on this rank between forwards: under ZeRO-3 its shards, and NF4's scales whole."""
         parameters = list(self.policy.parameters())
         kept = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
         for state in (getattr(parameter, "quant_state", None) for parameter in parameters):
@@ -128,26 +106,25 @@ class Engine:
 
     @torch.no_grad()
     def copy_to(self, target: dict[str, torch.Tensor]) -> None:
-        """Copy the trained tensors, whole, into those of the same public names, and prove that all ranks got the same.
+        """Copy the trained weights, whole, into the tensors of the same public names. Collective: every rank.
 
         Raises:
             FloatingPointError: a trained weight is not finite; on every rank.
             RuntimeError: the copies differ between ranks.
-
-        Collective: every rank.
         """
         with self.gathered(self.trainable.values()):
             for name, parameter in self.trainable.items():
                 target[name].copy_(parameter)
+        # Sampling from different weights on different ranks would show in no metric.
         checksum = float(sum(target[name].sum(dtype=torch.float64) for name in self.trainable))
         if not math.isfinite(checksum):
             raise FloatingPointError("a trained weight is not finite: lower learning_rate, from the last checkpoint")
         extremes = global_max({"high": checksum, "minus_low": -checksum})
         if extremes["high"] != -extremes["minus_low"]:
-            raise RuntimeError(f"rollout copies differ between ranks: checksums {extremes}")
+            raise RuntimeError(f"the sampler's weights differ between ranks: checksums {extremes}")
 
     def state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """A trained parameter's float32 master and AdamW's moments, whole. Collective: every rank, same order."""
+        """A parameter's float32 master and AdamW's moments, whole. Collective: every rank, in the same order."""
         if self.stage == 0:
             master = self._masters()[parameter]
             return {"master": master, **{key: self._adamw().state[master][key] for key in MOMENTS}}
@@ -156,7 +133,7 @@ class Engine:
 
     @torch.no_grad()
     def set_state(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
-        """Put back what `state` returned, after `start_optimizer`. Collective: every rank, same order."""
+        """Put back what `state` returned, after `start_optimizer`. Collective: every rank, in the same order."""
         state = {kind: tensor.to(parameter.device) for kind, tensor in state.items()}
         if self.stage == 0:
             master = self._masters()[parameter]
@@ -164,7 +141,7 @@ class Engine:
             for key in MOMENTS:
                 self._adamw().state[master][key].copy_(state[key])
         elif self.stage == 3:
-            # DeepSpeed's setter of a whole tensor reads beyond its end where the ranks do not divide it.
+            # DeepSpeed's setter of a whole tensor reads past its end if its size is no multiple of the ranks.
             deepspeed.utils.safe_set_local_fp32_param(parameter, _part(parameter, state["master"]))
             for key in MOMENTS:
                 deepspeed.utils.safe_set_local_optimizer_state(parameter, _part(parameter, state[key]), key)
@@ -172,12 +149,12 @@ class Engine:
             deepspeed.utils.safe_set_full_fp32_param(parameter, state["master"])
             for key in MOMENTS:
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, state[key], key)
-        # The engine computes with a second copy of the weight, which the master's setter leaves stale.
+        # Forwards use a second copy of the weight, which the master's setter does not change.
         with self.gathered([parameter], write=True):
             parameter.copy_(state["master"])
 
     def start_optimizer(self, steps: int) -> None:
-        """Create AdamW's moments as after so many steps: it would make them at its first one, too late for a resume."""
+        """Create AdamW's moments as zeros, with its count of steps; by itself it makes them only at its first step."""
         self.optimizer_steps = steps
         wrapper: Any = self.deepspeed.optimizer
         flat = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
@@ -189,11 +166,11 @@ class Engine:
             wrapper._lazy_init_hp_params_optimizer_state()
 
     def _adamw(self) -> torch.optim.AdamW:
-        """The optimizer inside DeepSpeed's wrapper; without ZeRO and in float32 there is no wrapper."""
+        # Without ZeRO and in float32 DeepSpeed puts no wrapper around it.
         return getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
 
     def _masters(self) -> dict[nn.Parameter, torch.Tensor]:
-        """Without ZeRO: the tensor that AdamW updates for each parameter, itself in float32."""
+        """At stage 0: the float32 tensor that AdamW updates for each parameter; a float32 parameter is its own."""
         wrapper: Any = self.deepspeed.optimizer
         if not hasattr(wrapper, "fp32_groups"):
             return {parameter: parameter for parameter in self.trainable.values()}
@@ -201,7 +178,7 @@ class Engine:
 
 
 def _part(parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor that is sharded as the parameter is; the last part is filled up with zeros."""
+    """This rank's shard of a tensor that is sharded like the parameter; the last shard is padded with zeros."""
     size = parameter.ds_tensor.numel()
     part = whole.flatten()[parameter.ds_zero_partition_rank * size:][:size]
     return nn.functional.pad(part, (0, size - part.numel()))

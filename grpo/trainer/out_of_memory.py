@@ -1,8 +1,8 @@
-"""The longest packed row that memory allows: chosen at the start, halved for the rest of the run where it proves wrong.
+"""The longest packed batch that memory allows: chosen at the start, halved for the rest of the run if it is too long.
 
-Under ZeRO-3 a rank whose memory ends in the middle of a layer cannot tell the others, which wait in the next gather. So
-before the first gather of an update each rank takes the memory its longest row will need, and gives it back; if that
-fails on one rank, all halve the limit and pack the same step again. A rank alone also survives the error itself.
+Under ZeRO-3 a rank that runs out of memory inside a layer cannot tell the others, which wait in the next gather. So
+before each update every rank test-allocates what its longest packed batch needs. If that fails on one rank, all halve
+the limit and pack the step again. A single rank also survives the error itself.
 """
 
 from collections.abc import Callable
@@ -14,22 +14,19 @@ from grpo.types import Batch
 
 
 class TokenLimit:
-    """How many tokens a packed row may have; the same on every rank.
+    """How many tokens a packed batch may have; the same on every rank.
 
-    Args:
-        max_tokens: to begin with.
-        needed: from a row's tokens to the bytes that its forward and backward take.
-        device: whose memory.
+    `needed` gives the bytes of a forward and backward from the tokens of a packed batch.
     """
 
     def __init__(self, max_tokens: int, *, needed: Callable[[int], int], device: torch.device) -> None:
         self.max_tokens, self.needed, self.device = max_tokens, needed, device
 
     def rehearse(self, num_tokens: int) -> bool:
-        """Can this rank have the memory for a row of so many tokens now?"""
+        """Can this rank have the memory for a packed batch of `num_tokens` now?"""
         num_bytes = self.needed(num_tokens)
         if self.device.type != "cuda":
-            return num_bytes <= free_bytes(self.device)  # a CPU's allocator promises what it does not have
+            return num_bytes <= free_bytes(self.device)  # a CPU's allocator promises more than it has
         try:
             torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
         except torch.OutOfMemoryError:
@@ -37,11 +34,11 @@ class TokenLimit:
         return True
 
     def halve(self, num_tokens: int) -> None:
-        """A row of so many tokens was too much."""
+        """Halve the limit, because a packed batch of `num_tokens` was too long."""
         self.max_tokens = max(min(self.max_tokens, num_tokens) // 2, 1)
         if rank() == 0:
-            print(f"\nmemory     {self.needed(num_tokens) / MIB:,.0f} MiB for a row of {num_tokens:,} tokens cannot be "
-                  f"had on every rank: from now on micro_batch_tokens is {self.max_tokens:,}", flush=True)
+            print(f"\nmemory     not every rank has {self.needed(num_tokens) / MIB:,.0f} MiB for a packed batch of "
+                  f"{num_tokens:,} tokens: from now on micro_batch_tokens is {self.max_tokens:,}", flush=True)
 
 
 def retry(
@@ -72,5 +69,6 @@ def retry(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's allocator has a type for it, a CPU's only words."""
+    """Did memory run out?"""
+    # A GPU's allocator raises a type of its own, a CPU's a RuntimeError with these words.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

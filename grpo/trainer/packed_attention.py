@@ -1,12 +1,12 @@
-"""Attention in a packed row: a token sees its ancestors in the tree and nobody else, and no [L, L] tensor is ever held.
+"""Attention in a packed batch: a token sees its ancestors in the tree and no other token.
 
     i sees j  ⇔  j ≤ i and (segment[j] = segment[i] or segment[j] = parent[i] or segment[j] = 0)
 
-Segments lie in runs, the children of a prompt behind it, so what a token sees are at most three intervals: the prefix,
-its prompt, itself. On a CPU these are computed apart by PyTorch's own attention kernel and joined as in
-`grpo/sampler/attention.py`; on a GPU FlexAttention (arXiv 2412.05496) skips the blocks in which nobody sees anybody.
+Segments are contiguous, and a prompt's completions follow it, so a token sees at most three intervals: the prefix, its
+prompt, and its own segment up to itself. A CPU computes each with PyTorch's attention kernel and joins the results; on
+a GPU FlexAttention (arXiv 2412.05496) skips blocks without a visible pair. Neither ever stores an [L, L] tensor.
 
-Axes beside those of `grpo/types.py`: J key/value heads, F query heads per key/value head, D head size, W segments.
+More axes than in `grpo/types.py`: J key/value heads, F query heads per key/value head, D head size, W segments.
 """
 
 import functools
@@ -19,16 +19,15 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
 from grpo.distributed import rank
-from grpo.sampler.pointwise import allow_recompiling
 from grpo.types import Batch
 
-NAME = "tree"  # of this attention in transformers' table
-BLOCK = 128  # tokens of a side of a block of the GPU's mask
-LENGTHS_AN_OCTAVE = 8  # a GPU compiles for a length, so lengths are rounded up: by an eighth at most
+NAME = "tree"  # under which transformers finds this attention
+BLOCK = 128  # tokens, both sides of a block of the GPU's mask
+LENGTHS_AN_OCTAVE = 8  # a GPU compiles once for each length, so lengths are rounded up, by an eighth at most
 
 
 class Part(NamedTuple):
-    """Queries of an interval of the row attend to keys of an interval: to all of them, or causally to themselves."""
+    """An interval of queries that sees an interval of keys: all of them, or causally its own."""
 
     query: slice
     key: slice
@@ -36,33 +35,25 @@ class Part(NamedTuple):
 
 
 def parts(segment_L: torch.Tensor, parent_L: torch.Tensor) -> list[Part]:
-    """A row's tree as intervals; each token is the query of one causal part, the first ones.
-
-    Args:
-        segment_L: [L] int64, see `Batch`.
-        parent_L: [L] int64.
-    """
+    """A batch's tree as intervals: first a causal part for each segment, then the prefix, then the prompts."""
     segment_W, length_W = torch.unique_consecutive(segment_L, return_counts=True)
     ends = length_W.cumsum(0).tolist()
     starts = [0, *ends[:-1]]
     own = {segment: slice(*bounds) for segment, *bounds in zip(segment_W.tolist(), starts, ends)}
     tree = [Part(one, one, causal=True) for one in own.values()]
-    prefix = own.get(0, slice(0, 0)).stop
+    prefix = own.get(0, slice(0, 0)).stop  # 0 without a prefix
     if 0 < prefix < len(segment_L):
         tree.append(Part(slice(prefix, len(segment_L)), slice(0, prefix), causal=False))
     children: dict[int, slice] = {}
     for start, end, parent in zip(starts, ends, parent_L[starts].tolist()):
+        # A prompt's completions are neighbours: one interval sees the prompt.
         if parent > 0:
             children[parent] = slice(children[parent].start if parent in children else start, end)
     return tree + [Part(query, own[parent], causal=False) for parent, query in children.items()]
 
 
 class _Attention(torch.autograd.Function):
-    """`softmax(q kᵀ · scaling) v` over a tree's parts, on a CPU.
-
-    Each part's backward is the kernel's own, given the joined output and log-sum-exp: with those its probabilities
-    `exp(s − lse)` and its `dsᵢ = pᵢ (dpᵢ − Σ dout · out)` are the shares of the whole softmax.
-    """
+    """`softmax(q kᵀ · scaling) v` over a tree's parts, on a CPU."""
 
     @staticmethod
     def forward(ctx, query_JFLD, key_JLD, value_JLD, tree: list[Part], scaling: float):
@@ -87,6 +78,8 @@ class _Attention(torch.autograd.Function):
         query_JFLD, key_JLD, value_JLD, out_JFLD, lse_JFL = ctx.saved_tensors
         d_query, d_key, d_value = (
             torch.zeros_like(tensor, dtype=_exact(tensor)) for tensor in (query_JFLD, key_JLD, value_JLD))
+        # The kernel computes p = exp(s − lse) and ds = p (dp − Σ dout · out). Given lse and out of all parts together,
+        # these are a part's share of the whole softmax, so the gradients of the parts add up.
         for part in ctx.tree:
             rows = (slice(None), slice(None), part.query)
             more_query, more_key, more_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -101,19 +94,19 @@ class _Attention(torch.autograd.Function):
 def _inputs(
     part: Part, query_JFLD: torch.Tensor, key_JLD: torch.Tensor, value_JLD: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Views of what a part reads; every query head sees the keys of its group without a copy of them."""
+    """Views of what a part reads; the query heads of a group share their keys and values without a copy."""
     num_shared = query_JFLD.shape[1]
     key, value = (tensor[:, None, part.key].expand(-1, num_shared, -1, -1) for tensor in (key_JLD, value_JLD))
     return query_JFLD[:, :, part.query], key, value
 
 
 def _exact(tensor: torch.Tensor) -> torch.dtype:
-    """What sums of a tensor's entries are kept in: float32 at least."""
+    """The type in which a tensor's entries are summed: float32 at least."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _join_(out: torch.Tensor, lse: torch.Tensor, more_out: torch.Tensor, more_lse: torch.Tensor) -> None:
-    """Take a further part into `out` and `lse`, in place and in float32."""
+    """Add a part to `out` and `lse`, in place: `lse' = log(exp lse + exp more)`, outputs weighted by their shares."""
     total = torch.logaddexp(lse, more_lse)
     out.mul_((lse - total).exp_()[..., None])
     out.addcmul_(more_out.to(out), (more_lse - total).exp_()[..., None])
@@ -121,11 +114,7 @@ def _join_(out: torch.Tensor, lse: torch.Tensor, more_out: torch.Tensor, more_ls
 
 
 class Tree:
-    """A packed row's tree, made once a forward and used by every layer.
-
-    Args:
-        batch: the row, on the device that computes.
-    """
+    """A packed batch's tree, made once in each forward and used by every layer."""
 
     def __init__(self, batch: Batch) -> None:
         self.parts = parts(batch.segment_L.cpu(), batch.parent_L.cpu())
@@ -133,14 +122,9 @@ class Tree:
 
 
 def block_mask(tree: list[Part], segment_L: torch.Tensor, parent_L: torch.Tensor) -> BlockMask:
-    """FlexAttention's form of a tree: per block of queries, the blocks of keys that somebody sees.
+    """FlexAttention's form of a tree: for each block of queries, the blocks of keys with a visible pair.
 
-    Blocks in which everybody sees everybody are listed apart; only in the others is `visible` asked.
-
-    Args:
-        tree: the row's parts.
-        segment_L: [L] int64 on the device that computes, L a multiple of BLOCK.
-        parent_L: [L] int64 likewise.
+    L is a multiple of BLOCK.
     """
     count = len(segment_L) // BLOCK
     some, full = np.zeros((2, count, count), dtype=bool)
@@ -148,31 +132,32 @@ def block_mask(tree: list[Part], segment_L: torch.Tensor, parent_L: torch.Tensor
         some[_blocks(part.query), _blocks(part.key)] = True
         if not part.causal:
             full[_blocks(part.query, whole=True), _blocks(part.key, whole=True)] = True
-    some = np.tril(some)
+    some = np.tril(some)  # a causal part sees nothing after its query
 
     def visible(b, h, i, j):
         mine = (segment_L[i] == segment_L[j]) | (parent_L[i] == segment_L[j]) | (segment_L[j] == 0)
         return (i >= j) & mine
 
+    # Where every pair of a block is visible, FlexAttention does not call `visible`.
     lists = (tensor.to(segment_L.device) for kind in (some & ~full, full) for tensor in _lists(kind))
     return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=visible)
 
 
 def _blocks(interval: slice, *, whole: bool = False) -> slice:
-    """The blocks that an interval touches, or those that lie within it."""
+    """The blocks that an interval touches; with `whole`, those that lie within it."""
     if whole:
         return slice(-(-interval.start // BLOCK), interval.stop // BLOCK)
     return slice(interval.start // BLOCK, -(-interval.stop // BLOCK))
 
 
 def _lists(kind: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number of key blocks of each query block, and which: the chosen ones first, in order."""
+    """For each query block, the number of its key blocks, and their indices first, in order."""
     order = np.argsort(~kind, axis=1, kind="stable").astype(np.int32)
     return torch.from_numpy(kind.sum(1).astype(np.int32))[None, None], torch.from_numpy(order)[None, None]
 
 
 def padded_length(length: int) -> int:
-    """The length for which a GPU computes a row: the next of few, so that it compiles rarely."""
+    """The length to which a packed batch is padded on a GPU: there are few, so that it compiles rarely."""
     octave = 2 ** max(length - 1, 1).bit_length()
     step = max(octave // 2 // LENGTHS_AN_OCTAVE, BLOCK)
     return -(-length // step) * step
@@ -180,10 +165,12 @@ def padded_length(length: int) -> int:
 
 @functools.cache
 def _compiled(length: int) -> Callable[..., torch.Tensor]:
-    """FlexAttention for rows of one length."""
-    allow_recompiling()
+    """FlexAttention for packed batches of one length."""
+    # By default torch compiles at most 8 versions of a function, and runs it uncompiled for the ninth length.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     if rank() == 0:
-        print(f"attention  compiles for rows of {length:,} tokens (length {_compiled.cache_info().misses})", flush=True)
+        number = _compiled.cache_info().misses
+        print(f"attention  compiles for packed batches of {length:,} tokens (length {number})", flush=True)
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -191,19 +178,10 @@ def tree_attention(
     module: torch.nn.Module, query_1HLD: torch.Tensor, key_1JLD: torch.Tensor, value_1JLD: torch.Tensor,
     attention_mask: None, *, scaling: float, tree: Tree, **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it.
-
-    Args:
-        module: the layer's attention; not read.
-        query_1HLD: [1, J*F, L, D], rotated.
-        key_1JLD: [1, J, L, D].
-        value_1JLD: [1, J, L, D].
-        attention_mask: None; the tree says who sees whom.
-        scaling: of the scores.
-        tree: the row's, a further argument of the model's forward.
+    """Attention as transformers calls it; `tree` comes from the call of the model. H is J * F heads here.
 
     Returns:
-        [1, L, J*F, D], and None for the weights, which are not held.
+        [1, L, H, D], and None, because attention weights are never stored.
     """
     if tree.blocks is not None:
         flex = _compiled(query_1HLD.shape[2])

@@ -1,11 +1,8 @@
-"""The policy: a 4-bit base with LoRA side branches, its frozen reference, and one forward that scores packed rows.
+"""The policy: a base with LoRA branches, its frozen reference, and the forward that scores packed batches.
 
-The reference is the policy as it was at step 0: the base without the adapter, or, when training starts from an adapter,
-a frozen copy of that adapter, or, without any adapter, a frozen copy of the model. So the KL at step 0 is exactly 0,
-unless a start adapter has dropout: the policy drops while it trains, its reference and the sampler never do.
-(Taking the bare base as reference of a run that starts from an adapter is a common mistake elsewhere.)
-
-Everything that touches a weight happens inside `Policy.forward`, because that is where ZeRO-3 gathers the shards.
+The reference is the policy of step 0: the base without a fresh adapter, a frozen copy of an adapter that training
+starts from, or, without LoRA, a frozen copy of the model. So the KL at step 0 is exactly 0, unless a start adapter has
+dropout, which the policy applies while it trains, and neither the reference nor the sampler does.
 """
 
 import copy
@@ -24,23 +21,23 @@ from grpo.types import Batch
 from kernels import LogprobOutput, fused_logprob
 
 TRAINED = "default"  # peft's name for the adapter being trained
-REFERENCE = "reference"  # the frozen copy of a start adapter; where it does not exist the base alone answers
+REFERENCE = "reference"  # the frozen copy of a start adapter; if there is none, the base alone answers
 
 
 def public_name(name: str) -> str:
-    """A parameter's name without peft's wrappers: what the decoder, an export and a checkpoint call it."""
+    """A parameter's name without peft's wrappers, as the sampler, an export and a checkpoint use it."""
     for wrapper in (".base_layer", f".modules_to_save.{TRAINED}", f".{TRAINED}"):
         name = name.replace(wrapper, "")
     return name
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters being trained, by public name; a tied weight once."""
+    """The trained parameters by public name, a tied weight once."""
     return {public_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class Head(nn.Module):
-    """The language-model head as log-probabilities, its weight read inside its own forward, where ZeRO-3 gathers it."""
+    """The language-model head: hidden states to log-probabilities. A module, so that ZeRO-3 gathers its weight."""
 
     def __init__(self, lm_head: nn.Module, frozen_lm_head: nn.Module | None) -> None:
         super().__init__()
@@ -48,7 +45,7 @@ class Head(nn.Module):
         self.frozen_lm_head = frozen_lm_head
 
     def weight(self, *, reference: bool) -> torch.Tensor:
-        """[V, H] the head of the policy, or of its reference."""
+        """[V, H] the head's weight in the policy, or in its reference."""
         if reference and self.frozen_lm_head is not None:
             return self.frozen_lm_head.weight
         if not isinstance(self.lm_head, ModulesToSaveWrapper):
@@ -57,13 +54,8 @@ class Head(nn.Module):
         return (copies[adapter] if adapter in copies else self.lm_head.original_module).weight
 
     def forward(
-        self,
-        hidden_KH: torch.Tensor,
-        target_K: torch.Tensor,
-        *,
-        reference: bool = False,
-        ref_hidden_KH: torch.Tensor | None = None,
-        **options: Any,
+        self, hidden_KH: torch.Tensor, target_K: torch.Tensor, *, reference: bool = False,
+        ref_hidden_KH: torch.Tensor | None = None, **options: Any,
     ) -> LogprobOutput:
         if ref_hidden_KH is not None:
             options |= {"kl": "exact", "ref_hidden_LH": ref_hidden_KH, "ref_weight_VH": self.weight(reference=True)}
@@ -71,29 +63,22 @@ class Head(nn.Module):
 
 
 class Scores(NamedTuple):
-    """What the policy says of the scored tokens of a packed row; None for what was not asked.
-
-    Args:
-        logprob_K: [K] float32, nats.
-        entropy_K: [K] float32, nats.
-        kl_K: [K] float32, nats, KL to the reference over the whole vocabulary.
-        hidden_KH: [K, H] final hidden states; only from the reference, for that KL.
-    """
+    """The scored tokens of a packed batch, float32 in nats; None for what was not asked."""
 
     logprob_K: torch.Tensor
     entropy_K: torch.Tensor | None = None
-    kl_K: torch.Tensor | None = None
-    hidden_KH: torch.Tensor | None = None
+    kl_K: torch.Tensor | None = None  # KL to the reference over the whole vocabulary
+    hidden_KH: torch.Tensor | None = None  # final hidden states of the reference, for that KL, in the model's type
 
 
 class Policy(nn.Module):
-    """Scores packed rows, as the policy or as its reference.
+    """Scores packed batches, as the policy or as its reference.
 
     Args:
-        model: a transformers causal language model, with peft's LoRA layers injected or without.
-        temperature: the sampling temperature, at which tokens are scored too.
+        model: a transformers causal language model, with peft's LoRA layers or without.
+        temperature: tokens are scored at the temperature at which they were sampled.
         frozen_copy: keep a second, frozen model as the reference; for training without an adapter.
-        impl: which log-prob implementation to use, see `kernels.fused_logprob`.
+        impl: of the log-probabilities, see `kernels.fused_logprob`.
     """
 
     def __init__(
@@ -107,26 +92,19 @@ class Policy(nn.Module):
         self.options = {"temperature": temperature, "impl": impl}
 
     def forward(
-        self,
-        batch: Batch,
-        *,
-        reference: bool = False,
-        ref_hidden_KH: torch.Tensor | None = None,
-        entropy: bool = False,
+        self, batch: Batch, *, reference: bool = False, ref_hidden_KH: torch.Tensor | None = None, entropy: bool = False
     ) -> Scores:
-        """Score the tokens of a packed row.
+        """Score the K tokens of a packed batch.
 
         Args:
-            batch: the packed row, on the policy's device.
+            batch: on the policy's device.
             reference: answer as the policy of step 0, without gradient.
-            ref_hidden_KH: [K, H] the reference's hidden states of this row; given them, kl_K is computed.
+            ref_hidden_KH: the reference's hidden states of this batch; with them kl_K is computed.
             entropy: also compute the entropy of each token's distribution.
 
-        Returns:
-            Scores of the row's K tokens.
-
-        Collective: under ZeRO-3 every rank calls this the same number of times, `reference` in the same order.
+        Collective: under ZeRO-3 every rank calls this equally often, with the same values of `reference`.
         """
+        # ZeRO-3 gathers shards around a module's forward, so every use of a weight is in here.
         if reference:
             model = self.frozen_model or self.model
             with torch.no_grad(), active_adapter(model, REFERENCE):
@@ -139,7 +117,7 @@ class Policy(nn.Module):
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """[K, H] the final hidden states that predict the scored tokens; all other positions never reach the head."""
+    """[K, H] the final hidden states that predict the scored tokens; no other position reaches the head."""
     if batch.token_L.is_cuda:
         batch = batch.padded(padded_length(len(batch.token_L)))
     hidden_LH = model.model(
@@ -150,10 +128,8 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 @contextmanager
 def active_adapter(model: nn.Module, adapter: str) -> Iterator[None]:
-    """Let every adapter layer answer as `adapter`; a layer that has no such adapter answers as the base.
-
-    peft's own switches also flip requires_grad, which the sharded optimizer must not see; this one only routes.
-    """
+    """Let every adapter layer answer as `adapter`; a layer that has no such adapter answers as the base."""
+    # peft's own switch also changes requires_grad, on which DeepSpeed's optimizer relies.
     layers = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))]
     before = [layer._active_adapter for layer in layers]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration of a run. Imports no torch, so that `--plan` answers at once."""
+"""The settings of DeepSpeed and AdamW, from a run's options. Imports no torch, so that `--plan` answers at once."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from grpo.options.refusal import refuse
 
 
 def zero_config(config: Config, *, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run; the user's `deepspeed` mapping is merged over it.
+    """DeepSpeed's configuration: ours, with the user's `deepspeed` mapping merged over it.
 
     Raises:
-        ValueError: DeepSpeed does not know a setting of the mapping, or not with this value.
+        ValueError: DeepSpeed does not know a setting of the mapping, or does not take its value.
     """
     generated: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -20,7 +20,7 @@ def zero_config(config: Config, *, bf16: bool) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "zero_optimization": {
             "stage": config.zero_stage,
-            "memory_efficient_linear": False,  # it would replace F.linear for the whole process
+            "memory_efficient_linear": False,  # True replaces F.linear for the whole process
             "overlap_comm": True,
             "contiguous_gradients": True,
             "reduce_bucket_size": 50_000_000,  # the default takes 2 GB from the first backward on
@@ -40,6 +40,16 @@ def zero_config(config: Config, *, bf16: bool) -> dict[str, Any]:
     return generated
 
 
+def adamw_settings(config: Config) -> dict[str, Any]:
+    """Arguments of torch.optim.AdamW."""
+    return {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
+
+
 def _check(config: Config, settings: dict[str, Any]) -> None:
     # Here, because DeepSpeed takes seconds, and a plan mostly does without.
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -51,5 +61,5 @@ def _check(config: Config, settings: dict[str, Any]) -> None:
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
         refuse("deepspeed", config.deepspeed, f"zero_optimization.{where}: {wrong['msg']}", "without this key")
-    except TypeError as error:  # it lets only some of its own through
+    except TypeError as error:  # DeepSpeed turns only some of its errors into the one above
         refuse("deepspeed", config.deepspeed, f"zero_optimization: {error}", "without this key")

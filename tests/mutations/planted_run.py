@@ -3,7 +3,7 @@
 ADAPTER = [
     ("only DoRA is another kind", "if value and not plain and value != default.get(name):",
      'if value and name == "use_dora":'),
-    ("what peft does not know is passed over", "(said | kind.to_dict()).items()", "kind.to_dict().items()"),
+    ("what peft does not know is passed over", "(written | kind.to_dict()).items()", "kind.to_dict().items()"),
     ("what is derived from LoRA is LoRA", "if type(kind) is not LoraConfig:", "if not isinstance(kind, LoraConfig):"),
     ("any start of a branch", 'value in STARTS if name == "init_lora_weights" else name in PLAIN',
      'name in PLAIN or name == "init_lora_weights"'),
@@ -58,11 +58,14 @@ TALLY = [
     ("losses added up", '"loss": iterations', '"loss": 1'),
 ]
 
-ENGINE = [
-    ("no weight decay", "            weight_decay=config.weight_decay,\n", ""),
-    ("torch's betas", "            betas=(config.adam_beta1, config.adam_beta2),\n", ""),
+ZERO = [
+    ("no weight decay", '        "weight_decay": config.weight_decay,\n', ""),
+    ("torch's betas", '        "betas": (config.adam_beta1, config.adam_beta2),\n', ""),
     ("betas swapped", "(config.adam_beta1, config.adam_beta2)", "(config.adam_beta2, config.adam_beta1)"),
-    ("torch's epsilon", "            eps=config.adam_epsilon,\n", ""),
+    ("torch's epsilon", '        "eps": config.adam_epsilon,\n', ""),
+]
+
+ENGINE = [
     ("the rate of the start", '            group["lr"] = learning_rate', "            pass"),
 ]
 
@@ -99,6 +102,7 @@ RUN_GROUPS = [
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
     ("grpo/update.py", ("test_update.py",), UPDATE),
     ("grpo/report/measures.py", ("test_update.py",), TALLY),
+    ("grpo/trainer/zero.py", ("test_optimizer.py",), ZERO),
     ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
     ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
     ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),

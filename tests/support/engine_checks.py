@@ -29,6 +29,7 @@ from grpo.loading.model import build_decoder, load_base
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
 from grpo.memory.plan import ledger_of
 from grpo.packing import filler
+from grpo.run.build import build_engine
 from grpo.sampler.decoder import Decoder
 from grpo.sampler.generate import generate
 from grpo.saving import checkpoint
@@ -163,7 +164,7 @@ def engine_gradient(
     """The same gradient by the sharded engine, where rank r has the prompts split[r]."""
     policy, _, _ = parts(run)
     prepare(policy)
-    engine = Engine(policy, run, getattr(torch, run.torch_dtype))
+    engine = build_engine(policy, run, getattr(torch, run.torch_dtype))
     first, last = split[rank()]
     mine = part_of(whole, first, last)
     rows = slice(first * NUM_GENERATIONS, last * NUM_GENERATIONS)
@@ -235,7 +236,7 @@ def check_many_micro_batches_in_bfloat16_add_up_in_float32() -> None:
     for times in (1, 16):
         run, whole = config(torch_dtype="bfloat16", micro_batch_tokens=2000), rollout()
         policy, _, _ = parts(run)
-        engine = Engine(policy, run, torch.bfloat16)
+        engine = build_engine(policy, run, torch.bfloat16)
         mine, rows = part_of(whole, 2 * rank(), 2 * rank() + 2), slice(6 * rank(), 6 * rank() + 6)
         work = update.prepare(mine, advantages(whole)[rows], run, limit_of(run), CPU)
         update.ask_reference(engine, work, run)
@@ -301,7 +302,7 @@ def check_triton_kernels_run_inside_the_engine() -> None:
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             parameter.data.zero_()
-    engine = Engine(policy, run, torch.bfloat16)
+    engine = build_engine(policy, run, torch.bfloat16)
     sync(engine, decoder)
     before, after = (metrics["kl"] for metrics in train_steps(engine, decoder, run, 2))
     assert before == 0.0 and after > 1e-6, (before, after)
@@ -355,7 +356,7 @@ def check_copy_equals_engine_after_updates() -> None:
                     dict(load_in_4bit=True, rollout_weights="nf4"), dict(rollout_weights="merged")):
         run = config(**options)
         policy, decoder, _ = parts(run)
-        engine = Engine(policy, run, torch.float32)
+        engine = build_engine(policy, run, torch.float32)
         # Whole trained tensors, in float32, and for the merged form one layer's largest product twice: nothing else.
         trained = 4 * engine.num_trained()
         most = 1.1 * trained + 60_000 * ("rollout_weights" in options)
@@ -385,7 +386,7 @@ def check_reference_is_the_untouched_base() -> None:
             model = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU)
             decoder = build_decoder(model.requires_grad_(True))
             policy = Policy(model, frozen_copy=True)
-        engine, whole = Engine(policy, run, torch.float32), rollout(seed=1)
+        engine, whole = build_engine(policy, run, torch.float32), rollout(seed=1)
         base = load_base(run.model_name_or_path, load_in_4bit=run.load_in_4bit, dtype=torch.float32, device=CPU)
         with torch.no_grad():
             expected_NT = padded_logprobs(base, whole)
@@ -401,10 +402,10 @@ def check_kl_is_exactly_zero_at_step_0() -> None:
     """A fresh adapter, a start from an adapter, and a full fine-tune: KL 0.0, then not; by estimate and exactly."""
     run = config()
     policy, _, peft_config = parts(run)
-    start = checkpoint.export(Engine(policy, run, torch.float32), FOLDER / "start", peft_config)
+    start = checkpoint.export(build_engine(policy, run, torch.float32), FOLDER / "start", peft_config)
     run = config(lora_modules_to_save=["lm_head", "embed_tokens"])
     policy, decoder, peft_config = parts(run)
-    engine = Engine(policy, run, torch.float32)
+    engine = build_engine(policy, run, torch.float32)
     train_steps(engine, decoder, run, 1)
     with_head = checkpoint.export(engine, FOLDER / "start_with_head", peft_config)
     for options in (dict(), dict(kl_estimator="exact"), dict(adapter_name_or_path=str(start)),
@@ -422,7 +423,7 @@ def check_kl_is_exactly_zero_at_step_0() -> None:
         else:
             model.requires_grad_(True)
         decoder = build_decoder(model)
-        engine = Engine(Policy(model, frozen_copy=not run.use_peft), run, dtype)
+        engine = build_engine(Policy(model, frozen_copy=not run.use_peft), run, dtype)
         before, after = (metrics["kl"] for metrics in train_steps(engine, decoder, run, 2))
         assert before == 0.0 and after > 1e-6, (options, before, after)
         if "adapter_name_or_path" in options:
@@ -438,7 +439,7 @@ def check_ranks_decode_different_lengths() -> None:
     """One rank decodes 3 tokens, the other 40: no rank waits inside the rollout, and training goes on."""
     run = config()
     policy, decoder, _ = parts(run)
-    engine = Engine(policy, run, torch.float32)
+    engine = build_engine(policy, run, torch.float32)
     for step in range(2):
         sync(engine, decoder)
         result = generate(
@@ -453,7 +454,7 @@ def check_eval_forward_leaves_the_4bit_weights_alone() -> None:
     """bitsandbytes repacks weights in an eval-mode forward on some CPUs, and ZeRO-3 then gathers the old packing."""
     run = config(load_in_4bit=True)
     policy, _, _ = parts(run)
-    engine, whole = Engine(policy, run, torch.float32), rollout(seed=2)
+    engine, whole = build_engine(policy, run, torch.float32), rollout(seed=2)
     before_NT = engine_logprobs(engine, whole, run)
     engine.deepspeed.eval()
     engine_logprobs(engine, whole, run)
@@ -470,7 +471,7 @@ def check_export_loads_in_plain_peft() -> None:
     for options in (dict(load_in_4bit=True), dict(lora_modules_to_save=["lm_head", "embed_tokens"])):
         run, whole = config(**options), rollout(seed=3)
         policy, decoder, peft_config = parts(run)
-        engine = Engine(policy, run, torch.float32)
+        engine = build_engine(policy, run, torch.float32)
         train_steps(engine, decoder, run, 1)
         trained_NT = engine_logprobs(engine, whole, run)
         folder = checkpoint.export(engine, FOLDER / f"export_{next(iter(options))}", peft_config)
@@ -487,7 +488,7 @@ def check_a_full_fine_tune_exports_a_model() -> None:
     run, whole = config(use_peft=False), rollout(seed=3)
     model = load_base(run.model_name_or_path, load_in_4bit=False, dtype=torch.float32, device=CPU).requires_grad_(True)
     decoder = build_decoder(model)
-    engine = Engine(Policy(model, frozen_copy=True), run, torch.float32)
+    engine = build_engine(Policy(model, frozen_copy=True), run, torch.float32)
     train_steps(engine, decoder, run, 1)
     trained_NT = engine_logprobs(engine, whole, run)
     folder = checkpoint.export(engine, FOLDER / "full", None)
@@ -507,7 +508,7 @@ def check_resume_equals_the_uninterrupted_run() -> None:
         dtype = getattr(torch, run.torch_dtype)
         folder = FOLDER / f"resume_{'_'.join(f'{k}' for k in options)}{run.zero_stage}"
         policy, decoder, peft_config = parts(run)
-        engine = Engine(policy, run, dtype)
+        engine = build_engine(policy, run, dtype)
         train_steps(engine, decoder, run, 2)
         assert checkpoint.save(engine, folder, step=2, peft_config=peft_config, facts={}) == ""
         expected = train_steps(engine, decoder, run, 2, first=2)
@@ -516,7 +517,7 @@ def check_resume_equals_the_uninterrupted_run() -> None:
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.data.add_(0.1)
-        engine = Engine(policy, other, dtype)
+        engine = build_engine(policy, other, dtype)
         assert checkpoint.restore(engine, checkpoint.find(folder)[0]) == 2
         found = train_steps(engine, decoder, run, 2, first=2)
         for name in ("loss", "kl", "grad_norm", "entropy"):
@@ -527,7 +528,7 @@ def check_tied_head_stays_one_parameter() -> None:
     """modules_to_save on a tied model trains one matrix, not two that drift apart."""
     run = config(lora_modules_to_save=["lm_head", "embed_tokens"])
     policy, decoder, _ = parts(run)
-    engine = Engine(policy, run, torch.float32)
+    engine = build_engine(policy, run, torch.float32)
     train_steps(engine, decoder, run, 2)
     model = policy.model
     head, embedding = (module.modules_to_save["default"].weight for module in (model.lm_head, model.model.embed_tokens))
@@ -543,7 +544,7 @@ def check_4bit_bytes_survive_and_are_sharded() -> None:
         packed = {n: p for n, p in policy.named_parameters() if isinstance(p, bnb.nn.Params4bit)}
         before = {name: parameter.data.clone() for name, parameter in packed.items()}
         assert all(parameter.dtype == dtype for parameter in packed.values())
-        engine = Engine(policy, run, dtype)
+        engine = build_engine(policy, run, dtype)
         held = sum(parameter.ds_tensor.numel() * parameter.ds_tensor.element_size() for parameter in packed.values())
         whole = sum(tensor.numel() * tensor.element_size() for tensor in before.values())
         assert whole / world_size() <= held <= whole / world_size() * 1.02, (whole, held)
@@ -560,7 +561,7 @@ def check_nothing_stays_gathered() -> None:
     """After a step every parameter is a shard; while a layer is computed, little more than that layer is whole."""
     run = config()
     policy, decoder, _ = parts(run)
-    engine = Engine(policy, run, torch.float32)
+    engine = build_engine(policy, run, torch.float32)
     layers = [layer for layer in policy.model.model.layers]
     peak = 0
 
@@ -584,7 +585,7 @@ def check_lora_start_is_rank_0s() -> None:
     drawn = [torch.empty_like(parameter.data) for _ in range(world_size())]
     dist.all_gather(drawn, parameter.data.contiguous())
     assert not torch.equal(drawn[0], drawn[1])
-    engine = Engine(policy, run, torch.float32)
+    engine = build_engine(policy, run, torch.float32)
     with engine.gathered([parameter]):
         assert torch.equal(parameter.data, drawn[0]), name
 
@@ -595,7 +596,7 @@ def check_nan_on_one_rank_skips_the_step_on_both() -> None:
                     dict(torch_dtype="bfloat16", zero_stage=0)):
         run = config(**options)
         policy, decoder, _ = parts(run)
-        engine = Engine(policy, run, getattr(torch, run.torch_dtype))
+        engine = build_engine(policy, run, getattr(torch, run.torch_dtype))
         sync(engine, decoder)
         before = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
         whole = rollout(seed=6)
@@ -616,7 +617,7 @@ def check_a_step_in_which_nothing_counts_has_loss_0() -> None:
     """All completions truncated and masked: every rank still runs the same number of forwards, and nothing moves."""
     run = config(mask_truncated_completions=True)
     policy, decoder, _ = parts(run)
-    engine, whole = Engine(policy, run, torch.float32), rollout()
+    engine, whole = build_engine(policy, run, torch.float32), rollout()
     sync(engine, decoder)
     start = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
     whole.truncated_N.fill_(True)
@@ -632,7 +633,7 @@ def check_without_beta_no_reference_is_asked() -> None:
     """With beta 0 there is no reference pass, and the KL is not a number rather than a false 0."""
     run = config(beta=0.0)
     policy, decoder, _ = parts(run)
-    metrics = train_steps(Engine(policy, run, torch.float32), decoder, run, 2)
+    metrics = train_steps(build_engine(policy, run, torch.float32), decoder, run, 2)
     assert all(m["kl"] != m["kl"] and m["grad_norm"] > 0 for m in metrics), metrics
 
 
@@ -640,7 +641,7 @@ def check_learning_rate_takes_effect() -> None:
     """Rate 0 moves nothing; a rate moves."""
     run = config()
     policy, decoder, _ = parts(run)
-    engine = Engine(policy, run, torch.float32)
+    engine = build_engine(policy, run, torch.float32)
     sync(engine, decoder)
     start = {name: tensor.clone() for name, tensor in decoder.tensors().items()}
     for rate, moves in ((0.0, False), (1e-2, True)):
@@ -654,7 +655,7 @@ def check_an_error_in_the_rollout_leaves_the_engine_whole() -> None:
     """The rollout touches no engine hook, so a caught error inside it costs nothing."""
     run = config()
     policy, decoder, _ = parts(run)
-    engine = Engine(policy, run, torch.float32)
+    engine = build_engine(policy, run, torch.float32)
     sync(engine, decoder)
     try:
         generate(decoder, [[]], tokenizer=tiny_tokenizer(), num_generations=2, max_completion_length=3, temperature=1.0,
@@ -673,7 +674,7 @@ def check_stages_agree() -> None:
         for stage in range(4):
             run = config(zero_stage=stage, max_grad_norm=0.05, torch_dtype=str(dtype).removeprefix("torch."))
             policy, decoder, _ = parts(run)
-            results.append(train_steps(Engine(policy, run, dtype), decoder, run, 2, rate=1e-3))
+            results.append(train_steps(build_engine(policy, run, dtype), decoder, run, 2, rate=1e-3))
         for other in results[1:]:
             for expected, found in zip(results[0], other, strict=True):
                 for name in ("loss", "kl", "grad_norm"):
@@ -694,7 +695,7 @@ def check_the_ledger_agrees_with_what_ranks_hold() -> None:
         else:
             model.requires_grad_(True)
         decoder = build_decoder(model)
-        engine = Engine(Policy(model, frozen_copy=not run.use_peft).train(), run, dtype)
+        engine = build_engine(Policy(model, frozen_copy=not run.use_peft).train(), run, dtype)
         ledger = ledger_of(
             run, model.config, num_ranks=world_size(), dtype=dtype, rollout_dtype=decoder.dtype, on_gpu=False)
         train_steps(engine, decoder, run, 1, rate=1e-4)

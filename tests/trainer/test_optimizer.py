@@ -6,7 +6,7 @@ from tiny_models import tiny_qwen2
 
 from grpo import distributed
 from grpo.config import Config
-from grpo.trainer.engine import Engine
+from grpo.run.build import build_engine
 from grpo.trainer.policy import Policy
 
 RATE, DECAY, BETA1, BETA2, EPSILON = 0.1, 0.5, 0.8, 0.6, 0.01
@@ -20,7 +20,7 @@ def test_two_steps_are_adamws_with_the_decay_the_betas_and_the_epsilon_of_the_re
         adam_beta2=BETA2, adam_epsilon=EPSILON)
     model = tiny_qwen2(num_hidden_layers=1).requires_grad_(False)
     weight = model.model.norm.weight.requires_grad_(True)
-    engine = Engine(Policy(model), config, torch.float32)
+    engine = build_engine(Policy(model), config, torch.float32)
     expected = weight.detach().double()
     mean = square = torch.zeros_like(expected)
     for step, slope in enumerate((0.3, -2.0), start=1):
