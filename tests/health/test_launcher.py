@@ -10,7 +10,7 @@ from ranks import ROOT
 
 from grpo.health.launcher import has_torch
 
-RANK = "from grpo import launcher; launcher.end_with_it(); print('goes on', flush=True)"
+RANK = "from grpo.health import launcher; launcher.end_with_it(); print('goes on', flush=True)"
 # What stands for torchrun starts a rank as torchrun does and waits for it.
 START = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]], start_new_session=True))"
 UNDER_TORCHRUN = {"TORCHELASTIC_RUN_ID": "test"}

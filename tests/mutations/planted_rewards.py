@@ -21,7 +21,7 @@ POOL = [
     ("more than one line is an answer", r' or line.find(b"\n") != len(line) - 1', ""),
     ("every call waits as if functions were loaded", "self._exchange(job, self.timeout_s + GRACE_S",
      "self._exchange(job, self.timeout_s + IMPORT_S + GRACE_S"),
-    ("no time to load functions anew", "time.monotonic() + IMPORT_S + limit_s", "time.monotonic() + limit_s"),
+    ("no time to load functions again", "time.monotonic() + IMPORT_S + limit_s", "time.monotonic() + limit_s"),
     ("values of the worker not checked", 'check_values(said["values"], count=count, weight=job.get("weight", 1.0))',
      'said["values"]'),
 ]
