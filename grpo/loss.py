@@ -65,7 +65,7 @@ def policy_loss(
     # where(), not a product: 0 * nan is nan, and a token that does not count must have gradient exactly 0.
     advantage_NT = torch.where(mask_NT, advantage_N[:, None], 0.0)
     clipped_NT = ratio_NT.clamp(1 - epsilon, 1 + epsilon_high)
-    # The smaller of the two: a ratio beyond its bound gains nothing more, but a wrong move is punished in full.
+    # The smaller one: beyond its bound a ratio gains nothing more; one that moved the wrong way keeps its gradient.
     loss_NT = -torch.minimum(ratio_NT * advantage_NT, clipped_NT * advantage_NT)
     if weight_NT is not None:
         loss_NT = torch.where(mask_NT, weight_NT, 0.0) * loss_NT

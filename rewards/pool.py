@@ -100,27 +100,27 @@ class RewardPool:
     ) -> tuple[list[float | None], int, str | None]:
         """One function's values, the number of completions on which it failed (value 0.0), and the first reason."""
         count = len(arguments["completions"])
-        said = self._ask({**job, "arguments": arguments}, on_wait)
-        if "values" in said:
-            return said["values"], 0, None
-        if not said["alone"] or count == 1:
-            return [0.0] * count, count, said["failure"]
-        reason, values, failed = f"{said['failure']} when called with all of them", [0.0] * count, []
+        reply = self._ask({**job, "arguments": arguments}, on_wait)
+        if "values" in reply:
+            return reply["values"], 0, None
+        if not reply["alone"] or count == 1:
+            return [0.0] * count, count, reply["failure"]
+        reason, values, failed = f"{reply['failure']} when called with all of them", [0.0] * count, []
         for index in range(count):
             one = {column: value[index:index + 1] for column, value in arguments.items()}
-            said = self._ask({**job, "arguments": one}, on_wait)
-            if "values" in said:
-                (values[index],) = said["values"]
+            reply = self._ask({**job, "arguments": one}, on_wait)
+            if "values" in reply:
+                (values[index],) = reply["values"]
                 continue
-            failed.append(said["failure"])
+            failed.append(reply["failure"])
             if len(failed) == MAX_RETRIES_FAILED:
                 return values, len(failed) + count - index - 1, failed[0]
         return values, len(failed), failed[0] if failed else reason
 
-    def _or_refuse(self, said: dict[str, Any]) -> None:
-        if "failure" in said:
+    def _or_refuse(self, reply: dict[str, Any]) -> None:
+        if "failure" in reply:
             self.close()
-            raise ValueError(said["failure"])
+            raise ValueError(reply["failure"])
 
     def _start(self, on_wait: Callable[[], None] | None) -> dict[str, Any]:
         """Start a worker, not as a fork: this process has threads and perhaps a GPU. Returns the answer to loading."""
@@ -134,9 +134,9 @@ class RewardPool:
     def _ask(self, job: dict[str, Any], on_wait: Callable[[], None] | None) -> dict[str, Any]:
         """The worker's answer to a job; a lost worker is started again first."""
         if self._keeper is None:
-            said = self._start(on_wait)
-            if "failure" in said:
-                return {**said, "alone": False}
+            reply = self._start(on_wait)
+            if "failure" in reply:
+                return {**reply, "alone": False}
         self._call += 1
         return self._exchange(job, self.timeout_s + GRACE_S, on_wait)
 
@@ -157,11 +157,11 @@ class RewardPool:
             call, _, text = line.partition(b" ")
             if call != b"%d" % self._call or line.find(b"\n") != len(line) - 1:
                 raise ValueError("not one line, or of another call")
-            said = json.loads(text)
-            if "failure" in said:
-                return {"failure": str(said["failure"]), "alone": said["alone"] is True}
+            reply = json.loads(text)
+            if "failure" in reply:
+                return {"failure": str(reply["failure"]), "alone": reply["alone"] is True}
             count = len(job["arguments"]["completions"]) if "arguments" in job else 0
-            return {"values": check_values(said["values"], count=count, weight=job.get("weight", 1.0))}
+            return {"values": check_values(reply["values"], count=count, weight=job.get("weight", 1.0))}
         except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
             self._end()
             return dict(MISLED)

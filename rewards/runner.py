@@ -72,9 +72,9 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     own_pid, call = os.getpid(), LOADING
     try:
-        functions, said = load(*wanted), {"values": []}
+        functions, reply = load(*wanted), {"values": []}
     except ValueError as error:
-        functions, said = {}, {"failure": str(error), "alone": False}
+        functions, reply = {}, {"failure": str(error), "alone": False}
     with open(requests, "rb") as stream, open(answers, "wb") as out:
         while True:
             if os.getpid() != own_pid:  # a function forked, and this is the child
@@ -82,9 +82,9 @@ def main() -> None:
             for printed in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # a function may have closed them
                     printed.flush()
-            out.write(b"%d %s\n" % (call, json.dumps(said, allow_nan=False).encode()))
+            out.write(b"%d %s\n" % (call, json.dumps(reply, allow_nan=False).encode()))
             out.flush()
             if (asked := read(stream)) is None:
                 return
             call, request = asked
-            said = answer(functions, request)
+            reply = answer(functions, request)

@@ -55,15 +55,15 @@ class Keeper:
 
     def serve(self) -> None:
         """Answer the trainer until it closes the pipe."""
-        call, said = LOADING, self._start()
+        call, reply = LOADING, self._start()
         while True:
-            _tell(call, said if isinstance(said, bytes) else json.dumps(said).encode())
+            _tell(call, reply if isinstance(reply, bytes) else json.dumps(reply).encode())
             self._idle()
             asked = read(sys.stdin.buffer)
             if asked is None:
                 return self._leave()
             call, request = asked
-            said = self._answer(call, request)
+            reply = self._answer(call, request)
 
     def end(self) -> None:
         """Kill the runner and all that descends from it."""
@@ -78,12 +78,12 @@ class Keeper:
         is_new = self.runner is None
         if is_new:
             _tell(call, LOADS)
-            said = self._start()
+            reply = self._start()
             if self.runner is None:
-                return said
-        said = self._ask(call, HEAD.pack(call, len(request)) + request, self.timeout_s)
-        if said is not MISLED or is_new:
-            return said
+                return reply
+        reply = self._ask(call, HEAD.pack(call, len(request)) + request, self.timeout_s)
+        if reply is not MISLED or is_new:
+            return reply
         # The line may come from the call of another function: this one must not lose its reward for that.
         self._say("an answer came that this call did not ask for; they are loaded again")
         return self._answer(call, request)
@@ -99,19 +99,19 @@ class Keeper:
         os.set_blocking(self.runner.stdin.fileno(), False)
         self.answers = open(read_end, "rb", buffering=0)
         self.open = {self.answers, self.runner.stdout}
-        said = self._ask(LOADING, b"", self.import_s)
-        if isinstance(said, dict):
-            return {"failure": f"reward_funcs={self.wanted[0]}: loading them {said['failure']}", "alone": False}
-        if b'"failure"' in said:
+        reply = self._ask(LOADING, b"", self.import_s)
+        if isinstance(reply, dict):
+            return {"failure": f"reward_funcs={self.wanted[0]}: loading them {reply['failure']}", "alone": False}
+        if b'"failure"' in reply:
             self.end()
-        return said
+        return reply
 
     def _ask(self, call: int, request: bytes, limit_s: float) -> bytes | dict[str, Any]:
         """Pass a request on; the runner's answer, or a failure if it broke a limit, lied or died and was ended."""
-        start, said, reason = time.monotonic(), b"", None
+        start, reply, reason = time.monotonic(), b"", None
         self.num_passed = self.num_dropped = 0
         self.next_look = start + LOOK_S
-        while not said.endswith(b"\n") and reason is None:
+        while not reply.endswith(b"\n") and reason is None:
             wait_s = max(0.0, min(self.next_look, start + limit_s) - time.monotonic())
             readable, writable, _ = select.select([0, *self.open], [self.runner.stdin] if request else [], [], wait_s)
             if 0 in readable and not os.read(0, 1):  # the trainer sends nothing before it has its answer
@@ -124,19 +124,19 @@ class Keeper:
             if self.runner.stdout in readable:
                 self._pass_on()
             if self.answers in readable:
-                said += self._read(self.answers)
+                reply += self._read(self.answers)
             reason = self._broken_limit()
-            if len(said) > ANSWER_BYTES:
+            if len(reply) > ANSWER_BYTES:
                 reason = f"answered more than {ANSWER_BYTES / 2**20:g} MiB"
             if time.monotonic() > start + limit_s:
                 reason = f"took more than {limit_s:g} s"
         self._drain()
         # A function may write lines of its own into the pipe: one with another number does not count as an answer.
         head = b"%d " % call
-        if said.startswith(head) and said.find(b"\n") == len(said) - 1:
-            return said[len(head):-1]
+        if reply.startswith(head) and reply.find(b"\n") == len(reply) - 1:
+            return reply[len(head):-1]
         self.end()
-        return MISLED if said.endswith(b"\n") else {"failure": reason, "alone": True}
+        return MISLED if reply.endswith(b"\n") else {"failure": reason, "alone": True}
 
     def _idle(self) -> None:
         """Wait between two calls until the trainer sends something."""

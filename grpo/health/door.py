@@ -51,18 +51,18 @@ class Door:
         connection.setblocking(False)
         self.selector.register(connection, selectors.EVENT_READ, bytearray())
 
-    def _recognise(self, connection: socket.socket, said: bytearray) -> int | None:
+    def _recognise(self, connection: socket.socket, received: bytearray) -> int | None:
         """The rank whose token this is; None for a part of a token, and for a stranger, whose connection is closed."""
         try:
-            more = connection.recv(LENGTH - len(said))
+            more = connection.recv(LENGTH - len(received))
         except OSError:
             more = b""
-        said += more
-        if more and len(said) < LENGTH:
+        received += more
+        if more and len(received) < LENGTH:
             return None
         self.selector.unregister(connection)
         for number in self.missing:
-            if secrets.compare_digest(said, self.tokens[number]):
+            if secrets.compare_digest(received, self.tokens[number]):
                 self.missing.remove(number)
                 return number
         connection.close()

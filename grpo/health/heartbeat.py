@@ -93,7 +93,7 @@ class Wire:
     def __init__(self, connection: socket.socket, number: int, process: list[Any]) -> None:
         self.socket, self.rest, self.heard = connection, b"", time.monotonic()
         self.lock = threading.Lock()
-        self.said: dict[str, Any] = {}  # the last pulse from the other side
+        self.pulse: dict[str, Any] = {}  # the last pulse from the other side
         self.rank, self.process = number, process
         connection.settimeout(BEAT_S)
 
@@ -177,7 +177,7 @@ class Heart:
 
     def _speak(self) -> None:
         mine, failed = self.tell(), self.failure
-        trouble = pulse.trouble(mine, [wire.said for wire in self.wires] if rank() == 0 else None)
+        trouble = pulse.trouble(mine, [wire.pulse for wire in self.wires] if rank() == 0 else None)
         if trouble and not failed:
             failed = {"rank": rank(), "text": f"error: {describe(mine)} {trouble}", "code": 1}
         if failed and rank() == 0:
@@ -192,14 +192,14 @@ class Heart:
             self._raise_alarm(self._gone(wire, "is dead: its process has ended"), certain=True)
             return
         for message in messages:
-            wire.said = message.get("pulse", wire.said)
+            wire.pulse = message.get("pulse", wire.pulse)
             if "verdict" in message:
                 os._exit(message["verdict"]["code"])
             if "failed" in message:
                 self._raise_alarm(message["failed"])
 
     def _gone(self, wire: Wire, how: str) -> dict[str, Any]:
-        return {"rank": wire.rank, "text": f"error: {describe(wire.said | {'rank': wire.rank})} {how}", "code": 1}
+        return {"rank": wire.rank, "text": f"error: {describe(wire.pulse | {'rank': wire.rank})} {how}", "code": 1}
 
     def _raise_alarm(self, failed: dict[str, Any], certain: bool = False) -> None:
         """The first alarm counts, unless a death follows within GRACE_S: then that was the reason."""

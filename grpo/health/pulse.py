@@ -79,10 +79,10 @@ class Pulse:
         return ""
 
 
-def describe(said: dict[str, Any]) -> str:
+def describe(where: dict[str, Any]) -> str:
     """Who and where: the start of every message of a rank."""
-    step = "" if said.get("step") is None else f" step {said['step']}"
-    return f"[rank {said['rank']}{step} {said.get('phase', 'start')}]"
+    step = "" if where.get("step") is None else f" step {where['step']}"
+    return f"[rank {where['rank']}{step} {where.get('phase', 'start')}]"
 
 
 pulse = Pulse()  # of this process

@@ -153,7 +153,7 @@ def derive(values: dict[str, Any], *, num_generations: int, max_completion_lengt
                max(1, round(accumulation / smallest)) * smallest)
     source = f"{BATCH[0]}={per_device} * {world_size} ranks * {BATCH[1]}={accumulation} / {num_generations} generations"
     _set(values, "prompts_per_step", per_device * world_size * accumulation // num_generations, source)
-    return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a micro-batch"]
+    return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a packed batch"]
 
 
 def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
