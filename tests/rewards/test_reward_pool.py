@@ -166,7 +166,7 @@ def test_the_caller_hears_that_it_waits_and_may_give_up(start) -> None:
 
     with pytest.raises(InterruptedError, match="enough"):
         one.score(**score_one, on_wait=give_up)
-    assert one.score(**score_one).parts == {"waits": [1.0], "counts": [1.0]}  # a new worker: no late answer is taken for its
+    assert one.score(**score_one).parts == {"waits": [1.0], "counts": [1.0]}  # no late answer is taken for its
 
 
 @pytest.mark.parametrize(
