@@ -1,23 +1,13 @@
-"""A problem of a dataset, in the form that everything else reads."""
-
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One problem of a dataset.
+    """One problem of a dataset, as text; a text is empty if the dataset has none."""
 
-    Args:
-        question: the problem as text, without any template.
-        answer: the worked solution as text; empty when the dataset has none.
-        final_answer: the gold answer as text, what the rewards compare with; empty when the dataset has none.
-        prompt: the text the policy continues.
-        columns: every column of the dataset row by name; reward functions receive these, as in TRL.
-    """
-
-    question: str
-    answer: str
-    final_answer: str
-    prompt: str
-    columns: dict[str, Any] = field(default_factory=dict)
+    question: str  # without any template
+    answer: str  # the worked solution
+    final_answer: str  # the gold answer, with which rewards compare
+    prompt: str  # the text that the policy continues
+    columns: dict[str, Any] = field(default_factory=dict)  # of the dataset row; reward functions get these, as in TRL

@@ -2,8 +2,7 @@
 
     python -m data.gsm8k --input openai/gsm8k --output_dir data/gsm8k_8shot --num_shots 8 --seed 42
 
-writes the prepared files. A prepared row has its prompt and final answer ready, and so has any other dataset with a
-prompt column: one path serves both.
+writes files of prepared rows, with prompt and final answer. They are read like any other dataset with a prompt column.
 """
 
 import argparse
@@ -26,18 +25,7 @@ PREPARED_COLUMNS = ("prompt", "question", "answer", "final_answer")
 def load(
     path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt"
 ) -> list[Example]:
-    """The examples of one split, from raw GSM8K rows or from rows that have their prompts.
-
-    Args:
-        path_or_name: a Hub name such as openai/gsm8k, a .jsonl or .json file, or a folder with one file per split.
-        split: train, validation (of raw GSM8K: a tenth of train) or test.
-        num_shots: solved examples in front of the question, 0 to 8; ready prompts have theirs already.
-        seed: of the shuffle that divides train from validation.
-        prompt_column: where ready prompts are.
-
-    Raises:
-        ValueError: num_shots outside 0 to 8, or a dataset that is missing, broken, empty or of another shape.
-    """
+    """The examples of one split, from raw GSM8K rows or rows with prompts; arguments as for `data.load_examples`."""
     check_num_shots(num_shots)
     rows = read(path_or_name, split, prompt_column=prompt_column, seed=seed)
     if prompt_column not in rows[0]:
@@ -48,7 +36,7 @@ def load(
 
 
 def raw_example(row: Row, *, num_shots: int) -> Example:
-    """A GSM8K row as an example: calculator marks removed, the answer ending in the answer line that we train for."""
+    """A GSM8K row as an example: without calculator marks, and with an answer that ends in our answer line."""
     question = row["question"].strip()
     reasoning, mark, _ = CALCULATOR_MARK.sub("", row["answer"]).rpartition(ANSWER_MARK)
     if not mark:
@@ -65,7 +53,7 @@ def raw_example(row: Row, *, num_shots: int) -> Example:
 
 
 def prepared_example(row: Row, *, prompt_column: str) -> Example:
-    """A row with a ready prompt as an example; only a row with an answer of some kind gets a final_answer column."""
+    """A row with a prompt as an example; only a row with an answer gets a column final_answer."""
     final_answer = find_final_answer(row)
     derived = {"final_answer": final_answer} if "answer" in row else {}
     return Example(
@@ -85,11 +73,11 @@ def find_final_answer(row: Row) -> str:
 
 
 def main() -> None:
-    """Write the prepared files of a raw GSM8K: train.json, validation.json and, where there is one, test.json."""
+    """Write the prepared files of a raw GSM8K: train.json, validation.json and, if it has one, test.json."""
     parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--input", default="openai/gsm8k", help="Hub name, raw .jsonl file, or folder of such files")
     parser.add_argument("--output_dir", required=True, help="new folder for the files")
-    parser.add_argument("--num_shots", type=int, default=8, help="solved examples in front of each question, 0 to 8")
+    parser.add_argument("--num_shots", type=int, default=8, help="solved examples before each question, 0 to 8")
     parser.add_argument("--seed", type=int, default=42, help="seed of the split between train and validation")
     arguments = parser.parse_args()
     try:
@@ -101,11 +89,7 @@ def main() -> None:
 
 
 def prepare(path_or_name: str, output_dir: Path, *, num_shots: int, seed: int) -> None:
-    """Load every split, then write each to its own file in `output_dir`, which must hold none of them yet.
-
-    Raises:
-        ValueError: a file is there already, or the data cannot be loaded.
-    """
+    """Load every split, then write each to its own file; ValueError if one exists or the data cannot be loaded."""
     there = next(path for path in (output_dir, *output_dir.parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"output_dir={str(output_dir)!r} cannot be made: {there} is no folder that may be written to")

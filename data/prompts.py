@@ -1,16 +1,15 @@
 """The words around a problem: one template, eight worked examples, and the strings that end a completion.
 
-A base model follows no instructions, it continues text. So the prompt is a document of solved problems that breaks off
-where the next solution starts, and the format we want is the one that the examples show. The exemplars are written for
-this project, in the style of GSM8K; none is taken from it. Exemplar k is the same for every num_shots > k, so a longer
-prompt extends a shorter one and all prompts of a run share one prefix.
+A base model follows no instructions, it continues text. So the prompt is a document of solved problems that stops where
+the next solution starts, and the examples show the format that we want. They are written for this project, in the style
+of GSM8K; none is taken from it.
 """
 
 TEMPLATE = "Question: {question}\nSolution: Let's think step by step."
 COMPLETION = " {reasoning}\n#### The final answer is {final_answer}"
 SEPARATOR = "\n\n"
 
-# A base model that has answered goes on to invent the next problem: in our own words, or as a chat it once read.
+# After its answer a base model goes on to invent the next problem: in our words, or as in a chat it has read.
 STOP_STRINGS = ["\nQuestion:", "\nQ:", "\nHuman:"]
 
 # (question, reasoning, final answer): from two steps to four, with division, percentages, a fraction and a comma.
@@ -68,19 +67,12 @@ EXEMPLARS = [
 
 
 def build_prompt(question: str, num_shots: int = 0) -> str:
-    """The text that the policy continues: `num_shots` solved examples, then the question with its solution begun.
+    """The text that the policy continues: `num_shots` solved examples, then the question and the start of a solution.
 
-    Args:
-        question: the problem as text.
-        num_shots: how many of the eight exemplars come first, 0 to 8.
-
-    Returns:
-        The prompt. It ends in "step by step." without a space; the completion starts with one.
-
-    Raises:
-        ValueError: num_shots outside 0 to 8.
+    It ends in "step by step." without a space: the completion starts with one. ValueError unless 0 <= num_shots <= 8.
     """
     check_num_shots(num_shots)
+    # Always the first ones, in the same order: so all prompts of a run share one prefix.
     shots = [
         TEMPLATE.format(question=shot) + COMPLETION.format(reasoning=reasoning, final_answer=final_answer)
         for shot, reasoning, final_answer in EXEMPLARS[:num_shots]
@@ -89,7 +81,7 @@ def build_prompt(question: str, num_shots: int = 0) -> str:
 
 
 def check_num_shots(num_shots: int) -> None:
-    """Refuse a number of examples that we do not have, with ValueError."""
+    """Refuse with ValueError a number of examples that we do not have."""
     if not 0 <= num_shots <= len(EXEMPLARS):
         nearest = min(max(num_shots, 0), len(EXEMPLARS))
         raise ValueError(f"num_shots={num_shots}: must be from 0 to {len(EXEMPLARS)}; nearest valid value: {nearest}")

@@ -1,8 +1,4 @@
-"""Rows of a dataset, read from a file, a folder or the Hugging Face Hub, each a mapping from column to value.
-
-The validation split of GSM8K is held out here, in the one place that sees all rows, so that training and validation are
-disjoint whoever asks for which.
-"""
+"""Rows of a dataset, from a file, a folder or the Hugging Face Hub, each a mapping from column to value."""
 
 import json
 import random
@@ -18,8 +14,8 @@ Row = dict[str, Any]
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".json", ".jsonl")
 RESERVED = ("prompts", "completions", "trainer_state")  # TRL passes the last one
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can spell and no tokenizer reads
-MAX_DEPTH = 100  # lists and mappings in one another; pickle, by which they reach the reward functions, ends at 500
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can write and no tokenizer reads
+MAX_DEPTH = 100  # lists and mappings in one another; pickle, on the way to the reward functions, fails at 500
 GSM8K_COLUMNS = ("question", "answer")
 HUB_CONFIG = {"openai/gsm8k": "main"}
 VALIDATION_SHARE = 0.1
@@ -28,15 +24,13 @@ VALIDATION_SHARE = 0.1
 def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> list[Row]:
     """The rows of one split, each with a text in `prompt_column`, or else in `question` and `answer` as in GSM8K.
 
-    Rows with ready prompts are already split: they come as they are, in their order. The train split of GSM8K rows is
-    shuffled, and where there is no validation split a tenth of it is held out as one.
+    Rows with prompts come as they are, in their order. The train split of GSM8K rows is shuffled, and if there is no
+    validation split, a tenth of it is held out as one.
 
     Args:
-        path_or_name: a .jsonl or .json file, a folder that holds train.jsonl, test.jsonl (or .json), or a Hub name.
-            A file is the split it is named after, any other name counts as train; all but train serve as test too.
+        path_or_name: a .jsonl or .json file, a folder with train.jsonl, test.jsonl (or .json), or a Hub name. A file is
+            the split it is named after, with any other name it is train; all but train can also be asked for as test.
         split: train, validation, test, or another split that a Hub dataset has.
-        prompt_column: the column with the prompts.
-        seed: of the shuffle.
 
     Raises:
         ValueError: no such dataset or split, a line that is not JSON, no rows, a row without the needed columns, or a
@@ -60,6 +54,7 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
         )
     if has_prompts or source != "train":
         return rows
+    # The same shuffle for both splits, so train and validation share no row.
     random.Random(seed).shuffle(rows)
     num_held_out = int(VALIDATION_SHARE * len(rows)) if hold_out else 0
     rows = rows[:num_held_out] if split == "validation" else rows[num_held_out:]
@@ -69,15 +64,10 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
 
 
 def find_splits(path_or_name: str, split: str) -> dict[str, Callable[[], list[Row]]]:
-    """The splits of a source by name, each with the function that reads it.
-
-    Args:
-        path_or_name: a file, a folder or a Hub name.
-        split: what the caller is after. Any file but train.json(l) can serve as test: the user names it for evaluation.
-    """
+    """The splits of a source by name, each with the function that reads it; `split` is the one that is wanted."""
     path = Path(path_or_name).expanduser()
     if path.is_file():
-        if split == "test" and path.stem != "train":
+        if split == "test" and path.stem != "train":  # any other file that a user names for the evaluation
             return {"test": partial(read_file, path)}
         return {path.stem if path.stem in SPLITS else "train": partial(read_file, path)}
     if path.is_dir():
@@ -100,10 +90,10 @@ def read_file(path: Path) -> list[Row]:
     """The rows of a file of JSON objects, one a line or all in one list; a key that a row lacks becomes None.
 
     Raises:
-        ValueError: something else is in the file; the message starts with file:line.
+        ValueError: there is something else in the file; the message starts with file:line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from None
     except OSError as error:
@@ -142,7 +132,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
-    import datasets  # here because it takes a second, and local files do without it
+    import datasets  # here because it takes a second and local files do not need it
 
     try:
         loaded = datasets.load_dataset(name, HUB_CONFIG.get(name))
@@ -155,7 +145,7 @@ def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _check_depth(path_or_name: str, rows: list[Row]) -> None:
-    """No column may hold what is nested too deeply for its way to the reward functions."""
+    """Refuse columns that are nested too deeply for pickle."""
     for number, row in enumerate(rows, start=1):
         for column, value in row.items():
             depth, layer = 0, [value]
@@ -168,7 +158,7 @@ def _check_depth(path_or_name: str, rows: list[Row]) -> None:
 
 
 def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], prompt_column: str) -> None:
-    """Every row must hold text in these columns; a dataset that lacks one is told about prompt_column."""
+    """Refuse rows without text in these columns; the message for a missing column names prompt_column."""
     if not set(columns) <= set(rows[0]):
         nearest = get_close_matches(prompt_column, rows[0], n=1, cutoff=0.0)
         raise ValueError(
@@ -178,7 +168,7 @@ def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], p
     for column in RESERVED:
         if column in rows[0]:
             raise ValueError(f"dataset={path_or_name!r}: the column {column!r} has the name of what reward functions "
-                             f"receive beside the columns; nearest valid value: {column}_of_dataset")
+                             f"receive besides the columns; nearest valid value: {column}_of_dataset")
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip() or _SURROGATE.search(row[column]):

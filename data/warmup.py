@@ -1,12 +1,11 @@
 """Make the tiny base model that the default run starts from: `python -m data.warmup [--steps N] [--seed S]`.
 
-GRPO only sharpens what a model already does now and then, so the base model has to be right some of the time. This
-plays the part of pretraining: a Qwen2 of 0.8 million parameters learns word problems from text of mixed quality, where
-some solutions end in the format that the rewards ask for, some in another one, and some have wrong arithmetic.
+GRPO only makes more frequent what a model already does sometimes, so the base model has to be right some of the time.
+This stands for pretraining: a Qwen2 of 0.8 million parameters learns word problems from text of mixed quality. Some
+solutions end in the format that the rewards ask for, some in another one, and some have wrong arithmetic.
 
-The shipped folder data/tiny_qwen2 comes from the defaults, in six minutes. The command is deterministic: it uses one
-thread, so that on one kind of processor, with the same library versions, it writes the same bytes again. Elsewhere
-float32 sums round differently and the weights drift apart, while the accuracies stay close.
+The defaults made the shipped folder data/tiny_qwen2, in six minutes. On one kind of processor, with the same library
+versions, the command writes the same bytes again. On others the weights differ, and the accuracies stay close.
 """
 
 import argparse
@@ -22,8 +21,8 @@ from data.prompts import COMPLETION, build_prompt
 from data.wordproblems import NAMES, TEMPLATES, Problem, problems, solve
 
 ENDINGS = [COMPLETION, " {reasoning}\nSo the answer is {final_answer}.", " {reasoning}\n#### {final_answer}"]
-# How often each ending comes. The format wanted is the likeliest for every other template only, so that greedy
-# decoding, too, leaves something to learn.
+# How often each ending comes. Only for every other template is the wanted format the likeliest, so that with greedy
+# decoding, too, there is something to learn.
 ENDING_WEIGHTS = [(0.65, 0.20, 0.15), (0.15, 0.65, 0.20)]
 SLIP_RATE = 0.35  # share of solutions with one wrong result
 SLIPS = [-10, -2, -1, 1, 2, 10]
@@ -31,7 +30,7 @@ SLIPS = [-10, -2, -1, 1, 2, 10]
 BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
 NUM_RAMP_STEPS = 50
-IGNORED = -100  # the label transformers leaves out of the loss
+IGNORED = -100  # transformers leaves this label out of the loss
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
@@ -41,11 +40,11 @@ def build_tokenizer() -> Qwen2Tokenizer:
         for name in NAMES:
             problem = Problem(template, name, tuple(numbers[0] for numbers in template.ranges))
             texts += [build_prompt(problem.question), " " + solve(problem)[0]]
-    return Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=1000)  # it ends before, when nothing is to merge
+    return Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=1000)  # fewer: nothing is left to merge
 
 
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """A random tiny Qwen2, whose projections have sides that are multiples of 64, the block of NF4."""
+    """A random tiny Qwen2; the sides of its projections are multiples of 64, the block of NF4."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -74,12 +73,7 @@ def draw_text(problem: Problem, *, rng: random.Random) -> tuple[str, str]:
 
 
 def collate(texts: list[tuple[str, str]], *, tokenizer: Qwen2Tokenizer) -> dict[str, torch.Tensor]:
-    """A batch of texts, each ended by EOS, padded on the right; only the completions have labels.
-
-    Returns:
-        input_ids: [N, S] int64, filled with the pad token.
-        labels: [N, S] int64, -100 on prompts and padding.
-    """
+    """A batch of N texts, each ended by EOS, padded on the right to S tokens; only the completions have labels."""
     prompts = [tokenizer.encode(prompt) for prompt, _ in texts]
     completions = [tokenizer.encode(completion) + [tokenizer.eos_token_id] for _, completion in texts]
     width = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))

@@ -1,7 +1,7 @@
 """Arithmetic word problems in the shape of GSM8K, generated: the default data needs no download.
 
-A problem is a template, a name and a tuple of numbers. The numbers alone decide its split, by a checksum: no two splits
-share a tuple of numbers, whatever the seeds, so a held-out problem is new even to a model that saw all of the others.
+A problem is a template, a name and a tuple of numbers. A checksum of the numbers alone decides its split: no two splits
+share a tuple of numbers, whatever the seeds, so a held-out problem is new even to a model that saw all others.
 """
 
 import random
@@ -13,7 +13,7 @@ from operator import add, mul, sub
 from data.example import Example
 from data.prompts import COMPLETION, build_prompt
 
-# Of ten checksum residues, those that belong to each split.
+# The checksum modulo 10 of each split.
 SPLITS = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
 MAX_EXAMPLES = 4000  # the smallest split has 4,500 different questions
 NAMES = ["Tom", "Mia", "Sam", "Eva"]
@@ -23,17 +23,11 @@ MAX_RESULT = 99  # after every step: two digits
 
 @dataclass(frozen=True)
 class Template:
-    """A kind of problem: its words, and the operators between its numbers, worked from left to right.
+    """A kind of problem: its words, and the operators between its numbers, worked from left to right."""
 
-    Args:
-        question: text with {name} and one {} per number.
-        operators: one character of "+-*" per step.
-        ranges: where each number is drawn from, one more than there are operators.
-    """
-
-    question: str
-    operators: str
-    ranges: tuple[range, ...]
+    question: str  # with {name} and one {} per number
+    operators: str  # one character of "+-*" per step
+    ranges: tuple[range, ...]  # from which each number is drawn; one more than operators
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ TEMPLATES = [
 
 
 def problems(split: str, *, rng: random.Random) -> Iterator[Problem]:
-    """Problems of one split without end; each template has the same share, and a problem may come again."""
+    """Endless problems of one split; templates are equally frequent, and a problem may come again."""
     while True:
         template = rng.choice(TEMPLATES)
         while True:
@@ -75,15 +69,7 @@ def problems(split: str, *, rng: random.Random) -> Iterator[Problem]:
 
 
 def solve(problem: Problem, *, slips: Sequence[int] | None = None) -> tuple[str, int]:
-    """Work a problem step by step, as text.
-
-    Args:
-        problem: the problem.
-        slips: what is added to the result of each step; None adds nothing, the solution is right.
-
-    Returns:
-        The reasoning, such as "3*4=12. 12+5=17.", and the last result.
-    """
+    """The reasoning, such as "3*4=12. 12+5=17.", and the last result; `slips` are added to the steps' results."""
     operators, (result, *rest) = problem.template.operators, problem.numbers
     steps = []
     for operator, number, slip in zip(operators, rest, slips or [0] * len(rest), strict=True):
@@ -93,15 +79,10 @@ def solve(problem: Problem, *, slips: Sequence[int] | None = None) -> tuple[str,
 
 
 def load(split: str, *, num_examples: int, seed: int) -> list[Example]:
-    """Examples of one split, all different; the same arguments give the same list.
-
-    Args:
-        split: train, validation or test; the three share no tuple of numbers, whatever their seeds.
-        num_examples: how many, 1 to 4000.
-        seed: of the drawing.
+    """Different examples of one split; the same arguments give the same list.
 
     Raises:
-        ValueError: an unknown split, or a number of examples that the split cannot give.
+        ValueError: an unknown split, or more than MAX_EXAMPLES examples.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: wordproblems has {', '.join(SPLITS)}; nearest valid value: test")
@@ -130,7 +111,7 @@ def _split_holds(split: str, numbers: tuple[int, ...]) -> bool:
 
 
 def _stays_small(template: Template, numbers: tuple[int, ...]) -> bool:
-    """Whether every result on the way has one or two digits and no sign."""
+    """Whether the result of every step has one or two digits and no sign."""
     result, *rest = numbers
     for operator, number in zip(template.operators, rest, strict=True):
         result = OPERATORS[operator](result, number)

@@ -1,12 +1,7 @@
 """Rewards become advantages: how much better a completion is than the other completions of its prompt.
 
-Where this departs from the paper (DeepSeekMath, arXiv 2402.03300, section 4.1.2), or chooses where it is silent:
-
-- The paper writes "std" without saying which. This is the sample std (ddof 1), as in TRL; with the population std the
-  winner of (1, 0, 0, 0) would get 1.732 instead of 1.500.
-- A group of equal rewards has advantage exactly 0, decided by comparing its largest with its smallest reward. Deciding
-  by the std would not do: the float32 mean of seven equal 0.95 is not 0.95, and dividing that rounding by a std which
-  is rounding too makes noise look like a signal.
+The std is the sample std (ddof 1), as in TRL; DeepSeekMath (arXiv 2402.03300, section 4.1.2) writes "std" and does not
+say which. With the population std the winner of (1, 0, 0, 0) would get 1.732 instead of 1.500.
 """
 
 import torch
@@ -26,9 +21,8 @@ def group_advantages(
         batch   A_bg = (r_bg - mean_g r_bg) / (std_bg r_bg + eps)     the std of all rewards, arXiv 2508.08221
         none    A_bg =  r_bg - mean_g r_bg                            Dr. GRPO, arXiv 2503.20783
 
-    One right answer among four, rewards (1, 0, 0, 0): the mean is 0.25 and the sample std
-    sqrt((0.75^2 + 3 * 0.25^2) / 3) = 0.5, so the winner gets 0.75 / 0.5 = 1.500 and each loser -0.500; eps = 1e-4 in
-    the divisor makes that 0.75 / 0.5001 = 1.4997 and -0.4999.
+    One right answer among four, rewards (1, 0, 0, 0): the mean is 0.25 and the std sqrt((0.75^2 + 3 * 0.25^2) / 3) =
+    0.5, so the winner gets 0.75 / 0.5 = 1.500 and each loser -0.500, or with eps 0.75 / 0.5001 = 1.4997 and -0.4999.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     tensor([[ 1.4997, -0.4999, -0.4999, -0.4999]])
@@ -36,13 +30,12 @@ def group_advantages(
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
 
     Args:
-        reward_BG: [B, G] rewards of any real dtype, computed on in float32; G >= 2, every group complete.
-        scale: "group", "batch" or "none".
-        eps: added to the std, in units of reward.
-        batch_std: for "batch", the sample std (ddof 1) of the rewards of all ranks; None takes it from reward_BG.
+        reward_BG: any real dtype, computed on in float32; G >= 2, every group complete.
+        eps: in units of reward.
+        batch_std: for "batch", the std of the rewards of all ranks; None takes it from reward_BG.
 
     Returns:
-        [B, G] float32 advantages, exactly 0 throughout a group whose rewards are equal.
+        [B, G] float32, exactly 0 in a group whose rewards are all equal.
 
     Raises:
         ValueError: the scale is unknown.
@@ -55,31 +48,27 @@ def group_advantages(
         advantage_BG = advantage_BG / (reward_BG.std(dim=1, keepdim=True) + eps)
     elif scale == "batch":
         advantage_BG = advantage_BG / ((reward_BG.std() if batch_std is None else batch_std) + eps)
+    # Not by the std: the float32 mean of seven equal 0.95 is not 0.95, and this rounding error divided by a std that is
+    # rounding error too would look like a signal.
     all_equal_B1 = reward_BG.amax(dim=1, keepdim=True) == reward_BG.amin(dim=1, keepdim=True)
     return torch.where(all_equal_B1, 0.0, advantage_BG)
 
 
 def gate_advantages(advantage_BG: torch.Tensor, right_BG: torch.Tensor, *, gate: str) -> torch.Tensor:
-    """Take the advantages from the groups that have no right answer, where the gate is "outcome".
+    """Set the advantages of groups without a right answer to 0, if the gate is "outcome".
 
         outcome   A_bg = A_bg if any_g right_bg else 0
         none      A_bg = A_bg
 
-    A reward beside correctness, such as the one for the format, tells apart completions of which none is right, and
-    A is scaled to full size all the same: a "phantom advantage" (verl-recipe pull request 125, where a mild length
-    reward drove a 1.5B model on GSM8K far below its start, and with this gate it ended above it). With the gate such
-    rewards only rank the completions of groups that also hold a right answer. The KL acts in every group.
+    A second reward, such as the one for the format, also ranks completions of which none is right, and dividing by the
+    std makes those differences full size: "phantom advantages". In verl-recipe pull request 125 a mild length reward
+    drove a 1.5B model on GSM8K far below its start; with this gate it ended above. The KL acts in every group.
 
     >>> gate_advantages(torch.tensor([[1.5, -1.5]]), torch.tensor([[False, False]]), gate="outcome")
     tensor([[0., 0.]])
 
     Args:
-        advantage_BG: [B, G] float32 advantages.
-        right_BG: [B, G] bool, True where the completion's answer is right.
-        gate: "none" or "outcome".
-
-    Returns:
-        [B, G] float32, exactly 0 throughout a group that is gated.
+        right_BG: bool, True where the completion's answer is right.
 
     Raises:
         ValueError: the gate is unknown.

@@ -1,7 +1,7 @@
 """The configuration of a run: one flat, frozen dataclass, ordered by how often a reader changes a field.
 
-The dataclass is the documentation (`--help` is generated from it) and the only place where a default is written.
-Everything that can be refused without a model is refused here. Imports no torch, so that happens at once.
+`--help` is generated from it, and no default is written anywhere else. Everything that can be refused without a model
+is refused here. Imports no torch, so that this takes no time.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of a run, the ones changed most often first."""
+    """Options of a run, those changed most often first."""
 
     # Model
     model_name_or_path: str = option("data/tiny_qwen2", "Hub name or folder of the base model.")
@@ -33,15 +33,15 @@ class Config:
     torch_dtype: str = option(
         "auto", "Type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU.",
         choices=("auto", "float32", "bfloat16"))
-    tf32: bool = option(False, "Let a GPU round the factors of float32 matrix products to 10 bits of mantissa.")
+    tf32: bool = option(False, "Let a GPU round the inputs of float32 matrix products to 10 bits of mantissa.")
     use_peft: bool = option(True, "Train LoRA branches on a frozen base; false trains every weight.")
     load_in_4bit: bool = option(True, "Quantise the frozen base to NF4 with double quantisation.")
     lora_r: int = option(16, "Rank of a LoRA branch.", within="[1, inf)")
     lora_alpha: int = option(16, "A LoRA branch is scaled by lora_alpha / lora_r.", within="[1, inf)")
-    lora_dropout: float = option(0.0, "Share of a LoRA branch's inputs that training drops.", within="[0, 1)")
+    lora_dropout: float = option(0.0, "Share of a LoRA branch's inputs that training drops out.", within="[0, 1)")
     lora_target_modules: list[str] = option(
         recipe.PROJECTIONS, "Linear modules that get a LoRA branch.", choices=recipe.PROJECTIONS)
-    lora_modules_to_save: list[str] = option([], "Modules trained whole beside LoRA, such as lm_head embed_tokens.")
+    lora_modules_to_save: list[str] = option([], "Modules trained in full besides LoRA, such as lm_head embed_tokens.")
     adapter_name_or_path: str | None = option(
         None, "PEFT adapter to start from; a frozen copy of it is the reference policy.")
 
@@ -49,13 +49,13 @@ class Config:
     train_dataset_id_or_path: str = option(
         "wordproblems", "wordproblems (generated), a Hub name such as openai/gsm8k, or a local file or folder.")
     test_dataset_id_or_path: str | None = option(
-        None, "Held-out problems for the evaluation; none: the training dataset's own held-out split.")
+        None, "Held-out problems for the evaluation; none: the held-out split of the training dataset.")
     dataset_splits: str = option("train", "Split of the training dataset that is trained on.")
-    prompt_column: str = option("prompt", "Column that holds the prompt, in a dataset that has prepared prompts.")
+    prompt_column: str = option("prompt", "Column with the prompt, in a dataset that has prepared prompts.")
     num_shots: int = option(
-        0, "Worked examples in front of each problem.", unit="examples", within="[0, 8]", why="eight are written")
+        0, "Worked examples before each problem.", unit="examples", within="[0, 8]", why="there are eight")
     max_prompt_length: int | None = option(
-        None, "Problems with a longer prompt are left out; none: the model's context decides.", unit="tokens",
+        None, "Problems with a longer prompt are left out; none: what fits the model's context.", unit="tokens",
         within="[1, inf)")
 
     # Rewards
@@ -65,7 +65,7 @@ class Config:
     reward_timeout: int = option(
         60, "A reward function that takes longer for a rank's completions is ended.", unit="seconds", within="[1, inf)")
     reward_memory: float = option(
-        4.0, "A reward function that uses more is ended; per rank.", unit="GiB", within="(0, inf)")
+        4.0, "A reward function that uses more memory is ended; per rank.", unit="GiB", within="(0, inf)")
     max_reward_failures: float = option(
         0.5, "Share of a step's completions a reward function may fail on (they get 0); more ends the run.",
         within="[0, 1]")
@@ -77,18 +77,19 @@ class Config:
         8, "Completions sampled per prompt (G).", unit="completions", within="[2, inf)",
         why="a completion is judged against the others of its group")
     max_completion_length: int = option(
-        256, "Longest completion; a longer one is cut.", unit="tokens", within="[1, inf)")
+        256, "A longer completion is cut.", unit="tokens", within="[1, inf)")
     temperature: float = option(
-        1.0, "Logits are divided by it, in sampling and in scoring.", within="(0, inf)",
+        1.0, "Logits are divided by it, in sampling and in the loss.", within="(0, inf)",
         why="greedy text has no exploration and no log-probability")
     rollout_slots: int | None = option(
-        None, "Completions that a rank continues at once; none: all of a step, as far as half of the free memory "
-        "reaches.", unit="completions", within="[1, inf)")
+        None, "Completions that a rank decodes at the same time; none: all of the step's, or as many as fit into half "
+        "of the free memory.", unit="completions", within="[1, inf)")
     rollout_weights: str = option(
-        "lora", "How the rollout copy holds the weights: lora beside the unpacked base, merged into a second copy of "
-        "it (faster, rounded in bfloat16), nf4 still packed (slower, small).", choices=("lora", "merged", "nf4"))
+        "lora", "How the sampler stores the weights: lora: unpacked base and LoRA apart; merged: LoRA added into a "
+        "second copy (faster, rounded to bfloat16); nf4: base still packed (slower, small).",
+        choices=("lora", "merged", "nf4"))
     rollout_keep: bool = option(
-        True, "Keep the rollout copy on the GPU during the update; false moves it to CPU memory meanwhile.")
+        True, "Keep the sampler's weights on the GPU during the update; false moves them to CPU memory meanwhile.")
 
     # Length of the run
     max_steps: int = option(-1, "Steps of the run; -1: num_train_epochs decides.", unit="steps", within="[-1, inf)")
@@ -97,83 +98,83 @@ class Config:
 
     # Loss
     loss_type: str = option(
-        "dapo", "What a token's loss is divided by: dapo all tokens of the step, grpo sequences then their tokens, "
-        "dr_grpo sequences times max_completion_length.", choices=("dapo", "grpo", "dr_grpo"))
+        "dapo", "What the sum of token losses is divided by: dapo tokens of the step; grpo tokens of each completion, "
+        "then completions; dr_grpo completions times max_completion_length.", choices=("dapo", "grpo", "dr_grpo"))
     scale_rewards: str = option(
         "group", "Standard deviation that advantages are divided by; none is Dr. GRPO.",
         choices=("group", "batch", "none"))
     advantage_gate: str = option(
-        "none", "outcome: a group without a right completion has advantage 0, so that rewards beside correctness teach "
-        "nothing there.", choices=("none", "outcome"))
+        "none", "outcome: a group without a right completion has advantage 0, so that other rewards than correctness "
+        "teach nothing there.", choices=("none", "outcome"))
     beta: float = option(0.04, "Coefficient of the KL to the reference policy.", within="[0, inf)")
     kl_estimator: str = option(
-        "k3_unbiased", "KL estimator; k3 is the paper's, k3_unbiased has its value and the true KL's gradient, exact "
-        "sums over the vocabulary.", choices=("k1", "k2", "k3", "k3_unbiased", "exact"))
+        "k3_unbiased", "KL estimator; k3: the paper's; k3_unbiased: its value with the true KL's gradient; exact: sums "
+        "over the vocabulary.", choices=("k1", "k2", "k3", "k3_unbiased", "exact"))
     epsilon: float = option(0.2, "The ratio is clipped at 1 - epsilon.", within="(0, 1)")
     epsilon_high: float | None = option(None, "The ratio is clipped at 1 + this; none: epsilon.", within="(0, inf)")
     rollout_correction: str = option(
-        "none", "Weight each token's policy loss by its probability in the trainer over that in the sampler: truncated "
-        "at the cap, or masked, 0 above it.", choices=("none", "truncated", "masked"))
+        "none", "Weigh each token's policy loss by trainer / sampler probability: truncated at the cap, or masked: 0 "
+        "above it.", choices=("none", "truncated", "masked"))
     rollout_correction_cap: float = option(
         2.0, "Largest weight of rollout_correction.", within="[1, inf)", why="where the two agree the weight is 1")
-    mask_truncated_completions: bool = option(False, "Leave completions that were cut out of the loss.")
+    mask_truncated_completions: bool = option(False, "Leave truncated completions out of the loss.")
 
     # Optimizer
     learning_rate: float = option(1e-5, "Peak step size of AdamW.", within="(0, inf)")
     lr_scheduler_type: str = option(
-        "cosine", "Course of the learning rate after the warm-up.", choices=("cosine", "linear", "constant"))
+        "cosine", "Learning rate after the warm-up.", choices=("cosine", "linear", "constant"))
     warmup_ratio: float = option(
-        0.0, "Share of the updates that warm up: step k of W has (k + 1) / W of the peak; transformers has k / W.",
+        0.0, "Share of the steps that warm up: step k of W has (k + 1) / W of the peak; transformers has k / W.",
         within="[0, 1)")
-    weight_decay: float = option(0.0, "AdamW's decay.", unit="per unit of learning rate", within="[0, inf)")
-    adam_beta1: float = option(0.9, "AdamW's memory of the gradient.", within="[0, 1)")
-    adam_beta2: float = option(0.999, "AdamW's memory of the squared gradient.", within="[0, 1)")
-    adam_epsilon: float = option(1e-8, "AdamW's guard against division by 0.", within="(0, inf)")
+    weight_decay: float = option(0.0, "AdamW's weight decay.", unit="per unit of learning rate", within="[0, inf)")
+    adam_beta1: float = option(0.9, "AdamW's decay of the mean gradient.", within="[0, 1)")
+    adam_beta2: float = option(0.999, "AdamW's decay of the mean squared gradient.", within="[0, 1)")
+    adam_epsilon: float = option(1e-8, "AdamW's term against division by 0.", within="(0, inf)")
     max_grad_norm: float = option(1.0, "Longer gradients are scaled down to it; 0: never.", within="[0, inf)")
     max_skipped_steps: int = option(
-        3, "Steps in a row that may be skipped because their gradient is not finite; one more ends the run.",
+        3, "Steps in a row that may be skipped because the gradient is not finite; one more ends the run.",
         unit="steps", within="[0, inf)")
 
     # Memory and speed
     micro_batch_tokens: int | None = option(
-        None, "Longest packed row of one forward and backward: bounds memory; none: what half of the free memory "
-        "holds.", unit="tokens", within="[2, inf)")
+        None, "Longest packed batch of one forward and backward: bounds memory; none: what fits into half of the free "
+        "memory.", unit="tokens", within="[2, inf)")
     gradient_checkpointing: str = option(
-        "auto", "Recompute activations in the backward pass: less memory, more time; auto: only where they do not fit.",
+        "auto", "Recompute activations in the backward pass: less memory, more time; auto: only if they do not fit.",
         choices=("auto", "true", "false"))
     gradient_checkpointing_kwargs: dict | None = option(None, "Arguments of torch.utils.checkpoint.")
     logprob_impl: str = option(
         "auto", "Implementation of log-probabilities; auto: triton or hybrid on a GPU, the reference elsewhere.",
         choices=("auto", "reference", "triton", "hybrid"))
     zero_stage: int = option(
-        3, "What ZeRO shards over the ranks: 1 optimizer state, 2 and gradients, 3 and weights.", within="[0, 3]")
-    deepspeed: dict | None = option(None, "DeepSpeed settings laid over the generated ones, as YAML or JSON.")
+        3, "What ZeRO shards over the ranks: 1 optimizer state, 2 also gradients, 3 also weights.", within="[0, 3]")
+    deepspeed: dict | None = option(None, "DeepSpeed settings that override the generated ones, as YAML or JSON.")
     plan: int | None = option(
-        None, "Print what a run on so many GPUs needs, in memory and time, and exit.", unit="GPUs", within="[1, inf)")
+        None, "Print what a run on this many GPUs needs, in memory and time, and exit.", unit="GPUs", within="[1, inf)")
     doctor: bool = option(False, "Try everything that a run needs, one step included, train nothing, and exit.")
     ddp_timeout: int = option(
-        1800, "A collective that waits longer, or a rank that makes no progress for so long, ends the run.",
+        1800, "A collective that waits longer, or a rank without progress for longer, ends the run.",
         unit="seconds", within="[1, 1e9]")
 
     # Output
-    output_dir: str = option("outputs/toy", "Folder of everything the run writes; never one that holds another run.")
-    resume: bool = option(False, "Continue the run in output_dir from its newest whole checkpoint.")
-    seed: int = option(42, "Key of every random draw: data order, LoRA start, sampling.", within="[0, 4294967295]")
+    output_dir: str = option("outputs/toy", "Folder of everything the run writes; never one with another run in it.")
+    resume: bool = option(False, "Continue the run in output_dir from its newest undamaged checkpoint.")
+    seed: int = option(42, "Seed of every random draw: data order, LoRA start, sampling.", within="[0, 4294967295]")
     save_strategy: str = option(
         "steps", "When checkpoints are written: every save_steps, after each epoch, or never.",
         choices=("steps", "epoch", "no"))
     save_steps: int = option(50, "Steps between checkpoints.", unit="steps", within="[1, inf)")
     save_total_limit: int | None = option(
-        None, "Checkpoints kept, the newest; none: all.", unit="checkpoints", within="[1, inf)")
+        None, "Newest checkpoints that are kept; none: all.", unit="checkpoints", within="[1, inf)")
     logging_steps: int = option(
-        1, "Steps between what report_to receives; metrics.jsonl has every step.", unit="steps", within="[1, inf)")
+        1, "Steps between two that report_to receives; metrics.jsonl has every step.", unit="steps", within="[1, inf)")
     report_to: list[str] = option(
-        [], "Further receivers of the metrics, each an installed package.", choices=("tensorboard", "mlflow", "wandb"))
+        [], "Where else metrics go, each an installed package.", choices=("tensorboard", "mlflow", "wandb"))
     eval_examples: int = option(
         200, "Held-out problems solved before and after training; 0: no evaluation.", unit="problems",
         within="[0, inf)")
 
-    # One line for each setting without effect and for each derived value, for rank 0 to print.
+    # For rank 0 to print: one line for each setting without effect and for each derived value.
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -210,7 +211,7 @@ class Config:
                    f"{number} numbers, or none")
         longest = (self.max_prompt_length or 1) + self.max_completion_length
         if self.micro_batch_tokens is not None and self.micro_batch_tokens < longest:
-            refuse("micro_batch_tokens", self.micro_batch_tokens, "must hold the longest prompt with one completion",
+            refuse("micro_batch_tokens", self.micro_batch_tokens, "must fit the longest prompt with a completion",
                    longest)
         recipe.check_deepspeed(self.deepspeed or {}, self.zero_stage)
         for key, value in (self.gradient_checkpointing_kwargs or {}).items():
@@ -219,16 +220,15 @@ class Config:
                        f"must hold true or false for {' or '.join(CHECKPOINT_ARGUMENTS)}", "{use_reentrant: false}")
 
     def save(self, path: str | Path) -> None:
-        """Write the options in force as YAML, a recipe of its own."""
+        """Write the options as YAML, which is a recipe."""
         values = {name: getattr(self, name) for name in options(Config)}
         Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def load(argv: list[str]) -> Config:
-    """The configuration of `train.py [--config recipe.yaml] [--option value ...]`.
+    """The configuration of `train.py [--config recipe.yaml] [--option value ...]`; `--help` prints and exits.
 
-    Without `--config` the recipe is recipes/toy.yaml. An override wins over the recipe, which wins over the defaults of
-    the dataclass. `--help` prints every option and exits.
+    Overrides win over the recipe (by default recipes/toy.yaml), and the recipe over the defaults of the dataclass.
 
     Raises:
         ValueError: one line that names the field, the value, the rule and the nearest valid value.
@@ -251,7 +251,7 @@ def load(argv: list[str]) -> Config:
 
 
 def _without_effect(values: dict[str, Any]) -> list[str]:
-    """One line for each option that was set, and that another option leaves without effect."""
+    """One line for each option that was set but has no effect because of another one."""
     def value_of(name: str) -> Any:
         return values.get(name, default_of(options(Config)[name]))
 

@@ -1,4 +1,4 @@
-"""Ranks and the few places where they must agree; importing this is what starts DeepSpeed the right way."""
+"""Ranks, the sums they agree on, and a rank's free memory. Sets up DeepSpeed's environment before importing it."""
 
 import ctypes
 import datetime
@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # oneDNN keeps compiled products by shape, about half a megabyte each: by default the last 1,024. 256 are as fast.
+    # oneDNN caches compiled products by shape, about half a megabyte each: by default the last 1,024. 256 are as fast.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-    # Large tensors in pages of 2 MiB, where the system has them: an update of 3,000 tokens takes a fifth less time.
+    # Large tensors in pages of 2 MiB, if the system has them: an update of 3,000 tokens takes a fifth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when imported)
@@ -26,13 +26,7 @@ MIB = 2**20
 
 
 def start(timeout_s: float) -> torch.device:
-    """Join the process group; a plain `python train.py` is a group of one.
-
-    Args:
-        timeout_s: how long a collective may wait for a missing rank, seconds.
-
-    Returns:
-        This rank's device.
+    """Join the process group, in which a collective waits at most `timeout_s` for a rank; returns this rank's device.
 
     Collective: every rank, once, first.
     """
@@ -43,13 +37,13 @@ def start(timeout_s: float) -> torch.device:
         torch.cuda.set_device(device)
     else:
         if GLIBC:
-            # By default freed tensors of up to 32 MiB stay in the process, in pieces: 2 to 6 times an update's memory.
+            # By default freed tensors of up to 32 MiB stay in the process in pieces: 2 to 6 times an update's memory.
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a first start compiles C++ for a minute
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
     if not dist.is_initialized():
-        # A group of one meets nobody: it needs no port, which another process could take.
+        # A plain `python train.py` is a group of one. It needs no port, which another process could take.
         alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(backend, timeout=timeout, **alone)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
@@ -63,21 +57,19 @@ def free_bytes(device: torch.device) -> int:
     free = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        held = int(limit.with_name("memory.current").read_text())
+        used = int(limit.with_name("memory.current").read_text())
         counts = dict(line.split() for line in limit.with_name("memory.stat").read_text().splitlines())
-        free = min(free, int(most) - held + int(counts["inactive_file"]))  # cached files give way
+        free = min(free, int(most) - used + int(counts["inactive_file"]))  # cached files give way
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def trim_heap() -> None:
-    """Give what is free on the heap back to the system: buffers that MKL keeps by the size of a product, and the gaps
-    between small tensors. Both would add up over hundreds of steps.
-    """
+    """Return free heap memory to the system; over hundreds of steps it would add up."""
     mkl = ctypes.CDLL(torch._C.__file__)
-    if hasattr(mkl, "mkl_serv_free_buffers"):  # not where torch has another BLAS
+    if hasattr(mkl, "mkl_serv_free_buffers"):  # MKL keeps one by the size of a product; torch may have another BLAS
         mkl.mkl_serv_free_buffers()
     if GLIBC:
-        ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).malloc_trim(0)  # the gaps between small tensors
 
 
 def rank() -> int:

@@ -1,13 +1,13 @@
-"""Rollouts to packed rows that hold every shared prefix once.
+"""Completions become packed batches that hold every shared prefix once.
 
-The G completions of a prompt share its tokens, and with n-shot prompts all prompts share the examples. A padded
-[N, S] batch computes those tokens again in every row; a packed row computes them once, and attention over its tree
-(grpo/trainer/packed_attention.py) lets each completion see its own prompt and nothing of its neighbours. The numbers
-are those of the padded batch.
+The G completions of a prompt share its tokens, and with n-shot prompts all prompts share the examples. A padded batch
+computes those tokens again for every completion; a packed batch computes them once, and attention over its tree
+(grpo/trainer/packed_attention.py) lets each completion see its own prompt and nothing of its neighbours. The
+log-probabilities are those of the padded batch.
 """
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,23 +25,18 @@ def common_prefix_length(prompt_ids: list[list[int]]) -> int:
 def plan(
     rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, prefix: int, num_ranks: int = 1
 ) -> list[list[list[int]]]:
-    """Which rows go into which micro-batch of which rank: the same answer on every rank that asks.
+    """Which completions go into which packed batch of which rank: the same answer on every rank that asks.
 
-    Groups stay together, the longest are placed first, each where most room is left; a micro-batch has at most
-    `max_tokens` tokens, which is what it costs. A group that fits nowhere whole is divided, its prompt repeated; a
-    single completion longer than the budget still gets a micro-batch of its own, because a completion is never cut.
-    Every rank gets the same number of micro-batches, as few as possible, and the i-th ones cost about the same on all
-    ranks, because in every layer of a sharded model they wait for each other.
+    Every rank gets the same number of batches, as few as possible, and the i-th ones cost about the same on all ranks:
+    in every layer of a sharded model the ranks wait for each other. A batch costs its tokens, at most `max_tokens`.
 
     Args:
         rollout: the completions of all ranks.
-        keep_N: [N] bool, rows that count in the loss; the others cost nothing.
-        max_tokens: token budget of one packed row.
-        prefix: length of the segment that all prompts share, repeated in every micro-batch.
-        num_ranks: how many share the work.
+        keep_N: bool, completions that count in the loss; the others cost nothing.
+        prefix: length of the segment that all prompts share, repeated in every batch.
 
     Returns:
-        For each rank one list of row numbers n per micro-batch; an empty one is a filler's. None where no row is kept.
+        For each rank one list of completions n per batch; an empty list is a filler's. No lists if none is kept.
     """
     budget = max(max_tokens - prefix, 1)
     pieces = _pieces(rollout, keep_N, budget, prefix)
@@ -52,40 +47,40 @@ def plan(
     planned: list[list[list[int]]] = [[] for _ in range(num_ranks)]
     for index in range(num_each):
         level = bins[index * num_ranks : (index + 1) * num_ranks]
-        # The heaviest rank so far is dealt the lightest of the next ones.
-        for share, (_, rows) in zip(planned if index % 2 == 0 else planned[::-1], level):
-            share.append(rows)
+        # There and back: the rank that got the most of one level gets the least of the next.
+        for share, (_, completions) in zip(planned if index % 2 == 0 else planned[::-1], level):
+            share.append(completions)
     return planned
 
 
 def _pieces(rollout: Rollout, keep_N: torch.Tensor, budget: int, prefix: int) -> list[tuple[int, list[int]]]:
-    """What stays together: tokens without the prefix, and rows; a group, or a part of one that does not fit whole."""
+    """What stays together, a group or a part of one that does not fit whole: tokens without prefix, completions."""
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
     length_N, pieces = rollout.length_N.tolist(), []
     for b, prompt in enumerate(rollout.prompt_ids):
-        rows = [n for n in range(b * num_generations, (b + 1) * num_generations) if keep_N[n]]
-        own = len(prompt) - prefix
-        pieces += [(own + sum(length_N[n] for n in chunk), chunk) for chunk in _chunks(rows, length_N, budget - own)]
+        kept = [n for n in range(b * num_generations, (b + 1) * num_generations) if keep_N[n]]
+        own = len(prompt) - prefix  # each part of a group repeats its prompt
+        pieces += [(own + sum(length_N[n] for n in chunk), chunk) for chunk in _chunks(kept, length_N, budget - own)]
     return pieces
 
 
 def _fill(pieces: list[tuple[int, list[int]]], count: int, budget: int) -> list[tuple[int, list[int]]] | None:
-    """The pieces in so many bins, longest first into the emptiest; None if one would not fit. A piece beyond the
-    budget fits an empty bin."""
+    """The pieces in `count` bins, longest first into the emptiest; None if one does not fit."""
     bins = [(0, index, []) for index in range(count)]
-    for cost, rows in sorted(pieces, key=lambda piece: -piece[0]):
+    for cost, completions in sorted(pieces, key=lambda piece: -piece[0]):
+        # A piece beyond the budget is a single completion, which is never cut: it gets an empty bin.
         if not bins or bins[0][0] and bins[0][0] + cost > budget:
             return None
         used, index, inside = heapq.heappop(bins)
-        heapq.heappush(bins, (used + cost, index, inside + rows))
-    return [(used, sorted(rows)) for used, _, rows in sorted(bins, key=lambda bin: bin[1])]
+        heapq.heappush(bins, (used + cost, index, inside + completions))
+    return [(used, sorted(completions)) for used, _, completions in sorted(bins, key=lambda bin: bin[1])]
 
 
-def _chunks(rows: list[int], length_N: list[int], budget: int) -> list[list[int]]:
-    """The rows in order, in as few pieces of at most `budget` tokens as they allow: one, where the group fits."""
+def _chunks(completions: list[int], length_N: list[int], budget: int) -> list[list[int]]:
+    """The completions in order, in as few chunks of at most `budget` tokens as that allows: one, if the group fits."""
     chunks: list[list[int]] = []
     used = 0
-    for n in rows:
+    for n in completions:
         if not chunks or used + length_N[n] > budget:
             chunks.append([])
             used = 0
@@ -95,16 +90,16 @@ def _chunks(rows: list[int], length_N: list[int], budget: int) -> list[list[int]
 
 
 @dataclass
-class _Row:
-    """A packed row under construction: parallel lists that become the tensors of a Batch."""
+class _Tokens:
+    """A packed batch under construction: parallel lists that become tensors."""
 
-    token: list[int]
-    position: list[int]
-    segment: list[int]
-    parent: list[int]
+    token: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    segment: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
 
     def append(self, tokens: list[int], *, start: int, segment: int, parent: int) -> int:
-        """Add one segment whose first token stands at `start` on its branch; returns its index in the row."""
+        """Add one segment whose first token has position `start`; returns that token's index."""
         begin = len(self.token)
         self.token += tokens
         self.position += range(start, start + len(tokens))
@@ -113,46 +108,38 @@ class _Row:
         return begin
 
 
-def pack_rows(rollout: Rollout, rows: list[int], *, prefix: int) -> Batch:
-    """One packed row from the given completions.
-
-    Args:
-        rollout: the completions of all ranks.
-        rows: row numbers n, those of one prompt next to each other.
-        prefix: length of the segment that all prompts share, 0 to repeat it in every prompt.
-
-    Returns:
-        The Batch, on the CPU.
-    """
+def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batch:
+    """One packed batch on the CPU; the completions of a prompt stand next to each other, `prefix` as for `plan`."""
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
-    row = _Row([], [], [], [])
-    row.append(rollout.prompt_ids[0][:prefix], start=0, segment=0, parent=0)
+    packed = _Tokens()
+    packed.append(rollout.prompt_ids[0][:prefix], start=0, segment=0, parent=0)
     source: list[int] = []
     scored: list[tuple[int, int]] = []
     mask_NT = torch.zeros(rollout.token_NT.shape, dtype=torch.bool)
     segment, prompt_segment, last_prompt_token, open_prompt = 0, 0, 0, -1
-    for n in rows:
+    for n in completions:
         prompt = rollout.prompt_ids[n // num_generations]
         if n // num_generations != open_prompt:
             open_prompt = n // num_generations
             segment += 1
             prompt_segment = segment
-            begin = row.append(prompt[prefix:], start=prefix, segment=segment, parent=0)
+            begin = packed.append(prompt[prefix:], start=prefix, segment=segment, parent=0)
             last_prompt_token = begin + len(prompt) - prefix - 1
         segment += 1
         length = int(rollout.length_N[n])
-        begin = row.append(
+        begin = packed.append(
             rollout.token_NT[n, :length].tolist(), start=len(prompt), segment=segment, parent=prompt_segment
         )
+        # A hidden state predicts the token after it, so each token's source stands one before it on its branch.
         source += [last_prompt_token, *range(begin, begin + length - 1)]
         scored += [(n, t) for t in range(length)]
         mask_NT[n, :length] = True
     row_K, column_K = torch.tensor(scored).T
     return Batch(
-        token_L=torch.tensor(row.token),
-        position_L=torch.tensor(row.position),
-        segment_L=torch.tensor(row.segment),
-        parent_L=torch.tensor(row.parent),
+        token_L=torch.tensor(packed.token),
+        position_L=torch.tensor(packed.position),
+        segment_L=torch.tensor(packed.segment),
+        parent_L=torch.tensor(packed.parent),
         source_K=torch.tensor(source),
         target_K=rollout.token_NT[row_K, column_K],
         row_K=row_K,
@@ -161,18 +148,15 @@ def pack_rows(rollout: Rollout, rows: list[int], *, prefix: int) -> Batch:
     )
 
 
-def pack(
-    rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, share_prefix: bool = True, rank: int = 0,
-    num_ranks: int = 1,
-) -> list[Batch]:
-    """A rank's micro-batches of one step, as many as every other rank has and at least one; see `plan`."""
-    prefix = common_prefix_length(rollout.prompt_ids) if share_prefix else 0
+def pack(rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
+    """A rank's packed batches of one step, as many as every other rank has and at least one; see `plan`."""
+    prefix = common_prefix_length(rollout.prompt_ids)
     mine = plan(rollout, keep_N, max_tokens=max_tokens, prefix=prefix, num_ranks=num_ranks)[rank]
-    return [pack_rows(rollout, rows, prefix=prefix) if rows else filler(rollout) for rows in mine or [[]]]
+    return [pack_batch(rollout, some, prefix=prefix) if some else filler(rollout) for some in mine or [[]]]
 
 
 def merge(rollouts: list[Rollout]) -> Rollout:
-    """The rollouts of all ranks as one, in rank order; what they took is left out."""
+    """The rollouts of all ranks as one, in rank order, without their cost."""
     longest = max(rollout.token_NT.shape[1] for rollout in rollouts)
 
     def padded(name: str) -> torch.Tensor:
@@ -190,11 +174,9 @@ def merge(rollouts: list[Rollout]) -> Rollout:
 
 
 def filler(rollout: Rollout) -> Batch:
-    """The cheapest legal micro-batch: one prompt token that predicts one completion token, counted nowhere.
-
-    ZeRO-3 makes every forward and backward a collective, so a rank with fewer micro-batches than the others runs
-    fillers. Their loss is zero but stays connected to the parameters.
-    """
+    """The cheapest legal packed batch: one prompt token that predicts one completion token, counted nowhere."""
+    # ZeRO-3 makes every forward and backward a collective, so a rank with fewer batches than the others runs fillers.
+    # Their loss is 0 but stays connected to the parameters.
     zero_1 = torch.zeros(1, dtype=torch.int64)
     return Batch(
         token_L=torch.tensor(rollout.prompt_ids[0][-1:]),

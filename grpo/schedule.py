@@ -1,7 +1,4 @@
-"""Which prompts and which learning rate belong to a step.
-
-Both are functions of the step number alone, so resuming needs no state.
-"""
+"""Which prompts and which learning rate belong to a step: functions of its number alone, so resuming needs no state."""
 
 import math
 
@@ -9,16 +6,9 @@ import torch
 
 
 def prompts_of_step(num_examples: int, step: int, *, prompts_per_step: int, seed: int) -> list[int]:
-    """Places in the dataset of a step's prompts: each epoch a fresh permutation, read off without gaps.
+    """Indices into the dataset of a step's prompts of all ranks, in the order that every rank agrees on.
 
-    Args:
-        num_examples: size of the dataset.
-        step: from 0.
-        prompts_per_step: prompts of all ranks together.
-        seed: of the permutations.
-
-    Returns:
-        prompts_per_step indices, in the order that every rank agrees on.
+    Steps count from 0. Each epoch is a new permutation; a step may begin in one epoch and end in the next.
     """
     positions = range(step * prompts_per_step, (step + 1) * prompts_per_step)
     order = {epoch: _permutation(num_examples, seed, epoch) for epoch in {p // num_examples for p in positions}}
@@ -26,6 +16,7 @@ def prompts_of_step(num_examples: int, step: int, *, prompts_per_step: int, seed
 
 
 def _permutation(num_examples: int, seed: int, epoch: int) -> list[int]:
+    # The factor keeps seeds apart: with seed + epoch, seed 1 would begin with the second epoch of seed 0.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(num_examples, generator=generator).tolist()
 
@@ -43,17 +34,10 @@ def learning_rate(step: int, *, peak: float, scheduler: str, warmup_ratio: float
         linear     peak * (1 - x)                           x = (step - W) / (total - W)
         cosine     peak * (1 + cos(pi * x)) / 2
 
-    The warm-up is one step ahead of transformers', peak * step / W, whose first step learns nothing; the decays agree.
-
-    Args:
-        step: from 0.
-        peak: the largest rate.
-        scheduler: constant, linear or cosine.
-        warmup_ratio: share of the run that warms up.
-        total: steps of the whole run.
+    Steps count from 0, `total` is those of the whole run. The decays are those of transformers.
     """
     warmup = math.ceil(warmup_ratio * total)
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * (step + 1) / warmup  # transformers has peak * step / W, whose first step learns nothing
     x = (step - warmup) / max(total - warmup, 1)
     return peak * {"constant": 1.0, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[scheduler]

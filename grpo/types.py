@@ -1,11 +1,11 @@
-"""The three things that travel through a step: an Example becomes Rollout rows, rollouts become a Batch.
+"""What travels through a step: Examples become a Rollout, the Rollouts of all ranks become Batches.
 
 Axes, one letter each; a tensor's name ends in its axes:
 
-    B  prompts of this rank in one step          V  vocabulary
-    G  completions per prompt                    H  hidden size
-    N  rows, N = B * G, prompt-major: n = b*G+g  L  tokens of one packed row
-    T  completion tokens, padded to the longest  K  scored tokens of one packed row
+    B  prompts of this rank in one step                   V  vocabulary
+    G  completions per prompt                             H  hidden size
+    N  completions, N = B * G, prompt-major: n = b*G+g    L  tokens of one packed batch
+    T  completion tokens, padded to the longest           K  scored tokens of one packed batch
 
 Masks are bool and True means "counts in the loss". Log-probabilities are natural logarithms (nats), float32.
 """
@@ -22,37 +22,28 @@ __all__ = ["Batch", "Example", "Rollout", "RolloutCost"]
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutCost:
-    """What sampling a Rollout took.
+    """What sampling a Rollout took, in wall seconds."""
 
-    Args:
-        num_slots: rows that could be continued at once.
-        num_steps: decoder steps, each one token for every row in a slot.
-        prefill_s: seconds of reading prompts.
-        warmup_s: seconds of compiling and recording steps; 0 on a CPU.
-        seconds: wall time of the whole phase.
-    """
-
-    num_slots: int
-    num_steps: int
-    prefill_s: float
-    warmup_s: float
-    seconds: float
+    num_slots: int  # completions that could be decoded at the same time
+    num_steps: int  # each one token for every completion in a slot
+    prefill_s: float  # reading prompts
+    warmup_s: float  # compiling and recording steps; 0 on a CPU
+    seconds: float  # all of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What one rank sampled in one phase: G completions for each of its B prompts.
+    """What one rank sampled in one step: G completions for each of its B prompts. All tensors are on the CPU.
 
     Args:
         prompt_ids: B lists of prompt tokens.
-        token_NT: [N, T] int64 sampled tokens on the CPU, 0 beyond length_N. Tokens that complete a stop string or are
-            an end-of-sequence token were sampled, so they are part of the row.
-        length_N: [N] int64, number of sampled tokens, at least 1.
-        sampler_logprob_NT: [N, T] float32, nats, log-probability under the sampler's own distribution; 0.0 beyond
-            length_N.
-        truncated_N: [N] bool, True where max_completion_length ended the row, not the policy.
+        token_NT: int64, 0 beyond length_N. Tokens that complete a stop string and the end-of-sequence token were
+            sampled too, so they are part of the completion.
+        length_N: int64, number of sampled tokens, at least 1.
+        sampler_logprob_NT: float32, nats, under the sampler's own distribution; 0.0 beyond length_N.
+        truncated_N: bool, True where max_completion_length ended the completion, not the policy.
         text: N strings, what the rewards read: decoded without special tokens, cut before the stop string.
-        cost: what it took; None where it was not sampled here.
+        cost: None where it was not sampled here.
     """
 
     prompt_ids: list[list[int]]
@@ -66,24 +57,22 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One packed row of tokens: the unit of one forward and backward (a micro-batch).
+    """A packed batch: completions with their prompts in one sequence of tokens, the unit of one forward and backward.
 
-    The row holds each shared segment once. Segment 0 is the prefix common to all prompts (it may be empty), then come
-    one prompt segment per prompt and one completion segment per completion. A token sees what lies before it in its
-    own segment, in its parent (the prompt it continues) and in segment 0: its ancestors in the tree, nobody else.
+    It holds each shared segment once. Segment 0 is the prefix common to all prompts (it may be empty); then come one
+    segment per prompt and one per completion. A token sees what comes before it in its own segment, in the parent of
+    that segment (the prompt that a completion continues) and in segment 0: its ancestors in the tree, nothing else.
 
     Args:
-        token_L: [L] int64 packed tokens.
-        position_L: [L] int64 place of the token on its own branch, from 0: the rotary position.
-        segment_L: [L] int64 segment of the token.
-        parent_L: [L] int64 the segment that the token's segment continues; 0 for prefix and prompt tokens.
-        source_K: [K] int64 index into L of the hidden state that predicts a scored token. The last prompt token
-            predicts the first token of all its completions, so indices repeat.
-        target_K: [K] int64 the scored tokens.
-        row_K: [K] int64 row n of each scored token in the step's [N, T] tensors.
-        column_K: [K] int64 column t likewise.
-        mask_NT: [N, T] bool, True where this micro-batch counts a token in the loss. Over the micro-batches of a step
-            these masks are disjoint; a filler row, which a rank runs to keep step with the others, has none.
+        position_L: int64, index of the token on its own branch, from 0: the rotary position.
+        segment_L: int64, segment of the token.
+        parent_L: int64, the segment that the token's segment continues; 0 for prefix and prompt tokens.
+        source_K: int64, index into L of the hidden state that predicts a scored token. The last prompt token predicts
+            the first token of all its completions, so indices repeat.
+        target_K: int64, the scored tokens.
+        row_K, column_K: int64, index n and t of each scored token in the step's [N, T] tensors.
+        mask_NT: True where this batch counts a token in the loss. No token counts in two batches of a step, and none
+            in a filler, the batch that a rank runs to keep step with the others.
     """
 
     token_L: torch.Tensor
@@ -97,17 +86,17 @@ class Batch:
     mask_NT: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same row on another device."""
+        """The same batch on another device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def padded(self, length: int) -> "Batch":
-        """The same row with tokens behind it, in a segment of their own that nobody sees, up to this length."""
+        """The same batch with further tokens up to this length, in a segment of their own that no other sees."""
         spare = length - len(self.token_L)
         fill = {"token_L": 0, "position_L": 0, "segment_L": -1, "parent_L": -1}
         longer = {name: F.pad(getattr(self, name), (0, spare), value=value) for name, value in fill.items()}
         return replace(self, **longer)
 
     def scatter(self, value_K: torch.Tensor) -> torch.Tensor:
-        """Per-token values in the step's shape: [K] -> [N, T], 0.0 where nothing is scored; keeps the gradient."""
+        """Values of scored tokens in the step's shape: [K] -> [N, T], 0.0 elsewhere; differentiable."""
         value_NT = value_K.new_zeros(self.mask_NT.shape)
         return value_NT.index_put((self.row_K, self.column_K), value_K)

@@ -21,7 +21,7 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(
-    grads: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+    grads: tuple[torch.Tensor | None, ...],
     entropy_L: torch.Tensor | None,
     kl_L: torch.Tensor | None,
     like_L: torch.Tensor,

@@ -1,8 +1,7 @@
-"""What makes a completion good: programs that score it, called as TRL calls them, weighed and summed.
+"""Reward functions: programs that score completions, called as TRL calls them.
 
-A user's file runs as ordinary code with all the rights of the user, in a worker process beside each rank, so that it
-cannot hurt the run: `rewards.pool` is the trainer's side, `rewards.worker` watches, `rewards.runner` calls what
-is found here.
+A user's function has all rights of the user. It runs in processes of its own, so that an accident in it cannot hurt the
+run: `rewards.runner` calls what is found here, `rewards.worker` watches it, `rewards.pool` is the trainer's side.
 """
 
 import importlib.util
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from difflib import get_close_matches
-from math import isfinite, nan  # not "import math": that name is our own submodule here
+from math import isfinite, nan  # not "import math": here that is our own submodule
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -22,24 +21,20 @@ from typing import Any
 from rewards.math import correctness_reward, format_reward
 
 BUILT_IN: dict[str, Callable[..., Any]] = {"format": format_reward, "correctness": correctness_reward}
-LONGEST_REASON = 200  # characters of what an exception says
-LONGEST_VALUE = 40  # characters of what a value looks like
-LARGEST_REWARD = 1e15  # times its weight; float32 holds 10^8 squares of it, such as a gradient's norm adds up
+LONGEST_REASON = 200  # characters of an exception's message
+LONGEST_VALUE = 40  # characters of a value in a message
+LARGEST_REWARD = 1e15  # times its weight; float32 holds the sum of 10^8 squares of it, as in a gradient's norm
 
 
 def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> dict[str, Callable[..., Any]]:
-    """Find the reward functions, and refuse weights that do not fit them.
+    """Find the reward functions, and refuse with ValueError what is missing, fails to import or does not fit together.
 
     Args:
         reward_funcs: each "format", "correctness" or "path/to/file.py:function".
         reward_weights: one factor per function; None means 1.0 for each.
 
     Returns:
-        By metric name in the order given, what is called as `function(prompts=, completions=, **columns) -> list`.
-
-    Raises:
-        ValueError: an unknown name, a missing file or function, a file that cannot be imported, two functions of one
-            name, weights that do not fit.
+        By metric name in the order given: functions to call as `function(prompts=, completions=, **columns) -> list`.
     """
     weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
     if not reward_funcs:
@@ -56,16 +51,12 @@ def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> 
 
 
 def metric_name(name: str) -> str:
-    """What the metrics call one entry of reward_funcs: the function's name without its file."""
+    """The name of an entry of reward_funcs in the metrics: the function without its file."""
     return name.rpartition(":")[2]
 
 
 def check_columns(functions: dict[str, Callable[..., Any]], columns: list[str]) -> None:
-    """Refuse a dataset that lacks a column which a reward function needs; worth doing before any model loads.
-
-    Raises:
-        ValueError: the call `function(prompts=, completions=, **columns)` does not fit the function's signature.
-    """
+    """Refuse with ValueError a dataset that lacks a column which a reward function needs."""
     arguments = dict.fromkeys(["prompts", "completions", *columns])
     for name, function in functions.items():
         try:
@@ -78,18 +69,13 @@ def check_columns(functions: dict[str, Callable[..., Any]], columns: list[str]) 
 
 
 def check_values(values: Any, *, count: int, weight: float = 1.0) -> list[float | None]:
-    """What a reward function returned, as floats and None; arrays and tensors are welcome.
-
-    Args:
-        values: what it returned.
-        count: of the completions.
-        weight: the function's factor in the total.
+    """The return value of a reward function as floats and None; it may be an array or a tensor.
 
     Raises:
         ValueError: it is not a list of `count` numbers or None, or one is too large for float32 to compute with, as it
-            is or times the weight; reads on after the function's name.
+            is or times the function's weight. The message continues one that begins with the function's name.
     """
-    with suppress(Exception):  # of what has no such method, a sparse tensor, whatever a user's class does
+    with suppress(Exception):  # no such method, a sparse tensor, anything that a user's class does
         values = values.tolist()
     if not isinstance(values, (list, tuple)) or len(values) != count:
         what = f"{len(values)} values" if isinstance(values, (list, tuple)) else type(values).__name__
@@ -107,25 +93,23 @@ def check_values(values: Any, *, count: int, weight: float = 1.0) -> list[float 
 
 
 def blame(error: BaseException) -> str:
-    """One line on an exception that a user's code raised: "ValueError: what it says (my_rewards.py:12)".
-
-    The place is the innermost line of the file that was entered first, the user's, not of a library it calls.
-    """
+    """One line on an exception that a user's code raised: "ValueError: its message (my_rewards.py:12)"."""
     try:
-        said = " ".join(str(error).split())[:LONGEST_REASON]
-    except Exception:  # even that is the user's code
-        said = ""
+        message = " ".join(str(error).split())[:LONGEST_REASON]
+    except Exception:  # even str() runs the user's code
+        message = ""
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)[1:]
               if frame.filename != __file__ and not frame.filename.startswith("<frozen importlib")]
+    # The innermost line of the file that was entered first: the user's, not a library that it calls.
     places = [place for place in frames if place[0] == frames[0][0]]
     if isinstance(error, SyntaxError):
-        said, places = error.msg, [(error.filename or "?", error.lineno)]
+        message, places = error.msg, [(error.filename or "?", error.lineno)]
     where = f" ({Path(places[-1][0]).name}:{places[-1][1]})" if places else ""
-    return type(error).__name__ + (f": {said}" if said else "") + where
+    return type(error).__name__ + (f": {message}" if message else "") + where
 
 
 def _number(value: Any) -> float:
-    """A value that a user's code returned, NaN where it is no number or none that float64 holds."""
+    """A value of a user's function as float; NaN if it is no number, or none that float64 holds."""
     try:
         value = value.item() if hasattr(value, "item") else value
         return float(value) if isinstance(value, (Real, Decimal)) else nan
@@ -134,16 +118,15 @@ def _number(value: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    """The first of what a user's value looks like, its type where it cannot be printed."""
+    """The beginning of a value as text, or its type if it cannot be printed."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # an integer of 5,000 digits, a list in itself a thousand deep
+    except Exception:  # an integer of 5,000 digits, lists in lists a thousand deep
         text = type(value).__name__
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _find(name: str) -> Callable[..., Any]:
-    """The function of one entry of reward_funcs."""
     if name in BUILT_IN:
         return BUILT_IN[name]
     file, _, function_name = name.rpartition(":")
@@ -168,11 +151,11 @@ def _find(name: str) -> Callable[..., Any]:
 
 
 def _import(file: str) -> ModuleType:
-    """The module of a user's file, the same one for all its functions."""
+    """The module of a user's file, imported once for all its functions."""
     name = str(Path(file).resolve())
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
         try:
             spec.loader.exec_module(module)
         except BaseException:

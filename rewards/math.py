@@ -1,11 +1,7 @@
 r"""Rewards for problems whose answer is one number: does the completion state it in the right shape, and is it right?
 
-The answer line is "\n#### The final answer is N", line break included: a completion that begins with "#### The final
-answer is" earns nothing, because in the whole text the marker then stands behind "Let's think step by step.", not on a
-line of its own. The first answer line counts, even if no number follows: the policy cannot guess twice.
-
-Both functions have TRL's signature and never raise for any text. Every regular expression runs in linear time: no two
-neighbouring repetitions match the same character.
+Both functions have TRL's signature and never raise for any text. A completion is a text, or TRL's conversational form:
+a list of {"role", "content"} messages. The first answer line counts, even without a number: nobody may guess twice.
 """
 
 import re
@@ -15,9 +11,12 @@ from typing import Any
 FORMAT_REWARD = 0.5
 CORRECTNESS_REWARD = 1.0
 TOLERANCE = Decimal("0.001")
-MAX_NUMBER_LENGTH = 32  # characters; nothing longer is the answer to a problem
+MAX_NUMBER_LENGTH = 32  # characters; no answer to a problem is longer
 
+# With its line break: where a completion begins with "#### The final answer is", the marker stands in the middle of a
+# line of the whole text, after "Let's think step by step.".
 ANSWER_LINE = re.compile(r"\n#### The final answer is(?!\S)([^\n]*)")
+# Linear time: no two neighbouring repetitions match the same character.
 NUMBER = re.compile(
     r"(?P<sign>-?\$?|\$-)"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
@@ -26,29 +25,16 @@ NUMBER = re.compile(
 
 
 def format_reward(completions: list[Any], **columns: Any) -> list[float]:
-    """0.5 for a completion whose first answer line states a number, else 0.0.
-
-    Args:
-        completions: each a text, or TRL's conversational form, a list of {"role", "content"} messages.
-        columns: the other columns of the dataset, not used.
-
-    Returns:
-        One reward per completion.
-    """
+    """0.5 for each completion whose first answer line states a number, else 0.0."""
     return [0.0 if answer_number(completion) is None else FORMAT_REWARD for completion in completions]
 
 
 def correctness_reward(completions: list[Any], final_answer: list[Any], **columns: Any) -> list[float]:
-    """1.0 for a completion whose first answer line states the gold number, |N - gold| <= 0.001, else 0.0.
+    """1.0 for each completion whose first answer line states the gold number, |N - gold| <= 0.001, else 0.0.
 
     Args:
-        completions: each a text, or TRL's conversational form, a list of {"role", "content"} messages.
         final_answer: one gold answer per completion: a number ("1,234", "$12.50", -5) or a solution that ends in
-            "#### N". A gold answer that holds no number is never matched.
-        columns: the other columns of the dataset, not used.
-
-    Returns:
-        One reward per completion.
+            "#### N". Nothing is right where it has no number.
     """
     rewards = []
     for completion, gold in zip(completions, final_answer, strict=True):
@@ -59,7 +45,7 @@ def correctness_reward(completions: list[Any], final_answer: list[Any], **column
 
 
 def answer_number(completion: Any) -> Decimal | None:
-    """The number on the first answer line of a completion, None when there is no such line or no number on it."""
+    """The number on the first answer line of a completion; None if there is no such line or no number on it."""
     line = ANSWER_LINE.search(_text(completion))
     return parse_number(line[1]) if line else None
 
@@ -81,7 +67,7 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def _text(completion: Any) -> str:
-    """The text of a completion; of a conversation, its last message; empty when that holds no text."""
+    """The text of a completion; of a conversation, its last message; empty if that has no text."""
     if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
         completion = completion[-1].get("content")
     return completion if isinstance(completion, str) else ""

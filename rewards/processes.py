@@ -1,4 +1,4 @@
-"""The processes behind the rewards: how one is started, who descends from it, and how all of them are ended."""
+"""The processes of the rewards: how one is started, which ones descend from it, and how all of them are ended."""
 
 import ctypes
 import os
@@ -12,29 +12,26 @@ from pathlib import Path
 import psutil
 
 ROOT = str(Path(__file__).parent.parent)
-TOKEN = "GRPO_REWARD_WORKER"  # environment variable by which the trainer knows them when their keeper is gone
+TOKEN = "GRPO_REWARD_WORKER"  # environment variable by which the trainer finds them when their keeper is gone
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-END_S = 10  # a process that a SIGKILL has not ended by then hangs in the kernel
+END_S = 10  # a process that SIGKILL has not ended by then hangs in the kernel
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """A Python that calls `rewards.<module>.main()` and imports as train.py does: first from the project's root."""
+    """A Python that calls `rewards.<module>.main()` and imports first from the project's root, as train.py does."""
     start = f"import sys; sys.path.insert(0, {ROOT!r}); from rewards.{module} import main; main()"
     return [sys.executable, "-c", start, *arguments]
 
 
 def watch_over_descendants() -> None:
-    """Become the parent of every descendant whose own parent ends, so that none escapes (Linux only).
-
-    Also wake up when this process's parent dies, should a descendant have stopped this process.
-    """
+    """Become the parent of every descendant whose own parent ends, so that none escapes (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)  # wakes us, if a descendant has stopped us
 
 
 def descendants() -> list[psutil.Process]:
-    """Children of this process, their children, and so on; ended ones too until they are waited for."""
+    """Children of this process, their children, and so on; also those that ended but are not waited for yet."""
     return psutil.Process().children(recursive=True)
 
 
@@ -49,8 +46,8 @@ def bearers(token: str) -> list[psutil.Process]:
 
 
 def use_more(processes: list[psutil.Process], limit_bytes: int) -> bool:
-    """Is their resident memory together above the limit? Pages that several share count once (on Linux)."""
-    for measure in ("memory_info", "memory_full_info"):  # the first is quick, and counts such pages for each
+    """Whether their resident memory together is above the limit. Shared pages count once (on Linux)."""
+    for measure in ("memory_info", "memory_full_info"):  # the first is quick, but counts shared pages several times
         total = 0
         for process in processes:
             with suppress(psutil.Error):
@@ -62,7 +59,7 @@ def use_more(processes: list[psutil.Process], limit_bytes: int) -> bool:
 
 
 def end(find: Callable[[], list[psutil.Process]]) -> None:
-    """Kill the processes that `find` finds until it finds none: stopped first, since a stopped one starts no other."""
+    """Kill the processes that `find` finds until it finds none; first stop them, so that they start no others."""
     give_up = time.monotonic() + END_S
     stopped: set[psutil.Process] = set()
     while (found := set(find())) and time.monotonic() < give_up:
@@ -72,7 +69,7 @@ def end(find: Callable[[], list[psutil.Process]]) -> None:
             with suppress(psutil.Error, OSError):
                 groups.add(os.getpgid(process.pid))
                 process.send_signal(message)
-        # A group is reached as a whole, even if its members replace each other faster than they can be listed.
+        # A signal reaches a group as a whole, even if its members replace each other faster than we can list them.
         for group in groups - {os.getpgrp()}:
             with suppress(OSError):
                 os.killpg(group, message)

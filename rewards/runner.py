@@ -1,7 +1,7 @@
 """The process that calls the reward functions: the only one that runs a user's code.
 
-It imports their files once and keeps their state between calls. `rewards.worker` starts it, watches it and ends it;
-what it is asked is a pickle from the trainer, what it answers is one line: the call's number, then JSON.
+It imports their files once and keeps their state between calls. `rewards.worker` starts, watches and ends it. A request
+is a pickle from the trainer; an answer is one line: the call's number, then JSON.
 """
 
 import json
@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 from rewards import blame, check_columns, check_values, load
 
-LOADING = 0  # the number of what is said when the functions are loaded; calls count from 1
-HEAD = struct.Struct("!QQ")  # the call's number, and bytes of the request that follows
+LOADING = 0  # the number of the answer to loading the functions; calls count from 1
+HEAD = struct.Struct("!QQ")  # the call's number, and the bytes of the request after it
 
 
 def read(stream: BinaryIO) -> tuple[int, bytes] | None:
@@ -33,14 +33,13 @@ def read(stream: BinaryIO) -> tuple[int, bytes] | None:
 
 
 def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str, Any]:
-    """Call a function, or check that all of them fit the columns.
+    """Call a function, or check that all functions fit the columns.
 
     Args:
-        functions: by name.
         request: pickle of {"name", "weight", "seed", "arguments"} or of {"columns"}.
 
     Returns:
-        {"values": ...}, or {"failure": why, "alone": whether single completions may do better}.
+        {"values": ...}, or {"failure": why, "alone": whether it makes sense to try each completion alone}.
     """
     try:
         job = pickle.loads(request)
@@ -50,7 +49,7 @@ def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str
     except ValueError as error:
         return {"failure": str(error), "alone": False}
     random.seed(job["seed"])
-    if "numpy" in sys.modules:  # a function that draws from it has imported it
+    if "numpy" in sys.modules:  # a function that draws from NumPy has imported it
         sys.modules["numpy"].random.seed(zlib.crc32(job["seed"].encode()))
     try:
         values = functions[job["name"]](**job["arguments"])
@@ -63,29 +62,29 @@ def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str
 
 
 def main() -> None:
-    """Load functions and answer requests from stdin until there are no more; argv: ANSWERS FUNCS WEIGHTS, as JSON."""
+    """Load functions and answer requests from stdin until it closes; argv: ANSWERS FUNCS WEIGHTS, as JSON."""
     answers, *wanted = map(json.loads, sys.argv[1:])
     requests = os.dup(0)
     with open(os.devnull) as nothing:  # for a function that reads stdin
         os.dup2(nothing.fileno(), 0)
-    os.set_inheritable(answers, False)  # not for the processes that a function starts; `requests` is not anyway
-    with suppress(OSError):  # when memory runs out, the kernel shall take this process and not the trainer
+    os.set_inheritable(answers, False)  # processes that a function starts must not answer; `requests` is private too
+    with suppress(OSError):  # when memory runs out, the kernel should kill this process and not the trainer
         Path("/proc/self/oom_score_adj").write_text("1000")
     own_pid, call = os.getpid(), LOADING
     try:
-        functions, said = load(*wanted), {"values": []}
+        functions, reply = load(*wanted), {"values": []}
     except ValueError as error:
-        functions, said = {}, {"failure": str(error), "alone": False}
+        functions, reply = {}, {"failure": str(error), "alone": False}
     with open(requests, "rb") as stream, open(answers, "wb") as out:
         while True:
-            if os.getpid() != own_pid:  # a child that a function forked and that came back from it
+            if os.getpid() != own_pid:  # a function forked, and this is the child
                 os._exit(0)
             for printed in (sys.stdout, sys.stderr):
                 with suppress(Exception):  # a function may have closed them
                     printed.flush()
-            out.write(b"%d %s\n" % (call, json.dumps(said, allow_nan=False).encode()))
+            out.write(b"%d %s\n" % (call, json.dumps(reply, allow_nan=False).encode()))
             out.flush()
             if (asked := read(stream)) is None:
                 return
             call, request = asked
-            said = answer(functions, request)
+            reply = answer(functions, request)

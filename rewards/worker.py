@@ -1,12 +1,9 @@
-"""The keeper: a small process beside each rank that runs no user code and watches the one that does.
+"""The keeper: a small process for each rank that runs no user code and watches the one that does.
 
-It passes the trainer's requests on to a runner (`rewards.runner`) and the answers back, and holds it to limits: time of
-a call, memory and number of its processes, what it prints. Where a limit is broken, where the runner dies, and at the
-end it kills every process that descends from it; the next call gets a new runner. A trainer that dies, however, closes
-the pipe of the requests, which ends the keeper and so everything.
-
-An answer is one line that begins with its call's number. A function that writes lines of its own to the runner's pipe
-can thus answer for itself alone: a runner whose line has another number is ended, and the call is made of a new one.
+It passes requests from the trainer to a runner (`rewards.runner`), and answers back. It limits the time of a call,
+memory and number of the runner's processes, and what they print. If a limit is broken, if the runner dies, and at the
+end of a run, it kills every process that descends from it; the next call gets a new runner. If the trainer dies, its
+pipe closes, which ends the keeper and so everything.
 
 This guards the run against accidents. It is no sandbox: a reward function has the rights of its user.
 """
@@ -26,23 +23,23 @@ import psutil
 from rewards.processes import command, descendants, end, use_more, watch_over_descendants
 from rewards.runner import HEAD, LOADING, read
 
-MAX_PROCESSES = 64  # that a runner may have started and that still exist
+MAX_PROCESSES = 64  # of a runner's descendants at the same time
 OUTPUT_BYTES = 2**16  # printed by a call and passed on to the trainer's stderr; the rest is dropped
 ANSWER_BYTES = 2**24
-LOOK_S, IDLE_LOOK_S = 0.05, 1.0  # how often the limits are looked at, within a call and between two
-LOADS = b"loads"  # said for a call before a new runner is started: the functions are loaded first
+LOOK_S, IDLE_LOOK_S = 0.05, 1.0  # seconds between two looks at the limits, within a call and between calls
+LOADS = b"loads"  # first answer to a call that needs a new runner: the functions are loaded first
 MISLED = {"failure": "killed, stopped or misled the process that watches it", "alone": True}
-LEAVE_S = 2.0  # at the end of a run, for the runner to write out what its files hold and leave
+LEAVE_S = 2.0  # at the end of a run, for the runner to flush its files and exit
 
 
 class Keeper:
-    """Holds one runner at a time.
+    """Keeps one runner at a time.
 
     Args:
         parent: process id of the trainer.
         wanted: arguments of `rewards.load`.
-        import_s: seconds a new runner may take to load the functions.
-        timeout_s: seconds a call may take.
+        import_s: seconds that a new runner may take to load the functions.
+        timeout_s: seconds that a call may take.
         memory_bytes: resident memory of all the runner's processes together.
     """
 
@@ -51,21 +48,21 @@ class Keeper:
         self.timeout_s, self.memory_bytes = timeout_s, memory_bytes
         self.runner: subprocess.Popen | None = None
         self.answers: IO[bytes] | None = None
-        self.open: set[IO[bytes]] = set()  # its answers and its output, as long as somebody holds their other end
+        self.open: set[IO[bytes]] = set()  # the runner's answers and output, while their other end is open
         self.num_passed = self.num_dropped = 0  # bytes printed since the last call began
         self.next_look = 0.0
 
     def serve(self) -> None:
         """Answer the trainer until it closes the pipe."""
-        call, said = LOADING, self._start()
+        call, reply = LOADING, self._start()
         while True:
-            _tell(call, said if isinstance(said, bytes) else json.dumps(said).encode())
+            _tell(call, reply if isinstance(reply, bytes) else json.dumps(reply).encode())
             self._idle()
             asked = read(sys.stdin.buffer)
             if asked is None:
                 return self._leave()
             call, request = asked
-            said = self._answer(call, request)
+            reply = self._answer(call, request)
 
     def end(self) -> None:
         """Kill the runner and all that descends from it."""
@@ -76,24 +73,24 @@ class Keeper:
         self.runner, self.open = None, set()
 
     def _answer(self, call: int, request: bytes) -> bytes | dict[str, Any]:
-        """What a runner says to a request, a new one where there is none."""
+        """The runner's answer to a request; starts a runner if there is none."""
         is_new = self.runner is None
         if is_new:
             _tell(call, LOADS)
-            said = self._start()
+            reply = self._start()
             if self.runner is None:
-                return said
-        said = self._ask(call, HEAD.pack(call, len(request)) + request, self.timeout_s)
-        if said is not MISLED or is_new:
-            return said
-        # The line may be left from another function's call, for which this one shall not pay.
-        self._say("an answer came that this call did not ask for; they are loaded anew")
+                return reply
+        reply = self._ask(call, HEAD.pack(call, len(request)) + request, self.timeout_s)
+        if reply is not MISLED or is_new:
+            return reply
+        # The line may come from the call of another function: this one must not lose its reward for that.
+        self._say("an answer came that this call did not ask for; they are loaded again")
         return self._answer(call, request)
 
     def _start(self) -> bytes | dict[str, Any]:
         """Start a runner; its first answer says whether it could load the functions."""
         read_end, write_end = os.pipe()
-        # A session of its own: what a function sends to its process group reaches neither trainer nor keeper.
+        # A session of its own: a signal that a function sends to its process group reaches neither trainer nor keeper.
         self.runner = subprocess.Popen(
             command("runner", *map(json.dumps, (write_end, *self.wanted))), bufsize=0, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(write_end,), start_new_session=True)
@@ -101,19 +98,19 @@ class Keeper:
         os.set_blocking(self.runner.stdin.fileno(), False)
         self.answers = open(read_end, "rb", buffering=0)
         self.open = {self.answers, self.runner.stdout}
-        said = self._ask(LOADING, b"", self.import_s)
-        if isinstance(said, dict):
-            return {"failure": f"reward_funcs={self.wanted[0]}: loading them {said['failure']}", "alone": False}
-        if b'"failure"' in said:
+        reply = self._ask(LOADING, b"", self.import_s)
+        if isinstance(reply, dict):
+            return {"failure": f"reward_funcs={self.wanted[0]}: loading them {reply['failure']}", "alone": False}
+        if b'"failure"' in reply:
             self.end()
-        return said
+        return reply
 
     def _ask(self, call: int, request: bytes, limit_s: float) -> bytes | dict[str, Any]:
-        """Pass a request on; the runner's answer, or a failure when it broke a limit, lied or died, and was ended."""
-        start, said, reason = time.monotonic(), b"", None
+        """Pass a request on; the runner's answer, or a failure if it broke a limit, lied or died and was ended."""
+        start, reply, reason = time.monotonic(), b"", None
         self.num_passed = self.num_dropped = 0
         self.next_look = start + LOOK_S
-        while not said.endswith(b"\n") and reason is None:
+        while not reply.endswith(b"\n") and reason is None:
             wait_s = max(0.0, min(self.next_look, start + limit_s) - time.monotonic())
             readable, writable, _ = select.select([0, *self.open], [self.runner.stdin] if request else [], [], wait_s)
             if 0 in readable and not os.read(0, 1):  # the trainer sends nothing before it has its answer
@@ -126,21 +123,22 @@ class Keeper:
             if self.runner.stdout in readable:
                 self._pass_on()
             if self.answers in readable:
-                said += self._read(self.answers)
+                reply += self._read(self.answers)
             reason = self._broken_limit()
-            if len(said) > ANSWER_BYTES:
+            if len(reply) > ANSWER_BYTES:
                 reason = f"answered more than {ANSWER_BYTES / 2**20:g} MiB"
             if time.monotonic() > start + limit_s:
                 reason = f"took more than {limit_s:g} s"
         self._drain()
+        # A function may write lines of its own into the pipe: one with another number does not count as an answer.
         head = b"%d " % call
-        if said.startswith(head) and said.find(b"\n") == len(said) - 1:
-            return said[len(head):-1]
+        if reply.startswith(head) and reply.find(b"\n") == len(reply) - 1:
+            return reply[len(head):-1]
         self.end()
-        return MISLED if said.endswith(b"\n") else {"failure": reason, "alone": True}
+        return MISLED if reply.endswith(b"\n") else {"failure": reason, "alone": True}
 
     def _idle(self) -> None:
-        """Between two calls: until the trainer says something."""
+        """Wait between two calls until the trainer sends something."""
         while True:
             readable, _, _ = select.select([0, *self.open - {self.answers}], [], [], IDLE_LOOK_S)
             if 0 in readable:
@@ -149,11 +147,11 @@ class Keeper:
                 self._pass_on()
             reason = self._broken_limit() if self.runner else None
             if reason:
-                self._say(f"between two calls they {reason}; they are loaded anew")
+                self._say(f"between two calls they {reason}; they are loaded again")
                 self.end()
 
     def _leave(self) -> None:
-        """Let an idle runner end by itself, for a moment."""
+        """Give an idle runner a moment to exit by itself."""
         if self.runner:
             self.runner.stdin.close()
             give_up = time.monotonic() + LEAVE_S
@@ -163,7 +161,7 @@ class Keeper:
                     self._pass_on()
 
     def _broken_limit(self) -> str | None:
-        """What the runner did that it may not do, if it is time to look."""
+        """The limit that the runner broke, if it is time to look."""
         now = time.monotonic()
         if now < self.next_look:
             return None
@@ -178,7 +176,7 @@ class Keeper:
         if use_more(processes, self.memory_bytes):
             return f"used more than {self.memory_bytes / 2**30:g} GiB"
         done = time.monotonic()
-        self.next_look = done + max(LOOK_S, 9 * (done - now))  # looking takes at most a tenth of a core
+        self.next_look = done + max(LOOK_S, 9 * (done - now))  # so looking takes at most a tenth of a core
         return None
 
     def _found(self) -> list[psutil.Process]:
@@ -187,7 +185,7 @@ class Keeper:
         return descendants()
 
     def _reap(self) -> None:
-        """Collect ended children: the runner, and orphans of its that were adopted."""
+        """Wait for children that have ended: the runner, and its orphans, which this process adopted."""
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if self.runner and ended[0] == self.runner.pid:
@@ -197,19 +195,19 @@ class Keeper:
         data = pipe.read(2**16)
         if not data:
             self.open.discard(pipe)
-            self.next_look = 0.0  # the runner has probably ended
+            self.next_look = 0.0  # look now: the runner has probably ended
         return data
 
     def _pass_on(self) -> None:
-        """What a function printed: the first of it to the trainer's stderr."""
+        """Pass the beginning of what a function printed to the trainer's stderr."""
         data = self._read(self.runner.stdout)
         shown = data[:max(0, OUTPUT_BYTES - self.num_passed)]
         self.num_passed, self.num_dropped = self.num_passed + len(shown), self.num_dropped + len(data) - len(shown)
         _write_error(shown)
 
     def _drain(self) -> None:
-        """At the end of a call: what is still in the pipe, and how much was dropped."""
-        for _ in range(16):  # a process left behind may print for ever
+        """At the end of a call, pass on what is still in the pipe, and report how much was dropped."""
+        for _ in range(16):  # not until it is empty: a process left behind may print for ever
             if not select.select([*self.open - {self.answers}], [], [], 0)[0]:
                 break
             self._pass_on()
@@ -221,20 +219,20 @@ class Keeper:
 
 
 def _tell(call: int, text: bytes) -> None:
-    """Say something to the trainer about a call."""
+    """Send the trainer a line about a call."""
     line = b"%d %s\n" % (call, text)
     while line:
         line = line[os.write(1, line):]
 
 
 def _write_error(data: bytes) -> None:
-    with suppress(OSError):  # nobody reads it any more
+    with suppress(OSError):  # the reader may be gone
         while data:
             data = data[os.write(2, data):]
 
 
 def main() -> None:
-    """Keep the runner that argv asks for: one JSON object, the arguments of `Keeper`."""
+    """Serve the trainer; argv is one JSON object, the arguments of `Keeper`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends when the trainer does
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the runner would inherit
     watch_over_descendants()

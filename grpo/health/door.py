@@ -1,7 +1,7 @@
-"""The port at which the other ranks come to rank 0, and who is let in.
+"""The port at which the other ranks connect to rank 0, and who is let in.
 
-Anybody can speak to an open port: a scanner, another job, a rank of a run before. So each rank is handed a token of its
-own over the process group, and that is all it says. Whoever says something else, or nothing, keeps no rank waiting.
+Anybody can connect to an open port: a scanner, another job, a rank of an earlier run. So each rank gets its own token
+over the process group and sends nothing else. A stranger that sends something else, or nothing, delays no rank.
 """
 
 import os
@@ -11,15 +11,11 @@ import socket
 import time
 
 HELLO_S = 30.0
-LENGTH = 32  # bytes of a token; no more is read of anybody
+LENGTH = 32  # bytes of a token; no more is read of any connection
 
 
 class Door:
-    """Rank 0's port, until `let_in` is done.
-
-    Args:
-        num_ranks: all of them, rank 0 too.
-    """
+    """Rank 0's port, until `let_in` is done; `num_ranks` includes rank 0."""
 
     def __init__(self, num_ranks: int) -> None:
         self.tokens = [secrets.token_hex(LENGTH // 2).encode() for _ in range(num_ranks)]
@@ -27,13 +23,13 @@ class Door:
         if os.environ.get("LOCAL_WORLD_SIZE") == str(num_ranks):
             host, bound = "127.0.0.1", "127.0.0.1"  # all ranks are on this machine
         else:
-            host, bound = os.environ["MASTER_ADDR"], ""  # which of its addresses that is elsewhere is not known here
+            host, bound = os.environ["MASTER_ADDR"], ""  # any address: which one other machines reach is unknown here
         self.listener = socket.create_server((bound, 0), family=socket.getaddrinfo(host, None)[0][0])
         self.address = host, self.listener.getsockname()[1]
         self.selector = selectors.DefaultSelector()
 
     def let_in(self) -> dict[int, socket.socket]:
-        """The connection of each rank that comes within HELLO_S, by its number; then the port is closed."""
+        """Close the port after HELLO_S, or when all ranks have come; returns their connections by rank."""
         came, give_up = {}, time.monotonic() + HELLO_S
         self.selector.register(self.listener, selectors.EVENT_READ)
         while self.missing and (left_s := give_up - time.monotonic()) > 0:
@@ -50,23 +46,23 @@ class Door:
     def _accept(self) -> None:
         try:
             connection, _ = self.listener.accept()
-        except OSError:  # it is gone again
+        except OSError:  # it has left again
             return
         connection.setblocking(False)
         self.selector.register(connection, selectors.EVENT_READ, bytearray())
 
-    def _recognise(self, connection: socket.socket, said: bytearray) -> int | None:
-        """The rank, once somebody has said its token; a stranger is left alone until he has said as much, or goes."""
+    def _recognise(self, connection: socket.socket, received: bytearray) -> int | None:
+        """The rank whose token this is; None for a part of a token, and for a stranger, whose connection is closed."""
         try:
-            more = connection.recv(LENGTH - len(said))
+            more = connection.recv(LENGTH - len(received))
         except OSError:
             more = b""
-        said += more
-        if more and len(said) < LENGTH:
+        received += more
+        if more and len(received) < LENGTH:
             return None
         self.selector.unregister(connection)
         for number in self.missing:
-            if secrets.compare_digest(said, self.tokens[number]):
+            if secrets.compare_digest(received, self.tokens[number]):
                 self.missing.remove(number)
                 return number
         connection.close()
@@ -74,11 +70,7 @@ class Door:
 
 
 def knock(address: tuple[str, int], token: bytes) -> socket.socket:
-    """Another rank's side of the connection.
-
-    Raises:
-        ConnectionError: rank 0 cannot be reached.
-    """
+    """Another rank's side of the connection; ConnectionError if rank 0 cannot be reached."""
     try:
         connection = socket.create_connection(address, HELLO_S)
         connection.sendall(token)

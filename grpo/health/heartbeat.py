@@ -1,9 +1,9 @@
-"""Every rank says once a second that it lives and where it is; one that dies, fails or stands still ends them all.
+"""The heartbeat: every rank reports once a second where it is; one that dies, fails or hangs ends all of them.
 
-A collective notices a missing rank only after its time-out, and cannot say which one or why. So rank 0 keeps a plain
-TCP connection to every other rank beside the process group. Its end is a death, its silence a process or machine that
-stands still, and what is said on it names step, phase and place. Rank 0 prints the verdict once, passes it on, and
-every process ends; where rank 0 is the one that is gone, rank 1 says so. A rank alone beats too, for its own sake.
+A collective notices a missing rank only after its time-out, and cannot tell which one or why. So rank 0 also keeps a
+plain TCP connection to every other rank. If it closes, the rank is dead; if it is silent, the process or machine hangs;
+what comes over it names step, phase and place. Rank 0 prints the verdict once and passes it on, and every process ends.
+If rank 0 itself is gone, rank 1 prints. A run of one rank has a heartbeat too, to notice its own hanging.
 """
 
 import contextlib
@@ -21,18 +21,15 @@ from grpo.health import door, last_words
 from grpo.health.pulse import describe, pulse
 
 BEAT_S = 1.0
-SILENCE_S = 15.0  # of a rank whose connection stands
-GRACE_S = 1.5  # a death explains the errors that it causes elsewhere; so long it may come after them
-LAST_WORDS_S = 10.0  # for the verdict to arrive; then a failing rank ends without
+SILENCE_S = 15.0  # of a rank whose connection is open
+GRACE_S = 1.5  # a death causes errors on other ranks; if it is noticed within this time after them, it is the reason
+LAST_WORDS_S = 10.0  # a failing rank waits for the verdict this long, then ends without it
 
 _heart: "Heart | None" = None
 
 
 def start(patience_s: float) -> None:
-    """Begin to beat.
-
-    Args:
-        patience_s: how long a rank may show no progress at all, seconds.
+    """Start the heartbeat; a rank may be without progress for `patience_s` seconds.
 
     Collective: every rank, once, after the process group is joined.
     """
@@ -44,7 +41,7 @@ def start(patience_s: float) -> None:
 
 
 def stop() -> None:
-    """End the beat without alarm, where all ranks have come to their end as planned."""
+    """Stop the heartbeat without alarm: all ranks have finished."""
     global _heart
     if _heart is not None:
         _heart.leave()
@@ -52,14 +49,10 @@ def stop() -> None:
 
 
 def fail(text: str, code: int) -> int:
-    """Say why this rank cannot go on, and end all ranks.
-
-    Args:
-        text: what a user is to read; printed once, whoever else fails for the same reason.
-        code: exit code of every rank.
+    """End all ranks with this exit code, after one of them has printed why this one cannot go on.
 
     Returns:
-        The exit code, where no other rank is there to be ended; else this call does not return.
+        The exit code, if the heartbeat does not run or there is one rank; else this call does not return.
     """
     if _heart is None or world_size() == 1:
         stop()
@@ -70,23 +63,23 @@ def fail(text: str, code: int) -> int:
 
 
 class Wire:
-    """A connection that carries one JSON object a line, to a rank, of which host and process id are known."""
+    """A connection to a rank that carries one JSON object a line; `process` is the rank's host and process id."""
 
     def __init__(self, connection: socket.socket, number: int, process: list[Any]) -> None:
         self.socket, self.rest, self.heard = connection, b"", time.monotonic()
         self.lock = threading.Lock()
-        self.said: dict[str, Any] = {}  # the last pulse from the other side
+        self.pulse: dict[str, Any] = {}  # the last pulse from the other side
         self.rank, self.process = number, process
         connection.settimeout(BEAT_S)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send, or leave it: that the other side is gone is noticed where it is read."""
+        """Send, or do nothing if the other side has gone: `receive` notices that."""
         with self.lock, contextlib.suppress(OSError):
-            # A line of its own, also behind one that the time-out has cut off.
+            # The first newline ends a line that the time-out has cut off.
             self.socket.sendall(b"\n" + json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """What has come but for lines that were cut off; None when the other side has closed."""
+        """The messages that have come, without lines that were cut off; None when the other side has closed."""
         try:
             data = self.socket.recv(65536)
         except OSError:
@@ -103,17 +96,14 @@ class Wire:
 
 
 class Heart:
-    """The thread that beats, and the connections it beats on.
-
-    Collective: building one.
-    """
+    """The heartbeat's thread and its connections. Collective: every rank builds one."""
 
     def __init__(self) -> None:
         self.failure: dict[str, Any] | None = None  # set by the main thread
         self.leaving = threading.Event()
         self.selector = selectors.DefaultSelector()
         self.wires: list[Wire] = []
-        self.alarm: tuple[float, dict[str, Any]] | None = None  # when it was raised, and what it says
+        self.alarm: tuple[float, dict[str, Any]] | None = None  # time and verdict
         self._connect()
         self.thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -137,7 +127,7 @@ class Heart:
                 "it is stopped, or a firewall is between it and rank 0")})
 
     def leave(self) -> None:
-        """Let the thread end; where others are a moment behind, GRACE_S covers it."""
+        """Let the thread end. To ranks that are a little later this looks like a death, but they end within GRACE_S."""
         self.leaving.set()
         self.thread.join()
         for wire in self.wires:
@@ -154,7 +144,7 @@ class Heart:
             self._judge()
 
     def tell(self) -> dict[str, Any]:
-        """Pass on where this rank is."""
+        """Send the other ranks where this one is."""
         mine = pulse.take()
         for wire in self.wires:
             wire.send({"pulse": mine})
@@ -162,7 +152,7 @@ class Heart:
 
     def _speak(self) -> None:
         mine, failed = self.tell(), self.failure
-        trouble = pulse.trouble(mine, [wire.said for wire in self.wires] if rank() == 0 else None)
+        trouble = pulse.trouble(mine, [wire.pulse for wire in self.wires] if rank() == 0 else None)
         if trouble and not failed:
             failed = {"rank": rank(), "text": f"error: {describe(mine)} {trouble}", "code": 1}
         if failed and rank() == 0:
@@ -177,17 +167,17 @@ class Heart:
             self._raise_alarm(self._gone(wire, "is dead: its process has ended"), certain=True)
             return
         for message in messages:
-            wire.said = message.get("pulse", wire.said)
+            wire.pulse = message.get("pulse", wire.pulse)
             if "verdict" in message:
                 os._exit(message["verdict"]["code"])
             if "failed" in message:
                 self._raise_alarm(message["failed"])
 
     def _gone(self, wire: Wire, how: str) -> dict[str, Any]:
-        return {"rank": wire.rank, "text": f"error: {describe(wire.said | {'rank': wire.rank})} {how}", "code": 1}
+        return {"rank": wire.rank, "text": f"error: {describe(wire.pulse | {'rank': wire.rank})} {how}", "code": 1}
 
     def _raise_alarm(self, failed: dict[str, Any], certain: bool = False) -> None:
-        """The first alarm counts, unless a death comes right behind it: then that is why."""
+        """The first alarm counts, unless a death follows within GRACE_S: then that was the reason."""
         if self.alarm is None:
             self.alarm = (time.monotonic(), failed)
         elif certain:
@@ -203,7 +193,7 @@ class Heart:
             self._end(self.alarm[1])
 
     def _end(self, verdict: dict[str, Any]) -> NoReturn:
-        """Print the verdict if it is this rank's place to, tell the others, and be gone."""
+        """Print the verdict if this rank is the one to, tell the others, and exit."""
         if rank() == 0 or rank() == 1 and verdict["rank"] == 0:
             last_words.say(verdict["text"])
         for wire in self.wires:

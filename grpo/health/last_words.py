@@ -1,4 +1,4 @@
-"""Why a rank ends, told once. Imports no torch: a mistake in an option is told before anything that takes seconds."""
+"""The message with which a rank ends. Imports no torch, so that a mistake in an option is answered at once."""
 
 import os
 import sys
@@ -8,16 +8,14 @@ import traceback
 from grpo.health.pulse import describe, pulse
 from grpo.options.refusal import spelled_out
 
-ALIKE_S = 5.0  # for the launcher to end a rank whose refusal rank 0 has come to as well
+ALIKE_S = 5.0  # rank 0 has the same refusal, and the launcher ends this rank in the meantime
 
 _advice = ""
 
 
 def fail(text: str, code: int) -> int:
-    """Say why this rank cannot go on, where no heartbeat tells it of the others; returns the exit code.
-
-    Rank 0 prints it at once, another rank if the launcher has not ended it by then.
-    """
+    """Print why this rank ends, where no heartbeat connects the ranks; returns the exit code."""
+    # Rank 0 prints at once, another rank if it is still alive later.
     if (number := os.environ.get("RANK", "0")) != "0":
         time.sleep(ALIKE_S)
         text = text if "[rank " in text else text.replace("error: ", f"error: [rank {number}] ", 1)
@@ -26,7 +24,7 @@ def fail(text: str, code: int) -> int:
 
 
 def words(error: BaseException) -> str:
-    """An error as the user reads it: the message it was raised with, or where it came from and what it is."""
+    """An error as the user reads it: a SystemExit's own message, else place, type and text, with traceback if a bug."""
     if isinstance(error, SystemExit):
         return str(error.code)
     line = f"error: {describe(pulse.take())} {type(error).__name__}: {error}".rstrip(": ")
@@ -36,14 +34,14 @@ def words(error: BaseException) -> str:
 
 
 def advise(text: str) -> None:
-    """What a user can do when this run ends early: the last line of any message about it."""
+    """Set the last line of any message about an early end: what a user can do then."""
     global _advice
     _advice = text
 
 
 def say(text: str) -> None:
     """Print a message, and the advice that goes with it."""
-    # On a line of its own: the progress bar holds the current one.
+    # On a new line: the progress bar is on the current one.
     start = "" if pulse.step is None else "\n"
     lines = spelled_out("\n".join(filter(None, [text, _advice])), keep="\n\t")
     print(start + lines, file=sys.stderr, flush=True)

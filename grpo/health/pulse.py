@@ -1,7 +1,7 @@
 """What one rank knows of itself: the step and phase it is in, and whether anything moves there.
 
-Three cases look alike from outside. A rank that computes uses its processor. One that waits for others stands inside
-torch.distributed or DeepSpeed. One that does neither stands still; only that one is to blame.
+Three states look alike from outside. A rank that computes uses its processor. One that waits for others is inside
+torch.distributed or DeepSpeed. One that does neither hangs; only that one is to blame.
 """
 
 import os
@@ -11,44 +11,42 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-IDLE_S = 20.0  # standing still for so long in a phase that only computes is an error
+IDLE_S = 20.0  # without motion for longer, in a phase that only computes, is an error
 IDLE_SHARE = 0.02  # of one core; the heartbeat itself uses a tenth of it
-UNHURRIED = ("start", "log", "save", "export")  # phases that may wait for a disk or a network
+UNHURRIED = ("start", "log", "save", "export")  # these phases may wait for a disk or a network
 WAITING = ("/torch/distributed/", "/deepspeed/")
 
 
 class Pulse:
-    """Set by the main thread, read by the heartbeat's."""
+    """Where a rank is: set by the main thread, read by the heartbeat's."""
 
     def __init__(self) -> None:
         self.step: int | None = None
         self.phase = "start"
         self.rank, self.patience_s = int(os.environ.get("RANK", 0)), float("inf")
-        self.count = self.counted = 0  # signs of progress, and how many of them have been seen
+        self.count = self.counted = 0  # signs of progress, and how many of them `take` has seen
         self.progressed = self.moved = self.taken = time.monotonic()
         self.used_s = time.process_time()
         self.tell: Callable[[], object] = lambda: None
 
     def begin(self, rank: int, patience_s: float, tell: Callable[[], object]) -> None:
-        """Start anew, as this rank, which may show no progress for so many seconds; `tell` passes on where it is."""
+        """Reset; this rank may be without progress for `patience_s` seconds, and `tell` sends out where it is."""
         self.__init__()
         self.rank, self.patience_s, self.tell = rank, patience_s, tell
 
     def enter(self, phase: str, step: int | None = None) -> None:
-        """A phase begins; without a step it is the one before. Told at once: the rank may die in it."""
+        """A phase begins, by default of the same step."""
         self.phase = phase
         self.step = self.step if step is None else step
         self.progress()
-        self.tell()
+        self.tell()  # now, not at the next beat: the rank may die in this phase
 
     def progress(self) -> None:
-        """Something has been done."""
+        """Note that something has been done."""
         self.count += 1
 
     def take(self) -> dict[str, Any]:
-        """Where this rank is: rank, step, phase; place in the code; seconds without progress and without any motion;
-        and whether it waits for others.
-        """
+        """Rank, step, phase and place in the code; seconds without progress and without motion; waits for others?"""
         now, used_s = time.monotonic(), time.process_time()
         if self.count != self.counted:
             self.counted, self.progressed, self.moved = self.count, now, now
@@ -64,11 +62,11 @@ class Pulse:
         }
 
     def trouble(self, mine: dict[str, Any], others: list[dict[str, Any]] | None = None) -> str:
-        """Why this rank cannot be left to go on; empty when it can.
+        """Why this rank must be ended; empty if it need not be.
 
         Args:
-            mine: what `take` said.
-            others: what it said last on all other ranks, for the rank that knows: all may wait for each other.
+            mine: from `take`.
+            others: the last `take` of all other ranks; only rank 0 knows them.
         """
         idle = mine["idle_s"] > IDLE_S and mine["phase"] not in UNHURRIED
         if idle and not mine["waits"]:
@@ -81,10 +79,10 @@ class Pulse:
         return ""
 
 
-def describe(said: dict[str, Any]) -> str:
-    """Who and where, as every message of a rank begins."""
-    step = "" if said.get("step") is None else f" step {said['step']}"
-    return f"[rank {said['rank']}{step} {said.get('phase', 'start')}]"
+def describe(where: dict[str, Any]) -> str:
+    """Who and where: the start of every message of a rank."""
+    step = "" if where.get("step") is None else f" step {where['step']}"
+    return f"[rank {where['rank']}{step} {where.get('phase', 'start')}]"
 
 
 pulse = Pulse()  # of this process

@@ -1,8 +1,7 @@
-"""A request to stop early: SIGTERM, as schedulers send it before they take a machine away, or SIGUSR1.
+"""A request to stop early: SIGTERM, which schedulers send before they take a machine away, or SIGUSR1.
 
-The run leaves what it can do again (completions, their scores, an evaluation), finishes an update or a save, writes a
-checkpoint, and exits with 0. The same signal may come twice, from the scheduler and passed on by torchrun; it asks for
-the same.
+The run drops what it can repeat (completions, their scores, an evaluation), finishes an update or a save, writes a
+checkpoint, and exits with 0. The signal may come twice, from the scheduler and from torchrun; this changes nothing.
 """
 
 import os
@@ -22,14 +21,14 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """What this process has been asked; to one rank or to all, the whole run stops."""
+    """The signal that this process has received, if any. If one rank is asked, all stop."""
 
     def __init__(self) -> None:
         self.name = ""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals as requests; afterwards they do again what they did before."""
+        """Take the signals as requests; restores the old handlers at the end."""
         before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
             yield
@@ -39,24 +38,24 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if pulse.rank == 0 and not self.name:  # written past Python's buffers, which a handler may have interrupted
+        if pulse.rank == 0 and not self.name:  # os.write: the signal may have interrupted Python's own buffers
             where, name = describe(pulse.take()), signal.Signals(number).name
             os.write(2, f"\n{where} {name}: stops and saves; an update is finished first\n".encode())
         self.name = signal.Signals(number).name
 
     def leave(self) -> None:
-        """Raise Stopped where this rank has been asked; for work inside `may_end_this`."""
+        """Raise Stopped if this rank has been asked; for work inside `may_end_this`."""
         if self.name:
             raise Stopped
 
     def check(self) -> None:
-        """Raise Stopped on every rank where any has been asked. Collective: every rank."""
+        """Raise Stopped on every rank if any has been asked. Collective: every rank."""
         if global_max({"asked": float(bool(self.name))})["asked"] > 0:
             raise Stopped
 
     @contextmanager
     def may_end_this(self) -> Iterator[None]:
-        """Work without a collective: a rank that is asked leaves it at once, and behind it they all stop.
+        """For work without a collective: a rank that is asked leaves it at once, and at its end all ranks stop.
 
         Collective: every rank.
         """

@@ -53,7 +53,7 @@ def load_base(
     Raises:
         ValueError: as `read_config`; or weights are missing, of another shape or not finite.
     """
-    model_config = read_config(name, load_in_4bit=load_in_4bit, **hub: Any)
+    model_config = read_config(name, load_in_4bit=load_in_4bit, **hub)
     with refusing("model_name_or_path", name, "cannot be loaded", SAVED_MODEL):
         model, found = AutoModelForCausalLM.from_pretrained(
             name,
@@ -82,7 +82,7 @@ def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
         ValueError: there is none, it has no vocabulary, or it brings code.
     """
     with refusing("tokenizer_name_or_path", name, "cannot be loaded", SAVED_MODEL):
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub: Any)
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
     trusted = hub.get("trust_remote_code", False)
     check_code("tokenizer_name_or_path", name, tokenizer.init_kwargs, trust_remote_code=trusted)
     check_tokenizer(name, tokenizer)
@@ -152,11 +152,12 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
 
 
 def load_decoder(
-    model_name_or_path: str, *, adapter: str | None, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, **hub
+    model_name_or_path: str, *, adapter: str | None, load_in_4bit: bool, dtype: torch.dtype, device: torch.device,
+    **hub: Any,
 ) -> tuple[Decoder, PreTrainedTokenizerBase, set[int]]:
     """A sampler for evaluation, with its tokenizer and stop tokens; `hub` as for `load_base`."""
-    model = load_base(model_name_or_path, load_in_4bit=load_in_4bit, dtype=dtype, device=device, **hub: Any)
+    model = load_base(model_name_or_path, load_in_4bit=load_in_4bit, dtype=dtype, device=device, **hub)
     if adapter is not None:
         read_adapter(model, adapter, is_trainable=False)
-    tokenizer = load_tokenizer(model_name_or_path, **hub: Any)
+    tokenizer = load_tokenizer(model_name_or_path, **hub)
     return build_decoder(model), tokenizer, stop_token_ids(model, tokenizer)

@@ -40,7 +40,7 @@ def read_config(name: str, *, load_in_4bit: bool, **hub: Any) -> "PretrainedConf
     from transformers import AutoConfig  # here, because it takes 5 s, and a plan mostly does without
 
     with refusing("model_name_or_path", name, "is no model", SAVED_MODEL):
-        model_config = AutoConfig.from_pretrained(name, **hub: Any)
+        model_config = AutoConfig.from_pretrained(name, **hub)
     trusted = hub.get("trust_remote_code", False)
     check_code("model_name_or_path", name, model_config.to_dict(), trust_remote_code=trusted)
     check_supported(model_config)
@@ -57,7 +57,7 @@ def read_sizes(name: str, *, load_in_4bit: bool, **hub: Any) -> "PretrainedConfi
     """
     said = _plain(Path(name) / "config.json")
     if said is None:
-        return read_config(name, load_in_4bit=load_in_4bit, **hub: Any)
+        return read_config(name, load_in_4bit=load_in_4bit, **hub)
     config = SimpleNamespace(**said)
     if load_in_4bit:
         _check_dimensions(config)

@@ -1,1 +1,0 @@
-"""Options: what they are, how they are spelled, how a mistake is refused."""

@@ -1,4 +1,4 @@
-"""The command line and its `--help`, read off the fields of dataclasses. Imports no torch: both answer at once."""
+"""The command line and its `--help`, made from the fields of dataclasses. Imports no torch: both answer at once."""
 
 import argparse
 from dataclasses import Field
@@ -11,8 +11,7 @@ from grpo.options.refusal import nearest
 def command_line(*classes: type, usage: str) -> "_Parser":
     """A parser of `--option value` for the options of the dataclasses; it gives text, and only what was given.
 
-    Raises:
-        ValueError: by `parse_args`, in place of the exit with a page of usage.
+    Its `parse_args` raises ValueError where argparse would print a page of usage and exit.
     """
     parser = _Parser(usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120))

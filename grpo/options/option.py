@@ -1,7 +1,4 @@
-"""An option: one field of a dataclass with its sentence, unit and range, and the ways a user can spell its value.
-
-Conversion and range checks are read off the field, as the command line is, so nothing about an option is written twice.
-"""
+"""An option: one field of a dataclass with its sentence, unit and range. From it come help, conversion and checks."""
 
 import math
 import types
@@ -14,7 +11,7 @@ from typing import Any, get_args, get_origin
 from grpo.options.refusal import nearest, refuse
 from grpo.options.strict_yaml import read_yaml
 
-WHOLE = 2**63  # whole numbers that a tensor can hold are smaller
+WHOLE = 2**63  # int64 holds only smaller whole numbers
 SMALLEST, LARGEST = 2.0**-126, 2.0**127  # what float32 holds at full precision
 
 
@@ -24,12 +21,9 @@ def option(
     """A dataclass field that is an option.
 
     Args:
-        default: its value where neither the recipe nor the command line names it.
         text: one sentence for `--help`.
-        unit: what the number counts.
         within: the interval of valid numbers, as in "(0, 1]".
-        choices: the valid values.
-        why: the reason behind the range, for those who hit it.
+        why: the reason for the range, part of the refusal.
     """
     metadata = dict(text=text, unit=unit, within=within, choices=tuple(choices), why=why)
     if isinstance(default, list | dict):
@@ -43,7 +37,7 @@ def options(cls: type) -> dict[str, Field]:
 
 
 def default_of(one: Field) -> Any:
-    """The value an option has where nobody names it."""
+    """The value of an option that neither recipe nor command line names."""
     return one.default if one.default_factory is MISSING else one.default_factory()
 
 
@@ -56,12 +50,12 @@ def kind_of(one: Field) -> tuple[Any, bool]:
 
 
 def convert(one: Field, value: Any) -> Any:
-    """A value as YAML or the command line (where everything is text) gives it, in the option's type.
+    """A value from YAML or the command line (where everything is text) in the option's type.
 
     A single value stands for a list of one; "none" is None, or the empty list.
 
     Raises:
-        ValueError: the value does not read as the option's type.
+        ValueError: the value does not convert to the option's type.
     """
     kind, optional = kind_of(one)
     if get_origin(kind) is not list:
@@ -74,11 +68,7 @@ def convert(one: Field, value: Any) -> Any:
 
 
 def check(one: Field, value: Any) -> None:
-    """Refuse a value outside the option's interval or choices; None is a choice of its own.
-
-    Raises:
-        ValueError: the value, or an item of the list, is not valid.
-    """
+    """Refuse with ValueError a value, or an item of a list, outside the option's interval or choices; None is valid."""
     choices, within, why = (one.metadata[key] for key in ("choices", "within", "why"))
     why = f" ({why})" if why else ""
     for item in value if isinstance(value, list) else [value]:
@@ -97,7 +87,7 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
     elif kind is dict and isinstance(value, str):
         result = _mapping(value)
     elif kind in (int, float) and isinstance(value, str):
-        # YAML reads 1e-6 (no point) as text, so numbers arrive as text from both sides.
+        # YAML reads 1e-6 (no decimal point) as text, so numbers come as text from recipes too.
         result = _number(value, kind)
     elif kind is float and type(value) is int:
         result = _number(value, float)
@@ -122,7 +112,7 @@ ARTICLE = {
 
 
 def _is_text(text: str) -> bool:
-    """Whether there is something in it, and nothing that neither a file name nor a terminal can take."""
+    """Whether it is not blank, and has no character that a file name or a terminal cannot take."""
     return bool(text.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
@@ -164,7 +154,7 @@ def _bounds(interval: str) -> tuple[float, float]:
 
 
 def _nearest_inside(interval: str, number: float, *, default: Any) -> str:
-    """The closed end on the number's side; an open end has no nearest number inside, so the default stands for it."""
+    """The closed end on the number's side, or the default where that end is open and so has no nearest number."""
     low, high = interval[1:-1].split(", ")
     end, closed = (low, interval[0] == "[") if number <= float(low) else (high, interval[-1] == "]")
     return end if closed else _default_text(default)

@@ -1,7 +1,7 @@
 """A recipe: a YAML file plus command-line overrides, read into this project's option names.
 
-Recipes written for TRL and transformers load unchanged. Each of their keys that we spell differently is translated here
-or, where this project does only one thing, named in one line as without effect.
+Recipes written for TRL and transformers load unchanged: a key that has another name here is translated, and one for
+which this project has no choice is named in one line as without effect.
 """
 
 import math
@@ -16,7 +16,7 @@ from grpo.options.strict_yaml import read_yaml
 
 @dataclass
 class ForeignNames:
-    """Names of TRL and transformers, translated into the options above or accepted for what they already are."""
+    """Names of TRL and transformers, translated into the options above or without effect."""
 
     dtype: str | None = option(None, "Another name of torch_dtype.")
     bf16: bool | None = option(None, "true means torch_dtype bfloat16.")
@@ -32,18 +32,18 @@ class ForeignNames:
         None, "Only 1 in training.", within="[1, 1]", why="truncated sampling biases the ratio; eval.py allows it")
     top_k: int | None = option(
         None, "Only 0 (off) in training.", within="[0, 0]", why="truncated sampling biases the ratio")
-    packing: bool | None = option(None, "Rows are always packed.")
+    packing: bool | None = option(None, "Completions are always packed.")
     attn_implementation: str | None = option(None, "Attention is always sdpa.")
     logging_strategy: str | None = option(None, "Logging always counts steps.", choices=("steps", "epoch", "no"))
     push_to_hub: bool | None = option(None, "Nothing is ever pushed to the Hub.")
 
 
-# Foreign name -> the one thing this project does, and why a recipe that asks for another is not followed.
+# Foreign name -> the only value that this project has, and why.
 WITHOUT_EFFECT = {
     "top_p": (1.0, "training samples from the whole distribution"),
     "top_k": (0, "training samples from the whole distribution"),
-    "packing": (True, "rows are always packed, and packing changes no gradient"),
-    "attn_implementation": ("sdpa", "a packed row needs a tree mask, which sdpa takes"),
+    "packing": (True, "completions are always packed, which changes no gradient"),
+    "attn_implementation": ("sdpa", "a packed batch needs a tree mask, which sdpa takes"),
     "logging_strategy": ("steps", "metrics are written every logging_steps steps"),
     "push_to_hub": (False, "the trained adapter stays in output_dir"),
 }
@@ -54,7 +54,7 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "lora_target_modules": {"all-linear": PROJECTIONS},
 }
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
-# What the option deepspeed may hold, and of which type; and what it may not, because an option here says it.
+# What the option deepspeed may hold, by type; and what it may not, because an option here sets it.
 DEEPSPEED = {
     "zero_optimization": dict, "data_types": dict, "communication_data_type": str, "steps_per_print": int,
     "wall_clock_breakdown": bool,
@@ -65,17 +65,13 @@ DEEPSPEED_ELSEWHERE = {
     "gradient_accumulation_steps": "micro_batch_tokens", "gradient_clipping": "max_grad_norm", "bf16": "torch_dtype",
     "fp16": "torch_dtype", "optimizer": "learning_rate", "scheduler": "lr_scheduler_type",
 }
-# Settings of zero_optimization that DeepSpeed has and this project has not.
+# Settings of zero_optimization that DeepSpeed offers and this project does not.
 ZERO_NOT_OFFERED = dict.fromkeys(("offload_optimizer", "cpu_offload", "zenflow"), "it needs another AdamW") | {
     "compute_grad_norm": "the norm is always needed"}
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        ValueError: there is no such file, or it holds no YAML mapping.
-    """
+    """The mapping in a YAML file; ValueError if there is no such file, or no YAML mapping in it."""
     path = Path(path)
     if not path.is_file():
         recipes = [str(one) for one in [*path.parent.glob("*.yaml"), *Path("recipes").glob("*.yaml")]]
@@ -91,7 +87,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def merge(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the overrides in place; one way to say the batch size replaces the other."""
+    """The recipe with the overrides in place; whichever way the overrides set the batch size replaces the other."""
     if "prompts_per_step" in overrides:
         recipe = {name: value for name, value in recipe.items() if name not in BATCH}
     elif any(name in overrides for name in BATCH):
@@ -100,11 +96,7 @@ def merge(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[str]]:
-    """One source of values (a recipe, a command line) in the names and types of `cls` and of the batch sizes.
-
-    Args:
-        values: option -> value as read.
-        cls: the dataclass whose options are known.
+    """A recipe or a command line in the names and types of `cls` and of TRL's batch sizes.
 
     Returns:
         The values that count, and one line for each that does not.
@@ -136,14 +128,8 @@ def derive(values: dict[str, Any], *, num_generations: int, max_completion_lengt
 
         prompts_per_step = per_device_train_batch_size * world_size * gradient_accumulation_steps / num_generations
 
-    Args:
-        values: option -> value of the merged sources.
-        num_generations: completions per prompt in force.
-        max_completion_length: tokens of the longest completion in force.
-        world_size: number of ranks.
-
     Returns:
-        One line that says what the batch sizes came to, when they were given.
+        One line with the prompts_per_step that the batch sizes give, if any were given.
 
     Raises:
         ValueError: a rank's share is not a whole number of groups, or two options contradict each other.
@@ -158,27 +144,23 @@ def derive(values: dict[str, Any], *, num_generations: int, max_completion_lengt
     if per_device is None and accumulation is None:
         return []
     if per_device is None:
-        refuse(BATCH[1], accumulation, f"needs {BATCH[0]} beside it", f"{BATCH[0]}={num_generations}")
+        refuse(BATCH[1], accumulation, f"needs {BATCH[0]} too", f"{BATCH[0]}={num_generations}")
     accumulation = accumulation or 1
     if per_device * accumulation % num_generations:
         smallest = num_generations // math.gcd(num_generations, per_device)
         refuse(BATCH[1], accumulation, f"times {BATCH[0]}={per_device} must be a multiple of "
-               f"num_generations={num_generations}, so that a rank holds whole groups",
+               f"num_generations={num_generations}, so that a rank has whole groups",
                max(1, round(accumulation / smallest)) * smallest)
     source = f"{BATCH[0]}={per_device} * {world_size} ranks * {BATCH[1]}={accumulation} / {num_generations} generations"
     _set(values, "prompts_per_step", per_device * world_size * accumulation // num_generations, source)
-    return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a micro-batch"]
+    return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a packed batch"]
 
 
 def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
-    """Refuse DeepSpeed settings that this project decides itself, or that DeepSpeed would pass over.
-
-    Raises:
-        ValueError: an unknown key, one that an option here stands for, a value that is not valid, or another stage.
-    """
+    """Refuse with ValueError DeepSpeed settings that an option here sets, or that DeepSpeed would silently ignore."""
     for key, value in settings.items():
         if key in DEEPSPEED_ELSEWHERE:
-            refuse("deepspeed", {key: value}, f"is said by the option {DEEPSPEED_ELSEWHERE[key]}", "without this key")
+            refuse("deepspeed", {key: value}, f"is set by the option {DEEPSPEED_ELSEWHERE[key]}", "without this key")
         if key not in DEEPSPEED:
             refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED) or "without it")
         if type(value) is not DEEPSPEED[key]:
@@ -195,22 +177,22 @@ def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
             refuse("deepspeed", {"data_types": {key: value}}, "needs zero_stage of at least 1", "without this key")
     zero = settings.get("zero_optimization", {})
     for key, value in zero.items():
-        said = {"zero_optimization": {key: value}}
+        setting = {"zero_optimization": {key: value}}
         if type(key) is not str:
-            refuse("deepspeed", said, "has an unknown key", "without this key")
+            refuse("deepspeed", setting, "has an unknown key", "without this key")
         if value == "auto":
-            refuse("deepspeed", said, "is filled in by another trainer", "without this key")
+            refuse("deepspeed", setting, "is filled in by another trainer", "without this key")
         if key in ZERO_NOT_OFFERED:
-            refuse("deepspeed", said, f"is not offered: {ZERO_NOT_OFFERED[key]}", "without this key")
+            refuse("deepspeed", setting, f"is not offered: {ZERO_NOT_OFFERED[key]}", "without this key")
     stage = zero.get("stage", zero_stage)
     if stage != zero_stage:
         valid = stage if stage in (0, 1, 2, 3) else "without stage"
         refuse("zero_stage", zero_stage, f"contradicts stage {SHORT.repr(stage)} of the option deepspeed", valid)
 
 
-def _check_float(value: Any, said: dict[str, Any]) -> None:
+def _check_float(value: Any, setting: dict[str, Any]) -> None:
     if value not in DEEPSPEED_FLOATS:
-        refuse("deepspeed", said, f"must have one of {', '.join(DEEPSPEED_FLOATS)} there",
+        refuse("deepspeed", setting, f"must have one of {', '.join(DEEPSPEED_FLOATS)} there",
                nearest(str(value).lower(), DEEPSPEED_FLOATS) or "without this key")
 
 

@@ -1,7 +1,4 @@
-"""How a user's mistake is refused: one line with the field, the value, the rule and the nearest valid value.
-
-Imports the standard library alone, so that any file may refuse.
-"""
+"""How a user's mistake is refused: one line with the field, the value, the rule and the nearest valid value."""
 
 import difflib
 import reprlib
@@ -11,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's controls, formats, surrogates, separators of lines, paragraphs
-SHORT = reprlib.Repr()  # a value as a refusal shows it: a mistake may be a megabyte long
+SHORT = reprlib.Repr()  # how a refusal shows a value: a mistake may be a megabyte long
 SHORT.maxlist = SHORT.maxdict = 12
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 200
 LONGEST = 200  # characters of a library's own words in a refusal
-NEAR = 0.6  # difflib's ratio from which a word is taken for a misspelling of another
+NEAR = 0.6  # difflib's ratio from which a word counts as a misspelling of another
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
@@ -24,16 +21,11 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 
 
 def refuse(name: str, value: Any, rule: str, valid: Any) -> NoReturn:
-    """Raise the one line a user can act on.
+    """Raise a ValueError of one line that a user can act on.
 
     Args:
-        name: of the field.
-        value: what it has.
-        rule: what it must be.
+        rule: what the value must be, as in "must be at least 1".
         valid: the nearest valid value; None where none is near.
-
-    Raises:
-        ValueError: always.
     """
     hint = "" if valid is None else f"; nearest valid value: {valid}"
     raise ValueError(f"{name}={SHORT.repr(value)} {rule}{hint}")
@@ -57,6 +49,6 @@ def refusing(name: str, value: Any, rule: str, valid: str) -> Iterator[None]:
 
 
 def spelled_out(text: str, *, keep: str = "") -> str:
-    """A text that no terminal or page acts on, on one line: control characters and half letters by their codes."""
+    """The text on one line, with control characters and surrogates as codes, so that no terminal or page obeys them."""
     unseen = {letter for letter in set(text) - set(keep) if unicodedata.category(letter) in UNSEEN}
     return text.translate({ord(letter): ascii(letter)[1:-1] for letter in unseen})

@@ -1,4 +1,4 @@
-"""YAML read strictly: what is ambiguous, or could grow without end, is refused."""
+"""YAML read strictly: a key may come once, and there are no aliases, whose text can grow without end."""
 
 from typing import Any
 
@@ -6,11 +6,7 @@ import yaml
 
 
 def read_yaml(text: str) -> Any:
-    """What a YAML text says, read strictly: a key comes once, and there are no aliases, which can grow without end.
-
-    Raises:
-        ValueError: the text says nothing, or something ambiguous.
-    """
+    """The content of a YAML text; ValueError, on one line, if it is not strict YAML."""
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:

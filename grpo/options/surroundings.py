@@ -1,4 +1,4 @@
-"""The preflight: what a run needs of its surroundings (ranks, files, packages), refused before any model loads."""
+"""What a run needs around it (ranks, files, packages), checked before any model loads."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from typing import Any
 from grpo.options.refusal import nearest, refuse
 
 DATA_SUFFIXES = (".json", ".jsonl")
-# What a run writes to output_dir, and would write over.
+# What a run writes to output_dir, and a second run there would write over.
 WRITTEN = ("config.yaml", "metrics.jsonl", "completions.jsonl", "checkpoints", "adapter", "model", "evaluation",
            "skipped", "summary.json", "report.html")
 PATHS = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
@@ -16,18 +16,14 @@ PATHS = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path",
 
 
 def world_size() -> int:
-    """Number of ranks, as torchrun says it."""
+    """Number of ranks, from torchrun's environment."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def check_surroundings(values: dict[str, Any]) -> None:
-    """Refuse what cannot run here; `values` are those of all options by name.
+    """Refuse with ValueError what cannot run here; `values` are those of all options by name.
 
-    Every rank looks at output_dir, so no rank may write there before all have come through.
-
-    Raises:
-        ValueError: prompts that do not divide over the ranks, a missing file, folder or package, or an output_dir
-            whose content does not fit `resume`.
+    Every rank looks at output_dir, so no rank may write there before all have passed this check.
     """
     _check_ranks(values["prompts_per_step"], values["plan"] or world_size())
     for name in PATHS:
@@ -54,11 +50,7 @@ def check_surroundings(values: dict[str, Any]) -> None:
 
 
 def check_writable(name: str, path: Path) -> None:
-    """Refuse a folder to write to that cannot be made, without making it.
-
-    Raises:
-        ValueError: something on the way to it is no folder, or nobody may write there, or it begins with "~".
-    """
+    """Refuse with ValueError an output folder that cannot be made, without making it."""
     if path.parts[:1] == ("~",):
         refuse(name, str(path), "is taken as it is, and a shell would replace its ~", path.expanduser())
     there = next(one for one in (path, *path.parents) if os.path.lexists(one))
@@ -69,7 +61,7 @@ def check_writable(name: str, path: Path) -> None:
 
 
 def _check_path(name: str, value: str | None) -> None:
-    """Refuse what the system does not even look up, such as a name that is too long."""
+    """Refuse a path that the system cannot look up, such as a name that is too long."""
     try:
         os.stat(value or ".")
     except (FileNotFoundError, NotADirectoryError):
@@ -85,7 +77,7 @@ def _check_ranks(prompts_per_step: int, ranks: int) -> None:
 
 
 def _looks_local(name: str) -> bool:
-    """Whether a name is meant as a path: a Hub name has at most one slash and does not start with it."""
+    # A Hub name has at most one slash and does not start with it.
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
@@ -104,13 +96,13 @@ def _refuse_missing(name: str, value: str, rule: str) -> None:
 
 
 def _alike(value: str, paths: list[Path]) -> Path | None:
-    """The one of the paths whose own name is nearest."""
+    """The path whose last part is most similar."""
     named = {path.name: path for path in paths}
     return named.get(nearest(Path(value).name, named))
 
 
 def _check_start(values: dict[str, Any]) -> None:
-    """Refuse to start from what the export writes over: it is the reference of a resumed run."""
+    # The export would write over it, and a resumed run needs it as its reference.
     name, folder = ("adapter_name_or_path", "adapter") if values["use_peft"] else ("model_name_or_path", "model")
     start, export = values[name], Path(values["output_dir"], folder)
     if start and Path(start).resolve().is_relative_to(export.resolve()):
@@ -119,22 +111,20 @@ def _check_start(values: dict[str, Any]) -> None:
 
 
 def check_output_dir(path: Path, *, resume: bool) -> None:
-    """Refuse a folder whose content does not fit `resume`.
-
-    Raises:
-        ValueError: it holds what a new run would write over, or no checkpoint to resume from, or cannot be written to.
+    """Refuse with ValueError a folder that a new run would write over, that has no checkpoint to resume, or that cannot
+    be written to.
     """
     if not path.is_file():
         check_writable("output_dir", path)
-    held = next((name for name in WRITTEN if _holds(path / name)), None)
-    if path.exists() and not path.is_dir() or held and not resume:
+    found = next((name for name in WRITTEN if _holds(path / name)), None)
+    if path.exists() and not path.is_dir() or found and not resume:
         number = next(number for number in range(2, 10**6) if not Path(f"{path}-{number}").exists())
-        what = f"holds another run ({held}), which is not written over without --resume" if held else "is a file"
+        what = f"holds another run ({found}), which is not written over without --resume" if found else "is a file"
         refuse("output_dir", str(path), what, f"{path}-{number}")
     if resume and not any(path.glob("checkpoints/step-*")):
         refuse("resume", resume, f"needs a checkpoint, and output_dir={str(path)!r} holds none", False)
 
 
 def _holds(path: Path) -> bool:
-    """Whether there is a file, or something in a folder."""
+    """Whether it is a file, or a folder that is not empty."""
     return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)

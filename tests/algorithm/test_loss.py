@@ -119,7 +119,7 @@ def test_first_update_has_ratio_one_and_the_policy_gradient(loss_type, grad):
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
 def test_masked_tokens_have_gradient_exactly_zero_whatever_they_hold(loss_type):
-    # The second row counts nowhere, not even its advantage: no 0 / 0, no 0 * inf.
+    # The second completion counts nowhere, not even its advantage: no 0 / 0, no 0 * inf.
     logprob_NT = torch.tensor([[-1.0, NAN, -INF], [INF, -INF, NAN]], requires_grad=True)
     old_NT = torch.tensor([[-1.0, INF, -INF], [NAN, -1.0, 0.0]])
     kl_NT = torch.tensor([[0.5, INF, NAN], [NAN, INF, -INF]], requires_grad=True)
@@ -152,10 +152,10 @@ def test_micro_batches_add_up_to_the_batch(loss_type):
     count = loss_denominator(loss_type, num_tokens=14, num_sequences=6, max_completion_length=4)
     weight_NT = correction_weight(old_NT, kl_NT, mask_NT, correction="masked", cap=2.0)
 
-    def loss_of(rows):
+    def loss_of(some):
         return policy_loss(
-            logprob_NT[rows], old_NT[rows], advantage_N[rows], mask_NT[rows], kl_NT=kl_NT[rows], beta=0.1,
-            loss_type=loss_type, denominator=count, weight_NT=weight_NT[rows], **CLIP,
+            logprob_NT[some], old_NT[some], advantage_N[some], mask_NT[some], kl_NT=kl_NT[some], beta=0.1,
+            loss_type=loss_type, denominator=count, weight_NT=weight_NT[some], **CLIP,
         )
 
     parts = loss_of(slice(0, 1)) + loss_of(slice(1, 4)) + loss_of(slice(4, 6))

@@ -1,4 +1,4 @@
-"""Packed rows against padded transformers rows, on one process: same loss, same gradients to 1e-6. 10 seconds.
+"""Packed batches against a padded one in transformers, on one process: same loss, same gradients to 1e-6. 10 seconds.
 
 Prompts, completions and lengths are drawn; the model is a random Qwen2 with float64 weights, whose norms and softmax
 compute in float32 all the same.
@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_qwen2
 
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
-from grpo.packing import common_prefix_length, filler, merge, pack, plan
+from grpo.packing import common_prefix_length, filler, merge, pack, pack_batch, plan
 from grpo.trainer.policy import Policy
 from grpo.types import Rollout
 
@@ -50,7 +50,7 @@ def padded_logprobs(model: torch.nn.Module, rollout: Rollout) -> torch.Tensor:
 
 
 def loss_of(logprob_NT: torch.Tensor, rollout: Rollout, mask_NT: torch.Tensor, loss_type: str, keep_N: torch.Tensor):
-    """The share of the masked tokens in the loss of the global batch."""
+    """What the masked tokens contribute to the loss of the global batch."""
     counted = int(rollout.length_N[keep_N].sum())
     return policy_loss(
         logprob_NT, None, torch.linspace(-1, 1, 12, dtype=torch.float64), mask_NT, loss_type=loss_type, epsilon=0.2,
@@ -75,25 +75,26 @@ def test_splitting_packing_and_sharing_change_no_gradient(loss_type: str, keep_a
     expected_loss = loss_of(padded_logprobs(model, rollout), rollout, mask_NT, loss_type, keep_N)
     expected_loss.backward()
     expected = gradients(model)
-    policy, num_micro_batches = Policy(model), set()
+    policy, num_batches = Policy(model), set()
     for max_tokens in (1000, 60, 40, 20):
-        for share_prefix in (True, False):
-            micro_batches = pack(rollout, keep_N, max_tokens=max_tokens, share_prefix=share_prefix) + [filler(rollout)]
-            num_micro_batches.add(len(micro_batches))
+        unshared = plan(rollout, keep_N, max_tokens=max_tokens, prefix=0)[0]
+        for batches in (pack(rollout, keep_N, max_tokens=max_tokens),
+                        [pack_batch(rollout, completions, prefix=0) for completions in unshared]):
+            num_batches.add(len(batches))
             loss = 0.0
-            for batch in micro_batches:
+            for batch in [*batches, filler(rollout)]:
                 logprob_NT = batch.scatter(policy(batch).logprob_K)
                 part = loss_of(logprob_NT, rollout, batch.mask_NT, loss_type, keep_N)
                 part.backward()
                 loss += float(part)
             assert loss == pytest.approx(float(expected_loss), abs=1e-6)
             for name, gradient in gradients(model).items():
-                assert torch.allclose(gradient, expected[name], rtol=0, atol=1e-6), (max_tokens, share_prefix, name)
-    assert len(num_micro_batches) >= 3, "the budgets split the batch in different ways"
+                assert torch.allclose(gradient, expected[name], rtol=0, atol=1e-6), (max_tokens, len(batches), name)
+    assert len(num_batches) >= 3, "the budgets split the batch in different ways"
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_masks_of_the_micro_batches_are_a_partition(num_ranks: int) -> None:
+def test_masks_of_the_packed_batches_are_a_partition(num_ranks: int) -> None:
     rollout = drawn_rollout()
     keep_N = torch.arange(12) != 4
     ranks = [pack(rollout, keep_N, max_tokens=25, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
@@ -101,12 +102,12 @@ def test_masks_of_the_micro_batches_are_a_partition(num_ranks: int) -> None:
     assert torch.equal(counts_NT, ((torch.arange(T) < rollout.length_N[:, None]) & keep_N[:, None]).int())
 
 
-def test_a_rank_runs_a_filler_where_no_row_is_kept() -> None:
+def test_a_rank_runs_a_filler_where_no_completion_is_kept() -> None:
     (batch,) = pack(drawn_rollout(), torch.zeros(12, dtype=torch.bool), max_tokens=25)
     assert len(batch.token_L) == 1 and not batch.mask_NT.any()
 
 
-def test_a_packed_row_by_hand() -> None:
+def test_a_packed_batch_by_hand() -> None:
     # One prompt [9 | 8], 9 shared; completions [1, 2] and [3]. Packed: 9, 8, 1, 2, 3; the 3 must not see 1 and 2.
     rollout = Rollout(
         prompt_ids=[[9, 8], [9, 7]], token_NT=torch.tensor([[1, 2], [3, 0], [4, 0], [5, 0]]),
@@ -147,7 +148,7 @@ def test_a_group_is_divided_into_as_few_parts_as_the_budget_allows() -> None:
     assert plan(rollout, torch.ones(4, dtype=torch.bool), max_tokens=7, prefix=0) == [[[0, 1], [2, 3]]]
 
 
-def test_rollouts_of_ranks_are_merged_row_by_row() -> None:
+def test_rollouts_of_ranks_are_merged_completion_by_completion() -> None:
     one, other = (
         Rollout(prompt_ids=[[prompt]], token_NT=torch.tensor([tokens]), length_N=torch.tensor([len(tokens)]),
                 sampler_logprob_NT=-torch.tensor([tokens]) / 2, truncated_N=torch.tensor([prompt == 9]), text=[text])
@@ -180,15 +181,15 @@ def test_ranks_share_the_work_evenly_and_in_equal_numbers() -> None:
     rollout = drawn_lengths(40, 300)
     keep_N = torch.arange(160) % 11 > 0
 
-    def cost(rows: list[int]) -> int:
-        return int(rollout.length_N[rows].sum()) + sum(len(rollout.prompt_ids[b]) - 50 for b in {n // 4 for n in rows})
+    def cost(some: list[int]) -> int:
+        return int(rollout.length_N[some].sum()) + sum(len(rollout.prompt_ids[b]) - 50 for b in {n // 4 for n in some})
 
     for num_ranks, max_tokens in ((1, 4096), (2, 4096), (3, 1500), (8, 2048), (8, 100_000)):
         shares = plan(rollout, keep_N, max_tokens=max_tokens, prefix=50, num_ranks=num_ranks)
         assert len({len(share) for share in shares}) == 1
-        rows = [row for share in shares for micro_batch in share for row in micro_batch]
-        assert sorted(rows) == torch.nonzero(keep_N)[:, 0].tolist()
-        costs = [[cost(micro_batch) for micro_batch in share] for share in shares]
+        planned = [n for share in shares for batch in share for n in batch]
+        assert sorted(planned) == torch.nonzero(keep_N)[:, 0].tolist()
+        costs = [[cost(batch) for batch in share] for share in shares]
         assert max(map(max, costs)) + 50 <= max_tokens
         longest_group = max(cost(list(range(4 * b, 4 * b + 4))) for b in range(40))
         for together in zip(*costs):
@@ -197,7 +198,7 @@ def test_ranks_share_the_work_evenly_and_in_equal_numbers() -> None:
         assert max(totals) <= 1.15 * min(totals), (num_ranks, max_tokens, totals)
 
 
-def test_a_piece_too_long_costs_no_further_micro_batches() -> None:
+def test_a_piece_too_long_costs_no_further_batches() -> None:
     rollout = drawn_lengths(3, 10)
     rollout.length_N[5] = 5000
     shares = plan(rollout, rollout.length_N > 0, max_tokens=150, prefix=50, num_ranks=1)

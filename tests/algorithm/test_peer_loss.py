@@ -65,18 +65,18 @@ def trl_step(rollout: Rollout, folder, *, loss_type: str, kl_estimator: str, mic
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    rows = [token_T[:length].tolist() for token_T, length in zip(rollout.token_NT, rollout.length_N.tolist())]
+    sampled = [token_T[:length].tolist() for token_T, length in zip(rollout.token_NT, rollout.length_N.tolist())]
     prompts = [f"{b}" for b in range(len(PROMPTS)) for _ in range(G)]
 
     def completions(prompts, trainer):
-        return {"prompt_ids": [PROMPTS[int(p)] for p in prompts], "completion_ids": rows, "logprobs": None}
+        return {"prompt_ids": [PROMPTS[int(p)] for p in prompts], "completion_ids": sampled, "logprobs": None}
 
     def reward(completions, **columns):
         return REWARD.flatten().tolist()
 
     args = GRPOConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False,
-        per_device_train_batch_size=len(rows) // micro_batches, gradient_accumulation_steps=micro_batches,
+        per_device_train_batch_size=len(sampled) // micro_batches, gradient_accumulation_steps=micro_batches,
         num_generations=G, max_completion_length=LONGEST, beta=BETA, epsilon=EPSILON, loss_type=loss_type,
         use_bias_correction_kl=KL[kl_estimator])
     trainer = GRPOTrainer(
@@ -87,8 +87,8 @@ def trl_step(rollout: Rollout, folder, *, loss_type: str, kl_estimator: str, mic
     trainer.current_gradient_accumulation_steps = micro_batches  # what its training loop sets
     inputs = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in prompts])
     loss = 0.0
-    for rows_N in torch.arange(len(rows)).chunk(micro_batches):
-        part = {name: value[rows_N] if value.dim() else value for name, value in inputs.items()
+    for some_N in torch.arange(len(sampled)).chunk(micro_batches):
+        part = {name: value[some_N] if value.dim() else value for name, value in inputs.items()
                 if isinstance(value, torch.Tensor)}
         one = trainer.compute_loss(model, part)
         one.backward()

@@ -47,25 +47,25 @@ class TableEngine:
         return float(len(self.grads))
 
 
-def micro_batch(rows, mask_NT):
-    """Both tokens of these rows are scored; what only a real engine reads is None."""
+def packed(completions, mask_NT):
+    """A packed batch in which both tokens of these completions are scored; what only a real engine reads is None."""
     unused = dict.fromkeys(("token_L", "position_L", "segment_L", "parent_L", "source_K", "target_K"))
-    row_K, column_K = torch.cartesian_prod(torch.tensor(rows), torch.arange(2)).T
-    counted_N1 = torch.isin(torch.arange(2), torch.tensor(rows))[:, None]
+    row_K, column_K = torch.cartesian_prod(torch.tensor(completions), torch.arange(2)).T
+    counted_N1 = torch.isin(torch.arange(2), torch.tensor(completions))[:, None]
     return Batch(**unused, row_K=row_K, column_K=column_K, mask_NT=mask_NT & counted_N1)
 
 
 def work_of(split):
-    """Two rows with advantages 1 and -1 in such micro-batches; the last of their four tokens does not count."""
+    """Two completions with advantages 1 and -1 in these packed batches; the last of four tokens does not count."""
     mask_NT = torch.tensor([[True, True], [True, False]])
     return Update(
-        micro_batches=[micro_batch(rows, mask_NT) for rows in split], advantage_N=torch.tensor([1.0, -1.0]),
+        micro_batches=[packed(completions, mask_NT) for completions in split], advantage_N=torch.tensor([1.0, -1.0]),
         sampler_logprob_NT=torch.tensor([[0.5, 0.3], [0.4, math.nan]]).log(), denominator=3, num_tokens=3,
         **dict.fromkeys(("rollout", "keep_N", "limit", "device")),  # for packing
     )
 
 
-@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one micro-batch", "two"])
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
 @pytest.mark.parametrize(("correction", "weight", "logged"), [
     ("truncated", [[0.5, 2.0], [1.0, 0.0]], {"correction_weight_mean": 3.5 / 3, "correction_capped_share": 1 / 3}),
     ("masked", [[0.5, 0.0], [1.0, 0.0]], {"correction_weight_mean": 0.5, "correction_capped_share": 1 / 3}),
@@ -82,7 +82,7 @@ def test_an_update_weighs_both_iterations_by_the_policy_that_sampled(correction,
     assert [name for name in metrics if name not in METRICS] == []
 
 
-@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one micro-batch", "two"])
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
 def test_all_iterations_compare_with_the_policy_of_the_first_and_are_measured_by_their_mean(split):
     # Ratios 1, exp(0.05) and exp(0.1), clipped at 1.06: in the third iteration, for the two tokens of advantage 1.
     engine = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log())

@@ -47,7 +47,7 @@ def nobody_is_left_behind(warm: Warm) -> Iterator[None]:
 
 
 def wait_for_steps(output: Path, number: int = 1) -> None:
-    """Until so many steps of a run are in its metrics, two minutes at the most."""
+    """Wait until this many steps of a run are in its metrics, two minutes at the most."""
     path, give_up = output / "metrics.jsonl", time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") >= number):
         assert time.monotonic() < give_up

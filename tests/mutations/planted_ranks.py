@@ -10,12 +10,12 @@ LAUNCHER = [
 ]
 
 DOOR = [
-    ("anything as long as a token is one", "if secrets.compare_digest(said, self.tokens[number]):",
-     "if len(said) == LENGTH:"),
+    ("anything as long as a token is one", "if secrets.compare_digest(received, self.tokens[number]):",
+     "if len(received) == LENGTH:"),
     ("a rank comes twice", "for number in self.missing:", "for number in range(1, len(self.tokens)):"),
     ("rank 0 comes to itself", "set(range(1, num_ranks))", "set(range(num_ranks))"),
-    ("what follows a token is read with it", "connection.recv(LENGTH - len(said))", "connection.recv(4096)"),
-    ("a token comes in one piece", "said += more", "said[:] = more"),
+    ("what follows a token is read with it", "connection.recv(LENGTH - len(received))", "connection.recv(4096)"),
+    ("a token comes in one piece", "received += more", "received[:] = more"),
     ("a port open to other machines for nothing", '"127.0.0.1", "127.0.0.1"', '"127.0.0.1", ""'),
     ("a port closed to ranks of other machines", '["MASTER_ADDR"], ""', '["MASTER_ADDR"], "127.0.0.1"'),
     ("a port that stays open", "key.fileobj.close()", "pass"),

@@ -21,17 +21,17 @@ POOL = [
     ("more than one line is an answer", r' or line.find(b"\n") != len(line) - 1', ""),
     ("every call waits as if functions were loaded", "self._exchange(job, self.timeout_s + GRACE_S",
      "self._exchange(job, self.timeout_s + IMPORT_S + GRACE_S"),
-    ("no time to load functions anew", "time.monotonic() + IMPORT_S + limit_s", "time.monotonic() + limit_s"),
-    ("values of the worker not checked", 'check_values(said["values"], count=count, weight=job.get("weight", 1.0))',
-     'said["values"]'),
+    ("no time to load functions again", "time.monotonic() + IMPORT_S + limit_s", "time.monotonic() + limit_s"),
+    ("values of the worker not checked", 'check_values(reply["values"], count=count, weight=job.get("weight", 1.0))',
+     'reply["values"]'),
 ]
 
 WORKER = [
     ("limits not looked at between two calls", "reason = self._broken_limit() if self.runner else None",
      "reason = None"),
-    ("any line is the answer", "if said.startswith(head) and said", "if said"),
-    ("several lines are the answer", r'said.find(b"\n") == len(said) - 1', r'said.endswith(b"\n")'),
-    ("a call pays for an earlier one's line", "if said is not MISLED or is_new:", "if said:"),
+    ("any line is the answer", "if reply.startswith(head) and reply", "if reply"),
+    ("several lines are the answer", r'reply.find(b"\n") == len(reply) - 1', r'reply.endswith(b"\n")'),
+    ("a call pays for an earlier one's line", "if reply is not MISLED or is_new:", "if reply:"),
     ("loading is not told", "_tell(call, LOADS)", "pass"),
 ]
 

@@ -70,7 +70,7 @@ ENGINE = [
 ]
 
 CONFIG = [
-    ("a row without its prompt", "(self.max_prompt_length or 1) + self", "1 + self"),
+    ("a completion without its prompt", "(self.max_prompt_length or 1) + self", "1 + self"),
 ]
 
 RECIPE = [

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grpo.advantage import GATES, SCALES
 from grpo.config import Config, load
+from grpo.loss import CORRECTIONS, KL_ESTIMATORS, LOSS_TYPES
 from grpo.options.option import options
 from grpo.options.recipe import ForeignNames
+from grpo.sampler.linear import FORMS
+from kernels.choice import IMPLEMENTATIONS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -165,6 +169,19 @@ def test_help_lists_every_option_and_needs_no_torch():
         assert f"--{name} " in shown
 
 
+def test_each_choice_of_the_algorithm_is_one_that_the_code_knows():
+    known = {
+        "loss_type": set(LOSS_TYPES),
+        "kl_estimator": {*KL_ESTIMATORS, "exact"},  # exact: a sum over the vocabulary, by the log-prob kernel
+        "scale_rewards": set(SCALES),
+        "advantage_gate": set(GATES),
+        "rollout_correction": {*CORRECTIONS, "none"},
+        "logprob_impl": set(IMPLEMENTATIONS),
+        "rollout_weights": set(FORMS),
+    }
+    assert {name: set(options(Config)[name].metadata["choices"]) for name in known} == known
+
+
 def test_both_clip_ends_are_epsilon_unless_the_upper_one_is_named():
     assert Config(epsilon=0.3).epsilon_high == 0.3
     assert Config(epsilon=0.3, epsilon_high=0.5).epsilon_high == 0.5
@@ -176,7 +193,7 @@ def test_both_clip_ends_are_epsilon_unless_the_upper_one_is_named():
     (["--max_steps", "5", "--num_train_epochs", "2"], "num_train_epochs=2.0 has no effect: max_steps"),
     (["--save_strategy", "epoch", "--save_steps", "7"], "save_steps=7 has no effect: save_strategy"),
     (["--rollout_correction_cap", "3"], "rollout_correction_cap=3.0 has no effect: rollout_correction is none"),
-    (["--packing", "false"], "packing=False has no effect: rows are always packed"),
+    (["--packing", "false"], "packing=False has no effect: completions are always packed"),
 ])
 def test_a_setting_that_another_one_silences_is_named(argv, note, place):
     assert [note in line for line in load(argv).notes] == [True]
@@ -228,7 +245,7 @@ BAD = [
     ("--tf32 maybe", "tf32='maybe'", "true or false", "False (the default)"),
     ("--reward_weights 1", "reward_weights=[1.0]", "each of the 2 reward_funcs", "2 numbers, or none"),
     ("--reward_funcs format ./mine.py:score", "reward_funcs='./mine.py:score'", "existing file", "my.py"),
-    ("--micro_batch_tokens 300 --max_completion_length 300", "micro_batch_tokens=300", "must hold", "301"),
+    ("--micro_batch_tokens 300 --max_completion_length 300", "micro_batch_tokens=300", "must fit", "301"),
     ("--max_seq_length 48", "max_seq_length=48", "more than max_completion_length=48", "49"),
     ("--max_seq_length 100 --max_prompt_length 90", "max_prompt_length=90", "contradicts max_seq_length=100", "52"),
     ("--per_device_train_batch_size 6 --num_generations 8 --gradient_accumulation_steps 3",

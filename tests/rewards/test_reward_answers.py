@@ -63,7 +63,7 @@ def test_a_line_that_a_function_writes_itself_answers_for_no_other_call(start, c
     _, parts, failures = score(one, "four", line=[line])
     assert parts == {"forges": [own], "lengths": [4.0]}
     assert failures == ({} if own else {"forges": (1, MISLED)})
-    assert "an answer came that this call did not ask for; they are loaded anew" in capfd.readouterr().err
+    assert "an answer came that this call did not ask for; they are loaded again" in capfd.readouterr().err
     assert [score(one, text, line=[""]).parts["lengths"] for text in ("a", "ab")] == [[1.0], [2.0]]
 
 

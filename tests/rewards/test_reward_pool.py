@@ -102,7 +102,7 @@ def test_each_call_draws_from_the_seed_together_or_alone(start) -> None:
 def test_limits_hold_between_two_calls_too(start, capfd: pytest.CaptureFixture) -> None:
     one, printed, give_up = start("swells_later", memory_gib=0.5), "", time.monotonic() + 30
     assert score(one, "a").total == [1.0]
-    while "between two calls they used more than 0.5 GiB; they are loaded anew" not in printed:
+    while "between two calls they used more than 0.5 GiB; they are loaded again" not in printed:
         assert time.monotonic() < give_up, printed
         time.sleep(0.05)
         printed += capfd.readouterr().err
@@ -166,7 +166,7 @@ def test_the_caller_hears_that_it_waits_and_may_give_up(start) -> None:
 
     with pytest.raises(InterruptedError, match="enough"):
         one.score(**score_one, on_wait=give_up)
-    assert one.score(**score_one).parts == {"waits": [1.0], "counts": [1.0]}  # anew: no late answer is taken for its
+    assert one.score(**score_one).parts == {"waits": [1.0], "counts": [1.0]}  # no late answer is taken for its
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which values of a reward function count, with its weight, and what a group of the largest comes to. 2 seconds."""
+"""Which values of a reward function count, with its weight, and the advantages of a group of the largest. 2 seconds."""
 
 import json
 from decimal import Decimal
@@ -82,7 +82,7 @@ def test_what_cannot_become_a_list_is_named_by_its_type() -> None:
 
 @pytest.mark.parametrize("scale", ["group", "batch"])
 def test_a_group_of_the_largest_rewards_gets_the_advantages_that_a_group_of_ones_gets(scale) -> None:
-    # mean L / 4, sample std L / 2: (3/4, -1/4) / (1/2); eps is nothing beside it
+    # mean L / 4, sample std L / 2: (3/4, -1/4) / (1/2); eps is nothing compared with it
     advantage_BG = group_advantages(torch.tensor([[LARGEST_REWARD, 0.0, 0.0, 0.0]]), scale=scale)
     torch.testing.assert_close(advantage_BG, torch.tensor([[1.5, -0.5, -0.5, -0.5]]))
     advantage_BG = group_advantages(torch.tensor([[-LARGEST_REWARD] * 3 + [0.0]]), scale=scale)
