@@ -1,30 +1,30 @@
-"""A decode step's attention on a CPU: each row's newest token to the prefix, its prompt's rest and its own tokens.
+"""Attention of a decode step on a CPU: each completion's newest token to the prefix, its prompt's rest and itself.
 
-For few rows a call costs more than its work, so everything but the work is prepared once for all layers and kept until
-rows change places. On a GPU all of it is one kernel, `kernels/decode_attention.py`.
+With few completions a call costs more than its work. So all views are made once for all layers and kept until
+completions change slots. On a GPU one kernel does all of this, `kernels/decode_attention.py`.
 
-Axes beside those of `grpo/sampler/kv_cache.py`: K parts, N any batch of texts, X queries of a text, G seats of a place.
+Axes besides those of `grpo/sampler/kv_cache.py`: U parts, N texts of a part, X seats or queries.
 """
 
 import numpy as np
 import torch
 
-from grpo.sampler.attention import attend, weigh
+from grpo.sampler.attention import attend, join
 
 Stored = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values [N, J, L, D] of each layer
 
 
 class Seating:
-    """Numbered seats for the rows of each place, so that a place's queries form one rectangle.
+    """Numbered seats for the slots of each place, so that the queries to a place form one rectangle.
 
     Args:
         place_M: [M] int64 place of each slot in use, on the CPU.
 
     Attributes:
         num_places: A, up to the last one in use.
-        slot_X: [A * G] int64 slot in each seat; 0 in an empty one, whose result nobody reads.
-        seat_M: [M] int64 index into A * G of each slot's seat.
-        in_order: every seat is taken, by the slot of its own number.
+        slot_X: [X] int64 slot in each seat, X = A * seats of a place. An empty seat has 0: nobody reads its result.
+        seat_M: [M] int64 seat of each slot.
+        in_order: there is no empty seat, and slot m has seat m.
     """
 
     def __init__(self, place_M: torch.Tensor) -> None:
@@ -42,15 +42,15 @@ class Seating:
 
 
 class PartAttention:
-    """Attention of the rows to one part of the tree, with every view made once for all layers.
+    """Attention of all slots to one part: N texts, each read by the same number of seats.
 
     Args:
-        query_JMFD: where a layer's queries will be.
-        lse_MFJ: where the logarithms of their sums of exponentials belong.
-        num_texts: N, each read by as many rows as any other.
+        query_JMFD: the tensor that each layer's queries are written to.
+        lse_MFJ: the tensor that the logarithms of their sums of exponentials are written to.
+        num_texts: N.
         stored: keys and values of the texts.
         bias: as `attend` takes it.
-        seats: of the rows among the texts; None: in their own order.
+        seats: which slots read which text; None: slots in their own order.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PartAttention:
         self.shape_XFJD = (-1, *lse_MFJ.shape[1:], query_JMFD.shape[-1])
 
     def attend(self, layer: int) -> torch.Tensor:
-        """[M, F, J, D] attention within this part; its lse goes where it belongs."""
+        """[M, F, J, D] attention within this part; writes its lse."""
         if self.seats is not None:
             torch.index_select(self.query_JMFD, 1, self.seats.slot_X, out=self.seated_JXFD)
         out_NXJD, lse_NXJ = attend(self.query_NJXD, *self.stored[layer], bias=self.bias)
@@ -79,31 +79,31 @@ class PartAttention:
 
 
 class TreeAttention:
-    """Attention of M rows to all parts of the tree, for the steps in which they keep their slots.
+    """Attention of M slots to all three parts, for the steps in which completions keep their slots.
 
     Args:
-        seats: of the rows, by the place of their prompt's rest.
-        num_heads: J * F of queries, J of keys.
+        seats: of the slots, by place.
+        num_heads: (J * F, J).
         head_size: D.
         dtype: of queries, keys and values.
-        prefix: keys and values of one text; empty where there is none.
-        rest: those of A texts; empty where no prompt has a rest.
+        prefix: keys and values of one text; empty without a prefix.
+        rest: keys and values of A texts; empty where no prompt has a rest.
         bias_A11Q: hides what lies behind the end of a rest.
 
     Attributes:
-        own: the part of the rows' own tokens; its `stored` and `bias` change every step.
+        own: the completions' own tokens; its `stored` and `bias` change every step.
     """
 
     def __init__(
         self, seats: Seating, num_heads: tuple[int, int], head_size: int, dtype: torch.dtype,
         *, prefix: Stored, rest: Stored, bias_A11Q: torch.Tensor,
     ) -> None:
-        self.num_rows, num_kv, num_shared = len(seats.seat_M), num_heads[1], num_heads[0] // num_heads[1]
-        self.query_JMFD = torch.empty(num_kv, self.num_rows, num_shared, head_size, dtype=dtype)
-        self.joined_MJFD = torch.empty(self.num_rows, num_kv, num_shared, head_size)
-        self.lse_KMFJ = torch.empty(1 + bool(rest) + bool(prefix), self.num_rows, num_shared, num_kv)
-        lse = iter(self.lse_KMFJ)
-        self.own = PartAttention(self.query_JMFD, next(lse), self.num_rows, [])
+        self.num_slots, num_kv, num_shared = len(seats.seat_M), num_heads[1], num_heads[0] // num_heads[1]
+        self.query_JMFD = torch.empty(num_kv, self.num_slots, num_shared, head_size, dtype=dtype)
+        self.joined_MJFD = torch.empty(self.num_slots, num_kv, num_shared, head_size)
+        self.lse_UMFJ = torch.empty(1 + bool(rest) + bool(prefix), self.num_slots, num_shared, num_kv)
+        lse = iter(self.lse_UMFJ)
+        self.own = PartAttention(self.query_JMFD, next(lse), self.num_slots, [])
         self.parts = [self.own]
         if rest:
             self.parts.append(PartAttention(
@@ -113,8 +113,8 @@ class TreeAttention:
             self.parts.append(PartAttention(self.query_JMFD, next(lse), 1, prefix))
 
     def __call__(self, layer: int, query_MJFD: torch.Tensor) -> torch.Tensor:
-        """[M, J*F*D] float32, the parts joined; valid until the next call."""
+        """[M, J*F*D] float32; the next call overwrites it."""
         self.query_JMFD.copy_(query_MJFD.transpose(0, 1))
         outs = [part.attend(layer) for part in self.parts]
-        weigh(outs, self.lse_KMFJ, into=self.joined_MJFD.transpose(1, 2))
+        join(outs, self.lse_UMFJ, into=self.joined_MJFD.transpose(1, 2))
         return self.joined_MJFD.flatten(1)

@@ -1,4 +1,4 @@
-"""A step whose launches are recorded once and replayed: on a GPU a small model spends its time launching kernels."""
+"""A decode step as a CUDA graph: on a GPU a small model spends its time launching kernels."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +10,12 @@ NARROWEST = 8
 
 
 class Replay:
-    """Calls `step(width)`, on a GPU as one CUDA graph per width.
+    """Calls `step(width)`; on a GPU records it once for each width and then replays it, which is one launch.
 
-    The first call of a width runs the step as it is, which compiles and allocates what a recording must not; the second
-    records it; from then on it is one launch. Everything the step reads and writes stays at its address, and it never
-    waits for the GPU.
+    A recorded step must read and write the same addresses every time, and must never wait for the GPU.
 
     Args:
-        device: where the step works; on a CPU there is nothing to record.
+        device: of the step; on a CPU there is nothing to record.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,19 +24,17 @@ class Replay:
         self.warmup_s = 0.0
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def width(self, num_rows: int, num_slots: int) -> int:
-        """The width that serves so many rows: on a CPU exactly that, on a GPU one of 8, 16, 24, 32, 48, 64, 96, ...
-
-        A recording costs as much as some ten to thirty steps, and at most a third of a width is idle.
-        """
+    def width(self, num_used: int, num_slots: int) -> int:
+        """How many of the S slots a step computes: on a CPU those in use, on a GPU 8, 16, 24, 32, 48, 64, 96, ..."""
         if not self.records:
-            return num_rows
-        power = max(NARROWEST, 1 << (num_rows - 1).bit_length())
+            return num_used
+        # Few widths, as a recording costs as much as ten to thirty steps; at most a third of a width is idle.
+        power = max(NARROWEST, 1 << (num_used - 1).bit_length())
         less = power * 3 // 4
-        return min(less if num_rows <= less and less % NARROWEST == 0 else power, num_slots)
+        return min(less if num_used <= less and less % NARROWEST == 0 else power, num_slots)
 
     def __call__(self, step: Callable[[int], None], width: int) -> None:
-        """One step on the first `width` slots, always the same function."""
+        """One step on the first `width` slots; `step` must be the same function in every call."""
         if not self.records:
             step(width)
         elif width in self.graphs:
@@ -51,6 +47,7 @@ class Replay:
                     step(width)
             self.graphs[width].replay()
         else:
+            # The first step of a width runs unrecorded: it compiles and allocates, which a recording must not.
             self.seen.add(width)
             with self._counted():
                 step(width)

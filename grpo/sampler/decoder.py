@@ -1,11 +1,10 @@
 """Inference-only forward of the Qwen2 family: Qwen2, Qwen2.5, Qwen3 and Llama, told apart by their config.
 
-The trainer's engine shards its weights and gathers them in every forward; sampling needs a forward without collectives.
-This one works on plain tensors under their Hugging Face names, rounds in the order in which transformers rounds, and
-keeps LoRA as a side branch unless told to merge it, so that the sampler agrees with the trainer.
+The trainer shards its weights and gathers them in every forward; sampling needs a forward without collective calls.
+So that both agree, this one rounds where transformers rounds, and keeps LoRA apart unless told to merge it.
 
-Axes beside those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D head
-size, E = J * F + 2 * J heads of query (head h = j * F + f), key and value side by side.
+Axes besides those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D head
+size, E = J * F + 2 * J heads: query (head h = j * F + f), key and value side by side.
 """
 
 import math
@@ -23,11 +22,11 @@ from grpo.sampler.pointwise import add_norm, rms_norm, rotate, swiglu
 from grpo.sampler.supported import LORA_MODULES, PREFILL_TOKENS, check_supported
 
 NORMS = ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
-PAD_TOKENS = 32  # prompts are read in a multiple of so many: few shapes, as a CPU compiles and keeps products by shape
+PAD_TOKENS = 32  # prompts are padded to a multiple: few shapes, because a CPU compiles its products by shape
 
 
 class Layer(NamedTuple):
-    """One transformer layer: its products, and the full names of its norms' weights by their short names."""
+    """The matrix products of one transformer layer, and the full names of its norms by their short names."""
 
     query_key_value: JoinedLinear
     output: JoinedLinear
@@ -44,25 +43,19 @@ class Decoder:
     """A causal language model for sampling; it owns copies of its tensors.
 
     Args:
-        config: the transformers config of the model.
-        weight: Hugging Face name to tensor, 4-bit ones packed; "lm_head.weight" is ignored on a tied model.
-        lora: module name ("model.layers.0.self_attn.q_proj") to (A_RI, B_OR, scaling).
-        form: how weights are held, "lora", "merged" or "nf4", see `JoinedLinear`.
-        trained: the weights, by name, that `tensors()` must offer; the others may be stored as suits this machine.
-            None: all.
+        config: the model's.
+        weight: tensors by their Hugging Face names; "lm_head.weight" of a tied model is ignored.
+        lora: branches by module name ("model.layers.0.self_attn.q_proj").
+        form: how weights are stored, see `JoinedLinear`.
+        trained: names of the weights that `tensors()` must offer; a CPU may store the others in blocks. None: all.
 
     Raises:
-        ValueError: the config asks for what is not implemented here, or a LoRA module is none of the seven projections.
+        ValueError: the config needs what is not implemented here, or a LoRA module is none of the seven projections.
     """
 
     def __init__(
-        self,
-        config: PretrainedConfig,
-        weight: dict[str, Weight],
-        lora: dict[str, Branch],
-        *,
-        form: str = "lora",
-        trained: Container[str] | None = None,
+        self, config: PretrainedConfig, weight: dict[str, Weight], lora: dict[str, Branch],
+        *, form: str = "lora", trained: Container[str] | None = None,
     ) -> None:
         check_supported(config)
         for name in lora:
@@ -84,7 +77,7 @@ class Decoder:
             self.head = Blocks(self.plain[head_name])
             self.plain.pop("lm_head.weight", None)
         self.frequency_D = rotary_frequencies(config, self.head_size).to(self.device)
-        self.eps = torch.tensor(config.rms_norm_eps, device=self.device)
+        self.eps = torch.tensor(config.rms_norm_eps, device=self.device)  # a plain number would cost a call more
 
     def _layer(self, name: str, weight: dict[str, Weight], lora: dict[str, Branch], form: str) -> Layer:
         def joined(*modules: str) -> JoinedLinear:
@@ -102,12 +95,12 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Of all tensors."""
         return self.plain["model.embed_tokens.weight"].device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Of weights and activations."""
         return self.plain["model.embed_tokens.weight"].dtype
 
     def token_bytes(self) -> int:
@@ -116,7 +109,7 @@ class Decoder:
         return self.config.num_hidden_layers * pair * self.dtype.itemsize
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor that training may change, by name, for `copy_`: weights, and branches as "….lora_A.weight"."""
+        """Views by name of every tensor that training may change, for `copy_`; branches as "….lora_A.weight"."""
         views = dict(self.plain)
         for layer in self.layers:
             for linear in layer.linears():
@@ -124,19 +117,19 @@ class Decoder:
         return views
 
     def merge(self) -> None:
-        """Take over what has been copied into `tensors()`; only the merged form has something to do."""
+        """Add the branches to the weights after new values were copied into `tensors()`; only for the merged form."""
         for layer in self.layers:
             for linear in layer.linears():
                 linear.merge()
 
     def nbytes(self) -> int:
-        """Bytes of the whole copy."""
+        """Bytes of all weights."""
         linears = (linear for layer in self.layers for linear in layer.linears())
-        held = [*self.plain.values(), *([self.head] if self.head else [])]
-        return sum(tensor.nbytes for tensor in held) + sum(linear.nbytes() for linear in linears)
+        stored = [*self.plain.values(), *([self.head] if self.head else [])]
+        return sum(tensor.nbytes for tensor in stored) + sum(linear.nbytes() for linear in linears)
 
     def move(self, device: torch.device | str) -> None:
-        """Move the whole copy to another device, for instance out of the way of an update."""
+        """Move all tensors to another device, for instance out of the GPU during an update."""
         self.plain = {name: tensor.to(device) for name, tensor in self.plain.items()}
         self.frequency_D, self.eps = self.frequency_D.to(device), self.eps.to(device)
         for layer in self.layers:
@@ -145,14 +138,7 @@ class Decoder:
 
     @torch.no_grad()
     def logits(self, token_NL: torch.Tensor) -> torch.Tensor:
-        """Logits of plain texts, without a cache.
-
-        Args:
-            token_NL: [N, L] int64 tokens, position 0 first; anything may follow a text, it is causal.
-
-        Returns:
-            logits_NLV, [N, L, V] float32.
-        """
+        """Logits [N, L, V] float32 of plain texts, without a cache."""
         num_texts, length = token_NL.shape
 
         def attention(layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
@@ -163,20 +149,20 @@ class Decoder:
         return self._head(hidden_XH).unflatten(0, (num_texts, length))
 
     def new_cache(self, **sizes: int) -> KVCache:
-        """An empty cache of this model's shape; `sizes` as `KVCache` takes them."""
+        """An empty cache for this model; `sizes` as `KVCache` takes them."""
         return KVCache(
             num_layers=self.config.num_hidden_layers, num_heads=self.num_heads,
             head_size=self.head_size, dtype=self.dtype, device=self.device, **sizes)
 
     @torch.inference_mode()
     def read_prefix(self, cache: KVCache, prefix: list[int]) -> None:
-        """Store the tokens that all prompts start with, as many as the cache was made for."""
+        """Store what all prompts start with: P tokens."""
         token_X = torch.tensor(prefix + [0] * (-len(prefix) % PAD_TOKENS), device=self.device)
         self._hidden(token_X, torch.arange(len(token_X), device=self.device), cache.prefix_attention, stores=True)
 
     @torch.inference_mode()
     def read_rests(self, cache: KVCache, places: list[int], rests: list[list[int]]) -> None:
-        """Store what follows the prefix in some prompts, each in its place; a rest may be empty."""
+        """Store what follows the prefix in some prompts, each in its place; it may be empty."""
         place_A = torch.tensor(places, device=self.device)
         cache.length_A[place_A] = torch.tensor([len(rest) for rest in rests], device=self.device)
         at_once = max(1, PREFILL_TOKENS // max(1, *map(len, rests)))
@@ -192,15 +178,7 @@ class Decoder:
 
     @torch.no_grad()
     def step(self, cache: KVCache, token_M: torch.Tensor) -> torch.Tensor:
-        """Append one token to each of the first M slots.
-
-        Args:
-            cache: changed in place.
-            token_M: [M] int64 tokens, the last of a prompt or those just sampled.
-
-        Returns:
-            logits_MV, [M, V] float32, of the next tokens.
-        """
+        """Append a token to each of the first M slots; the logits [M, V] float32 of the next ones."""
         num_slots = len(token_M)
         hidden_MH = self._hidden(token_M, cache.positions(num_slots), cache.own_attention(num_slots))
         cache.advance(num_slots)
@@ -209,10 +187,7 @@ class Decoder:
     def _hidden(
         self, token_X: torch.Tensor, position_X: torch.Tensor, attention: Attention, *, stores: bool = False
     ) -> torch.Tensor | None:
-        """Final hidden states [X, H]; what a token sees and what is remembered of it is `attention`'s affair.
-
-        With `stores` that is all: None, and nothing is computed behind the last layer's keys and values.
-        """
+        """Final hidden states [X, H]; with `stores` None, and nothing after the last layer's attention is computed."""
         hidden_XH = F.embedding(token_X, self.plain["model.embed_tokens.weight"])
         cos, signed_sin = self._rotary(position_X, hidden_XH.dtype)
         update_XH = torch.zeros_like(hidden_XH)
@@ -251,23 +226,20 @@ class Decoder:
         return add_norm(hidden_XH, update_XH, self.plain[name], self.eps)
 
     def _head(self, hidden_XH: torch.Tensor) -> torch.Tensor:
-        """Float32 logits: rounded to bfloat16 they would move log-probabilities by more than a whole update does."""
+        # Float32: rounding logits to bfloat16 would change log-probabilities by more than an update does.
         if self.head is not None:
             return self.head.product(hidden_XH)
         return matmul_float32(padded(hidden_XH)[None], self.plain[self.head_name].mT[None])[0, : len(hidden_XH)]
 
 
 def rotary_frequencies(config: PretrainedConfig, head_size: int) -> torch.Tensor:
-    """Radians per position, `theta^(−2d/D)`, with Llama 3.1's stretch of the slow ones where the config asks for it.
-
-    Returns:
-        [D / 2] float32.
-    """
+    """[D / 2] float32 radians per position, `theta^(−2d/D)`; with rope_type llama3 the slow ones are divided."""
     rope = config.rope_parameters
     frequency_D = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     if rope["rope_type"] == "default":
         return frequency_D
-    turns_D = rope["original_max_position_embeddings"] * frequency_D / (2 * math.pi)  # within the original context
+    # By the number of turns within the original context, as in transformers' modeling_rope_utils.
+    turns_D = rope["original_max_position_embeddings"] * frequency_D / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     keep_D = ((turns_D - low) / (high - low)).clamp(0, 1)  # 1 for fast rotations, 0 for slow ones, linear between
     return frequency_D * (keep_D + (1 - keep_D) / rope["factor"])

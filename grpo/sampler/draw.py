@@ -1,8 +1,7 @@
 """From logits to tokens, with noise that belongs to a token and not to a machine.
 
-Every uniform number is a hash of (seed, step, prompt, sample, position), so the same text is drawn at any world size,
-in any batch order and on any device, up to floating-point ties in the logits. `top_p` serves evaluation only:
-training samples from the whole distribution, because the policy ratio is taken under it.
+Every uniform number is a hash of (seed, step, prompt, sample, position). So the same text is drawn at any world size,
+in any order and on any device, up to rounding of the logits. Axes: N completions, C blocks of W tokens.
 """
 
 import torch
@@ -10,25 +9,22 @@ import torch.nn.functional as F
 
 from grpo.sampler.pointwise import fused
 
-BLOCK = 128  # tokens whose probabilities are added before the noise is looked up among the sums
+BLOCK = 128  # W: tokens whose probabilities are summed before the noise is looked up among the sums
 
 
 def uniform(
     *, seed: int, step: int, prompt_N: torch.Tensor, sample_N: torch.Tensor, position_N: torch.Tensor
 ) -> torch.Tensor:
-    """One uniform number per key: `u = (h >> 11) · 2⁻⁵³`, `h` the five key parts chained through SplitMix64.
+    """Float64 in [0, 1): `u = (h >> 11) · 2⁻⁵³`, `h` the five parts of the key chained through SplitMix64.
 
     Finalizer and increment: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 13.
 
     Args:
-        seed: the run's seed.
-        step: the training step, so that no two steps share noise.
+        seed: the run's.
+        step: the training step.
         prompt_N: int64 index of the prompt in the step's global batch.
         sample_N: int64 index of the completion within its group.
-        position_N: int64 index of the token within its completion. The three tensors broadcast against each other.
-
-    Returns:
-        Float64 in [0, 1), of the broadcast shape, on the tensors' device.
+        position_N: int64 index of the token within its completion. The three tensors are broadcast.
     """
     hash_N = torch.zeros_like(position_N)
     for part in (seed, step, prompt_N, sample_N, position_N):
@@ -39,16 +35,17 @@ def uniform(
 def sample(
     logits_NV: torch.Tensor, uniform_N: torch.Tensor, *, temperature: float, top_p: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one token per row by inverse CDF: `token = min{v : Σ_{w≤v} p_w > u}`, `p = softmax(logits / temperature)`.
+    """Draw one token each by inverse CDF: `token = min{v : Σ_{w≤v} p_w > u}`, `p = softmax(logits / temperature)`.
 
     Args:
-        logits_NV: [N, V] logits in any float dtype.
-        uniform_N: [N] float64 in [0, 1).
-        temperature: divides the logits; 0 takes the most likely token (log-probabilities are then those at 1).
-        top_p: keep the fewest tokens whose probabilities sum to at least this; 1 keeps all.
+        logits_NV: any float dtype.
+        uniform_N: float64 in [0, 1).
+        temperature: 0 takes the most likely token, with the log-probability at temperature 1.
+        top_p: keep the fewest tokens whose probabilities sum to at least this. For evaluation only: the policy ratio
+            of training is taken under the whole distribution.
 
     Returns:
-        token_N, [N] int64, and its logprob_N, [N] float32, nats, under the distribution it was drawn from.
+        token_N int64, and its logprob_N float32, nats, under the distribution it was drawn from.
     """
     logits_NV = logits_NV.float()
     if temperature == 0:
@@ -65,7 +62,7 @@ def sample(
 def _blocks(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest logit m of each block of the vocabulary, and `Σ exp(logit − m)` over it: one pass."""
     logits_NCW = logits_NV.unflatten(1, (-1, BLOCK))
-    # Finite where a whole block is cut off: -inf less -inf is a NaN.
+    # Finite where top_p leaves nothing of a block: -inf minus -inf is NaN.
     peak_NC = logits_NCW.amax(-1).clamp_(min=torch.finfo(logits_NV.dtype).min)
     return peak_NC, (logits_NCW - peak_NC[..., None]).exp_().sum(-1)
 
@@ -73,8 +70,7 @@ def _blocks(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _inverse_cdf(logits_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The first token up to which the weights `exp(logit − peak)` exceed `u * total`, and its log-probability.
 
-    First the block is found, then the token in it: one pass over the vocabulary, and only block sums in float64. A
-    weight of 0 is never found.
+    First the block is found, then the token in it; so only sums of blocks are float64. A weight of 0 is never found.
     """
     if logits_NV.shape[1] % BLOCK:
         logits_NV = F.pad(logits_NV, (0, -logits_NV.shape[1] % BLOCK), value=-torch.inf)
@@ -89,7 +85,7 @@ def _inverse_cdf(logits_NV: torch.Tensor, uniform_N: torch.Tensor) -> tuple[torc
     token_NW = block_N1 * BLOCK + torch.arange(BLOCK, device=logits_NV.device)
     over_NW = logits_NV.gather(1, token_NW) - peak_N1
     inner_NW = over_NW.exp().double().cumsum(-1)
-    # The block's weights, added in another order, may come to a hair less than its sum in float32.
+    # In float64 the block's weights may sum to a little less than in float32.
     target_N1 = torch.minimum(target_N1 - start_N1, inner_NW[:, -1:] * (1 - 2.0**-52))
     place_N1 = torch.searchsorted(inner_NW, target_N1, right=True)
     logprob_N1 = over_NW.gather(1, place_N1).double() - total_N1.log()
@@ -113,5 +109,5 @@ def _splitmix64(key_N: torch.Tensor) -> torch.Tensor:
 
 
 def _shift_right(key_N: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift: torch's `>>` on int64 copies the sign bit, the mask clears the copies."""
+    """Logical shift: torch's `>>` on int64 copies the sign bit; the mask clears the copies."""
     return (key_N >> bits) & ((1 << (64 - bits)) - 1)

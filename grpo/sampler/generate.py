@@ -1,12 +1,11 @@
-"""The sampling loop: G completions for each prompt, without a collective, so no rank waits for another inside it.
+"""Sampling: G completions for each prompt, without a collective call, so no rank waits for another inside it.
 
-The prefix common to the phase's prompts is read once, each prompt's rest once per group. Rows sit in slots and go
-forward together; a row that finishes leaves its slot to the next pending one at once. The noise belongs to (prompt,
-sample, position), so neither the batch nor its order nor the sharing of the prefix changes the text. Masks come from
-lengths, never from token ids: a sampled end-of-sequence token and the tokens that complete a stop string are part of
-the trajectory.
+What all prompts start with is read once, the rest of a prompt once for its G completions. A fixed number of slots is
+decoded together, and a completion that ends leaves its slot to the next one at once. The noise belongs to (prompt,
+sample, position), so slots, order and sharing do not change the text. Masks come from lengths, never from token ids:
+a sampled end-of-sequence token, and the tokens that complete a stop string, are part of the completion.
 
-One axis beside those of `grpo/types.py`: M, the rows in slots.
+Axes besides those of `grpo/types.py`: M slots in use, X any of the completions.
 """
 
 import time
@@ -26,8 +25,8 @@ from grpo.sampler.slots import Slots, Window
 from grpo.sampler.stopping import StopRule
 from grpo.types import Rollout, RolloutCost
 
-# Steps between two looks at the tokens, and windows of steps under way while one is looked at. A GPU works on the next
-# window meanwhile; what a row samples beyond its end is cut.
+# Steps of a window, after which the host looks at its tokens, and windows that a GPU may work on meanwhile. What a
+# completion samples after its end is dropped.
 STEPS, AHEAD = {"cpu": 1, "cuda": 8}, {"cpu": 0, "cuda": 1}
 
 
@@ -36,29 +35,28 @@ def generate(
     decoder: Decoder, prompts: list[list[int]], *, tokenizer: PreTrainedTokenizerBase, num_generations: int,
     max_completion_length: int, temperature: float, top_p: float = 1.0, stop_token_ids: set[int],
     stop_strings: list[str], seed: int, step: int, prompt_index: list[int], num_slots: int | None = None,
-    share_prefix: bool = True, progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Rollout:
-    """Sample `num_generations` completions for each prompt, until each row stops or is truncated.
+    """Sample G completions for each of B prompts, until each one stops or is truncated.
 
     Args:
-        decoder: the policy's rollout copy; its device does the work.
+        decoder: the policy.
         prompts: B lists of token ids.
         tokenizer: decodes the completions.
         num_generations: G.
-        max_completion_length: tokens after which an unfinished row is truncated, at least 1.
-        temperature: of sampling; 0 is greedy.
-        top_p: as in `sample`, for evaluation.
+        max_completion_length: tokens after which a completion is truncated, at least 1.
+        temperature: divides the logits; 0 is greedy.
+        top_p: see `sample`.
         stop_token_ids: every end-of-sequence id.
-        stop_strings: texts that end a row; the text given to rewards ends before them.
-        seed: key of the noise.
-        step: key of the noise.
-        prompt_index: key of the noise, B indices of the prompts in the step's global batch.
-        num_slots: rows continued at once, which bounds the memory; None: all of them.
-        share_prefix: read what all prompts start with once.
-        progress: called with the numbers of tokens sampled and of rows finished so far, whenever these are known.
+        stop_strings: texts that end a completion and are cut from its text.
+        seed: of the noise, see `uniform`.
+        step: as the seed.
+        prompt_index: as the seed; B indices in the step's global batch.
+        num_slots: completions decoded at the same time, which bounds the memory; None: all of them.
+        progress: called with the numbers of sampled tokens and of finished completions so far.
 
     Returns:
-        The B*G rows, prompt-major, on the CPU.
+        The B*G completions, prompt-major, on the CPU.
 
     Raises:
         ValueError: a prompt is empty.
@@ -69,63 +67,59 @@ def generate(
         if not prompt:
             raise ValueError(f"prompt {index} is empty: a prompt needs at least 1 token")
     device, prompt_index_B = decoder.device.type, torch.tensor(prompt_index, device=decoder.device)
-    num_rows = len(prompts) * num_generations
+    num_completions = len(prompts) * num_generations
     stop = StopRule(tokenizer, stop_token_ids, stop_strings, vocab_size=decoder.config.vocab_size)
-    rows = _Rows(num_rows, max_completion_length)
+    sampled = _Sampled(num_completions, max_completion_length)
     slots = Slots(
-        decoder, prompts, num_slots=min(num_slots or num_rows, num_rows), num_generations=num_generations,
-        room=max_completion_length,
-        noise=lambda row_X: _noise(seed, step, prompt_index_B, num_generations, row_X, max_completion_length),
-        sample=partial(sample, temperature=temperature, top_p=top_p), share_prefix=share_prefix)
+        decoder, prompts, num_slots=min(num_slots or num_completions, num_completions),
+        num_generations=num_generations, room=max_completion_length,
+        noise=lambda index_X: _noise(seed, step, prompt_index_B, num_generations, index_X, max_completion_length),
+        sample=partial(sample, temperature=temperature, top_p=top_p))
     windows: deque[Window] = deque()
-    while rows.num_done < num_rows:
+    while sampled.num_done < num_completions:
         slots.admit()
-        if slots.rows:
+        if slots.completions:
             windows.append(slots.run(STEPS[device]))
-        if len(windows) > AHEAD[device] or not slots.rows:
-            slots.release(rows.append(windows.popleft().wait(), stop))
+        if len(windows) > AHEAD[device] or not slots.completions:
+            slots.release(sampled.append(windows.popleft().wait(), stop))
             pulse.progress()
             stop_request.leave()
             if progress is not None:
-                progress(int(rows.length_N.sum()), rows.num_done)
-    return rows.collect(prompts, stop, slots, time.perf_counter() - start)
+                progress(int(sampled.length_N.sum()), sampled.num_done)
+    return sampled.collect(prompts, stop, slots, time.perf_counter() - start)
 
 
-class _Rows:
-    """What has been sampled so far, every row in its place; in numpy, whose calls cost less where rows are few."""
+class _Sampled:
+    """The N completions so far; in numpy, whose calls cost less than torch's where completions are few."""
 
-    def __init__(self, num_rows: int, room: int) -> None:
-        self.token_NT = np.zeros((num_rows, room), dtype=np.int64)
-        self.logprob_NT = np.zeros((num_rows, room), dtype=np.float32)
-        self.length_N = np.zeros(num_rows, dtype=np.int64)
-        self.done_N = np.zeros(num_rows, dtype=bool)
-        self.truncated_N = np.zeros(num_rows, dtype=bool)
+    def __init__(self, num_completions: int, room: int) -> None:
+        self.token_NT = np.zeros((num_completions, room), dtype=np.int64)
+        self.logprob_NT = np.zeros((num_completions, room), dtype=np.float32)
+        self.length_N = np.zeros(num_completions, dtype=np.int64)
+        self.done_N = np.zeros(num_completions, dtype=bool)
+        self.truncated_N = np.zeros(num_completions, dtype=bool)
         self.num_done = 0
 
     def append(self, window: Window, stop: StopRule) -> list[int]:
-        """Add a window's tokens to its rows, up to where each row ends.
-
-        Returns:
-            The rows that have ended in it.
-        """
-        row_M, ended = window.row_M.numpy(), []
-        alive_M = ~self.done_N[row_M]
-        for token_M, logprob_M in zip(window.token_KM.numpy(), window.logprob_KM.numpy()):
-            row_X, column_X = row_M[alive_M], self.length_N[row_M[alive_M]]
-            self.token_NT[row_X, column_X] = token_M[alive_M]
-            self.logprob_NT[row_X, column_X] = logprob_M[alive_M]
-            self.length_N[row_X] += 1
-            ended_X = stop.ended(self.token_NT, row_X, column_X)
+        """Add a window's tokens to its completions, up to the end of each; returns those that ended in it."""
+        index_M, ended = window.index_M.numpy(), []
+        alive_M = ~self.done_N[index_M]
+        for token_M, logprob_M in zip(window.token_WM.numpy(), window.logprob_WM.numpy()):
+            index_X, column_X = index_M[alive_M], self.length_N[index_M[alive_M]]
+            self.token_NT[index_X, column_X] = token_M[alive_M]
+            self.logprob_NT[index_X, column_X] = logprob_M[alive_M]
+            self.length_N[index_X] += 1
+            ended_X = stop.ended(self.token_NT, index_X, column_X)
             full_X = column_X + 1 == self.token_NT.shape[1]
-            self.truncated_N[row_X] = full_X & ~ended_X
-            ended += row_X[ended_X | full_X].tolist()
+            self.truncated_N[index_X] = full_X & ~ended_X
+            ended += index_X[ended_X | full_X].tolist()
             alive_M[alive_M] = ~(ended_X | full_X)
         self.done_N[ended] = True
         self.num_done += len(ended)
         return ended
 
     def collect(self, prompts: list[list[int]], stop: StopRule, slots: Slots, seconds: float) -> Rollout:
-        """The finished rollout, trimmed to the longest row and zero beyond each row's length."""
+        """The finished rollout, as long as its longest completion, 0 after each completion's end."""
         longest = int(self.length_N.max())
         completions = [token_T[:length].tolist() for token_T, length in zip(self.token_NT, self.length_N)]
         return Rollout(
@@ -142,13 +136,13 @@ class _Rows:
 
 
 def _noise(
-    seed: int, step: int, prompt_index_B: torch.Tensor, num_generations: int, row_X: torch.Tensor, room: int
+    seed: int, step: int, prompt_index_B: torch.Tensor, num_generations: int, index_X: torch.Tensor, room: int
 ) -> torch.Tensor:
-    """[X, room] float64, the uniform number of every token that these rows could sample, on their device."""
+    """[X, room] float64, the uniform number of every token that these completions may sample."""
     return uniform(
         seed=seed,
         step=step,
-        prompt_N=prompt_index_B[row_X // num_generations][:, None],
-        sample_N=(row_X % num_generations)[:, None],
-        position_N=torch.arange(room, device=row_X.device),
+        prompt_N=prompt_index_B[index_X // num_generations][:, None],
+        sample_N=(index_X % num_generations)[:, None],
+        position_N=torch.arange(room, device=index_X.device),
     )

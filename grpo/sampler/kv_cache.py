@@ -1,11 +1,12 @@
-"""The keys and values of a rollout in three parts, and the attention that stores and reads them.
+"""The keys and values of sampling in three parts, and the attention that stores and reads them.
 
 A text is the prefix that all prompts share, then the rest of its prompt, then its own tokens: the prompt's last one and
-what was sampled. The prefix is stored once, a prompt's rest once per group, own tokens once per row, so memory grows
-with what was sampled and not with rows times prompt. Rows sit in slots; a finished row leaves its slot to another.
+the sampled ones. The prefix is stored once, a rest once for each prompt, own tokens once for each completion. So memory
+grows with the sampled tokens, not with completions times prompt. A slot is where a completion is decoded; a place is
+where a prompt's rest is stored.
 
-Axes beside those of decoder.py: Y layers, P prefix tokens, A places for a group's rest, Q room of a rest, S slots,
-M slots in use (always the first ones), T room of a row's own tokens, C = 2 key and value.
+Axes besides those of `grpo/sampler/decoder.py`: Y layers, P prefix tokens, A places, Q room of a rest, S slots, M slots
+in use (always the first ones), T room of a completion's own tokens, C = 2 key and value.
 """
 
 from collections.abc import Callable
@@ -13,23 +14,23 @@ from types import ModuleType
 
 import torch
 
-from grpo.sampler.attention import Part, attend, causal_attention, join
+from grpo.sampler.attention import Part, attend, attend_causally, causal_attention, join
 from grpo.sampler.cpu_attention import Seating, Stored, TreeAttention
 
-HIDDEN = -1e9  # added to the score of what a row does not see; finite, because a rest may be hidden as a whole
+HIDDEN = -1e9  # added to the score of a hidden key; finite, because all keys of a rest may be hidden
 
 Attention = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, heads_XED rotated) -> attention output [X, J*F*D]
 
 
 class KVCache:
-    """Keys and values of one rollout phase; its `*_attention` store a layer's new ones and attend to what is seen.
+    """Keys and values of one phase of sampling. Each `*_attention` stores a layer's new ones and attends to the rest.
 
     Args:
         num_layers: Y.
-        num_heads: J * F of queries, J of keys and values.
+        num_heads: (J * F, J).
         head_size: D.
-        dtype: of the entries.
-        device: of the entries.
+        dtype: of keys and values.
+        device: of keys and values.
         prefix_length: P, may be 0.
         num_places: A.
         rest_room: Q, may be 0.
@@ -47,67 +48,68 @@ class KVCache:
         self.rest_YCAJQD = torch.zeros(num_layers, 2, num_places, self.num_kv_heads, rest_room, head_size, **where)
         self.own_YCSJTD = torch.empty(num_layers, 2, num_slots, self.num_kv_heads, own_room, head_size, **where)
         self.prefix = _by_layer(self.prefix_YCJPD[:, :, None])
-        self.fused = device.type == "cuda"  # attend in a kernel that reads the lengths on the device
-        self.num_clean = own_room if self.fused else 0  # columns of own_YCSJTD that may be read
+        self.fused = device.type == "cuda"  # attend with the Triton kernel
+        self.num_clean = own_room if self.fused else 0  # columns of own_YCSJTD that hold no NaN
         self.length_A = torch.zeros(num_places, dtype=torch.int64, device=device)  # tokens of the rests
         self.slot_S = torch.arange(num_slots, device=device)
         self.place_S = torch.zeros_like(self.slot_S)
-        self.column_S = torch.zeros_like(self.slot_S)  # own tokens stored
-        self.tree: TreeAttention | None = None  # until rows or rests change places
+        self.column_S = torch.zeros_like(self.slot_S)  # the next own token's
+        self.tree: TreeAttention | None = None  # until a slot or a place changes
 
     def nbytes(self) -> int:
-        """Bytes of all entries."""
+        """Bytes of all keys and values."""
         return self.prefix_YCJPD.nbytes + self.rest_YCAJQD.nbytes + self.own_YCSJTD.nbytes
 
     def seat(self, slot_X: torch.Tensor, place_X: torch.Tensor) -> None:
-        """Start new rows in these slots, continuing the prompts in these places."""
+        """Start new completions in these slots, of the prompts in these places."""
         self.place_S[slot_X] = place_X
         self.column_S[slot_X] = 0
         self.tree = None
 
     def move_slot(self, source: int, target: int) -> None:
-        """Give a row another slot."""
+        """Give a completion another slot."""
         own_YCSJTD = self.own_YCSJTD[..., : self.num_clean, :]
         own_YCSJTD[:, :, target] = own_YCSJTD[:, :, source]
         self.place_S[target], self.column_S[target] = self.place_S[source], self.column_S[source]
         self.tree = None
 
     def move_place(self, source: int, target: int) -> None:
-        """Give a prompt's rest, and the rows that continue it, another place."""
+        """Give a prompt's rest another place; its completions follow it."""
         self.rest_YCAJQD[:, :, target] = self.rest_YCAJQD[:, :, source]
         self.length_A[target] = self.length_A[source]
         self.place_S.masked_fill_(self.place_S == source, target)
         self.tree = None
 
     def positions(self, num_slots: int) -> torch.Tensor:
-        """[M] int64 position of each row's next own token."""
+        """[M] int64 position of each completion's next own token."""
         return self.prefix_length + self.length_A[self.place_S[:num_slots]] + self.column_S[:num_slots]
 
     def advance(self, num_slots: int) -> None:
-        """Count the token that every layer has stored by now; a row that has no room left stays where it is."""
+        """Count the token that every layer has stored; a completion without room stays at its last column."""
         self.column_S[:num_slots].add_(1).clamp_(max=self.own_YCSJTD.shape[4] - 1)
 
     def prefix_attention(self, layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
-        """Store the prefix, not the padding behind it; causal attention within it."""
+        """Store the prefix without the padding after it; causal attention within it."""
         self.prefix_YCJPD[layer] = self._split(heads_XED[: self.prefix_length])[1].movedim(0, 2)
         return causal_attention(heads_XED, 1, self.num_kv_heads)
 
     def rest_attention(self, place_X: torch.Tensor) -> Attention:
-        """Attention for rests of equal (padded) length, stored in these places: to the prefix and to themselves.
-
-        Causality hides the padding from real tokens, which all lie left of it; what of it has no room is not stored.
-        """
+        """Attention for rests padded to one length, stored in these places: to the prefix and to themselves."""
 
         def attention(layer: int, heads_XED: torch.Tensor) -> torch.Tensor:
             query_XJFD, pair_XCJD = self._split(heads_XED)
+            # Padding comes last: causality hides it from real tokens, and what has no room is not stored.
             pair_CAJQD = pair_XCJD.unflatten(0, (len(place_X), -1)).permute(2, 0, 3, 1, 4)
             num_shared, room = query_XJFD.shape[2], self.rest_YCAJQD.shape[4]
             self.rest_YCAJQD[layer][:, place_X, :, : pair_CAJQD.shape[3]] = pair_CAJQD[..., :room, :]
             query_AHQD = query_XJFD.flatten(1, 2).unflatten(0, (len(place_X), -1)).transpose(1, 2)
             key, value = pair_CAJQD.repeat_interleave(num_shared, dim=2)
-            itself = (part.flatten(0, 1).unflatten(1, (self.num_kv_heads, -1)).transpose(1, 2)
-                      for part in attend(query_AHQD, key, value, causal=True))
-            return _joined([tuple(itself), *self._attend_prefix(layer, query_XJFD)], heads_XED.dtype)
+            within = (attend_causally(query_AHQD, key, value) if self.fused
+                      else attend(query_AHQD, key, value, causal=True))
+            itself = (part.flatten(0, 1).unflatten(1, (self.num_kv_heads, -1)).transpose(1, 2) for part in within)
+            outs, lse = zip(tuple(itself), *self._attend_prefix(layer, query_XJFD))
+            joined_XFJD = join(outs, torch.stack(lse))
+            return joined_XFJD.to(heads_XED.dtype).transpose(1, 2).flatten(1)
 
         return attention
 
@@ -119,7 +121,7 @@ class KVCache:
                 *self._split(heads_MED), prefix_CJPD=self.prefix_YCJPD[layer], rest_CAJQD=self.rest_YCAJQD[layer],
                 length_A=self.length_A, place_M=place_M, own_CSJTD=self.own_YCSJTD[layer], column_M=column_M,
             ).flatten(1)
-        if self.tree is None or self.tree.num_rows != num_slots:
+        if self.tree is None or self.tree.num_slots != num_slots:
             self.tree = self._new_tree(place_M)
         tree = self.tree
         tree.own.bias, num_own = self._visible(column_M)
@@ -138,9 +140,9 @@ class KVCache:
         return attention
 
     def _visible(self, column_M: torch.Tensor) -> tuple[torch.Tensor | None, int]:
-        """What hides the columns a row has not reached, None where all rows are equally long; and the longest."""
+        """The bias that hides columns not reached yet (None: all slots are at the same one), and the longest length."""
         num_own = int(column_M.max()) + 1
-        if num_own > self.num_clean:  # a hidden column counts 0 times, and 0 times a NaN is a NaN
+        if num_own > self.num_clean:  # a hidden column has weight 0, but 0 times NaN is NaN
             self.own_YCSJTD[..., self.num_clean : num_own, :].zero_()
             self.num_clean = num_own
         if int(column_M.min()) + 1 == num_own:
@@ -155,7 +157,7 @@ class KVCache:
         return query_XJFD, heads_XED[:, num_query:].unflatten(1, (2, -1))
 
     def _attend_prefix(self, layer: int, query_XJFD: torch.Tensor) -> list[Part]:
-        """Out [X, F, J, D] and lse [X, F, J]; nothing where there is no prefix."""
+        """Parts with out [X, F, J, D] and lse [X, F, J]; none without a prefix."""
         if not self.prefix_length:
             return []
         if self.fused:
@@ -166,7 +168,6 @@ class KVCache:
         return [(out[0].unflatten(0, shape), lse[0].unflatten(0, shape))]
 
     def _new_tree(self, place_M: torch.Tensor) -> TreeAttention:
-        """The attention of rows that continue the prompts in these places."""
         seats = Seating(place_M)
         padding_AQ = torch.arange(self.rest_YCAJQD.shape[4]) >= self.length_A[: seats.num_places, None]
         return TreeAttention(
@@ -177,17 +178,12 @@ class KVCache:
 
 
 def _by_layer(pair_YCXJLD: torch.Tensor) -> Stored:
-    """Views of each layer's keys and values, [X, J, L, D], as `attend` takes them; L tokens of X texts are stored."""
+    """Views [X, J, L, D] of each layer's keys and values, of X texts with L tokens."""
     return [tuple(pair_CXJLD.unbind()) for pair_CXJLD in pair_YCXJLD.unbind()]
 
 
-def _joined(parts: list[Part], dtype: torch.dtype) -> torch.Tensor:
-    """[X, J*F*D] the output heads in their order, from parts [X, F, J, D]."""
-    return join(parts).to(dtype).transpose(1, 2).flatten(1)
-
-
 def kernel() -> ModuleType:
-    """The kernel; it imports Triton, which not every machine without a GPU has."""
+    """The Triton kernel, imported late: a machine without a GPU may lack Triton."""
     from kernels import decode_attention
 
     return decode_attention

@@ -1,11 +1,9 @@
-"""Linear modules that read the same input, as one matrix product, with their LoRA branches beside it.
+"""Linear modules that read the same input, as one matrix product, with their LoRA branches.
 
-A decoder step at small batch is bound by how many products it runs and how many bytes of weights it reads, so the
-projections to query, key and value are one product, and so are gate and up; the A of their branches are further columns
-of it. They are stored as [I, O], not as transformers stores them: for few rows a CPU multiplies that up to a third
-faster.
+A step of few slots costs what its number of products and its bytes of weights cost. So query, key and value are one
+product, and so are gate and up; the A of their branches are more columns of it.
 
-Axes beside those of `grpo/types.py`: I inputs, O outputs of all modules together, R rank of all branches together,
+Axes besides those of `grpo/types.py`: I inputs, O outputs of all modules together, R rank of all branches together,
 Z = O + R, X any batch.
 """
 
@@ -17,29 +15,26 @@ import torch.nn.functional as F
 
 
 class PackedWeight(NamedTuple):
-    """A weight [O, I] in 4 bits: its bytes, bitsandbytes' scales, and the type it unpacks to."""
+    """A weight [O, I] in 4 bits, as bitsandbytes stores it; `dtype` of the unpacked weight."""
 
     data: torch.Tensor
     quant_state: Any
     dtype: torch.dtype
 
     def unpack(self) -> torch.Tensor:
-        """[O, I] what the bytes stand for."""
+        """The weight [O, I]."""
         return bnb.functional.dequantize_4bit(self.data, self.quant_state).to(self.dtype)
 
 
-# On a CPU a product has a multiple of so many rows: up to 128 a row's bits then do not depend on how many others there
-# are (seen with MKL; not promised).
+# On a CPU the inputs of a product are padded to a multiple: up to 128, a result's bits then do not depend on how many
+# others there are (observed with MKL, not guaranteed).
 ROWS = 8
 
 
 class Blocks:
-    """A wide frozen float32 weight in blocks of columns, each of which fits a CPU's cache, for products with few rows.
+    """A wide frozen float32 weight in blocks of columns that fit a CPU's cache.
 
-    Measured with 16 rows: 1.3 times as fast as [I, O] for 1,536 x 256, 1.5 times for a head of 8,192 x 256.
-
-    Args:
-        weight_OI: [O, I], O a multiple of COLUMNS.
+    Measured with 16 inputs: 1.3 times as fast as [I, O] for 1,536 x 256, 1.5 times for a head of 8,192 x 256.
     """
 
     COLUMNS, FEWEST = 256, 4
@@ -50,7 +45,7 @@ class Blocks:
 
     @classmethod
     def serves(cls, device: torch.device, dtype: torch.dtype, num_outputs: int) -> bool:
-        """Is a weight of so many outputs faster this way?"""
+        """Whether a weight with this number of outputs is faster in blocks."""
         wide = num_outputs % cls.COLUMNS == 0 and num_outputs >= cls.FEWEST * cls.COLUMNS
         return device.type == "cpu" and dtype == torch.float32 and wide
 
@@ -70,20 +65,19 @@ Branch = tuple[torch.Tensor, torch.Tensor, float]  # A [R, I], B [O, R] and the 
 
 
 class JoinedLinear:
-    """`y = x Wᵀ + b + scaling · (x Aᵀ) Bᵀ`, W and A stacked over the modules, B block-diagonal. Owns its tensors.
+    """`y = x Wᵀ + b + scaling · (x Aᵀ) Bᵀ` (Hu et al. 2021, arXiv 2106.09685), W and A stacked, B block-diagonal.
 
     Args:
         names: modules in the order of their outputs.
         weight: "<module>.weight" and, where it has one, "<module>.bias" of each.
-        lora: branches by module, all of one scaling; modules without one are left out.
-        form: "lora" as above. "merged": `x (W + scaling · B A)ᵀ + b`, computed anew by `merge`: one product, but W is
-            held twice, and in bfloat16 the sum is rounded. "nf4": packed weights stay packed and are unpacked in every
-            forward: slower, and small.
-        frozen: the weights never change, so they need no place in `tensors()` and may lie in blocks.
+        lora: branches by module, all of one scaling.
+        form: "lora" as above. "merged": `x (W + scaling · B A)ᵀ + b` is one product, but W is stored twice, and in
+            bfloat16 the sum is rounded. "nf4": packed weights are unpacked in every forward: slow but small.
+        frozen: the weights never change, so `tensors()` leaves them out and they may be stored in blocks.
     """
 
     def __init__(
-        self, names: list[str], weight: dict[str, Weight], lora: dict[str, Branch], *, form: str, frozen: bool = False
+        self, names: list[str], weight: dict[str, Weight], lora: dict[str, Branch], *, form: str, frozen: bool
     ) -> None:
         assert form in FORMS, form
         parts = [weight[f"{name}.weight"] for name in names]
@@ -97,8 +91,9 @@ class JoinedLinear:
         self.num_inputs, self.num_outputs = whole[0].shape[1], width
         lora = {name: lora[name] for name in names if name in lora}
         self.holds_weight = not self.packed and self.blocks is None
+        # Stored as [I, O], which a CPU multiplies with few inputs up to a third faster than [O, I].
         columns = [*(whole if self.holds_weight else []), *(A_RI for A_RI, _, _ in lora.values())]
-        self.weight_IZ = torch.cat(columns).T.contiguous() if columns else None  # A alone where W is elsewhere
+        self.weight_IZ = torch.cat(columns).T.contiguous() if columns else None  # only A where W is elsewhere
         self.has_bias = {name for name in names if f"{name}.bias" in weight}
         self.bias_Z = None
         if self.has_bias:
@@ -120,7 +115,7 @@ class JoinedLinear:
 
     @property
     def weight_IO(self) -> torch.Tensor:
-        """W, where `weight_IZ` holds it."""
+        """W, where `holds_weight`."""
         return self.weight_IZ[:, : self.num_outputs]
 
     @property
@@ -129,7 +124,7 @@ class JoinedLinear:
         return self.weight_IZ[:, self.num_outputs if self.holds_weight else 0 :]
 
     def __call__(self, x_XI: torch.Tensor) -> torch.Tensor:
-        """[X, O], maybe a view of a wider tensor."""
+        """[X, O], possibly a view of a wider tensor."""
         if self.holds_weight and self.merged_IO is None:
             y_XO = _product(x_XI, self.weight_IZ, self.bias_Z)
         else:
@@ -146,13 +141,13 @@ class JoinedLinear:
         return y_XO[:, : self.num_outputs].addmm_(inner_XR, self.B_RO, alpha=self.scaling)
 
     def merge(self) -> None:
-        """Take over what has been copied into `tensors()`, in the merged form."""
+        """See `Decoder.merge`."""
         if self.merged_IO is not None:
             factors = (self.A_IR.float(), self.B_RO.float())
             self.merged_IO.copy_(torch.addmm(self.weight_IO.float(), *factors, alpha=self.scaling))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Views of each module's own tensors by name, branches as "<module>.lora_A.weight", for `copy_`."""
+        """See `Decoder.tensors`."""
         views = {}
         for name, row in self.row.items():
             if self.holds_weight:
@@ -165,12 +160,12 @@ class JoinedLinear:
         return views
 
     def nbytes(self) -> int:
-        """Bytes of everything held."""
-        held = [getattr(self, name) for name in STACKED] + [part.data for part in self.packed] + [self.blocks]
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+        """Bytes of all tensors."""
+        stored = [getattr(self, name) for name in STACKED] + [part.data for part in self.packed] + [self.blocks]
+        return sum(tensor.nbytes for tensor in stored if tensor is not None)
 
     def move(self, device: torch.device | str) -> None:
-        """Move the stacked tensors; what is packed or in blocks stays where it is."""
+        """Move the stacked tensors; packed weights and blocks stay where they are."""
         for name in STACKED:
             tensor = getattr(self, name)
             setattr(self, name, None if tensor is None else tensor.to(device))
@@ -183,7 +178,7 @@ def _product(x_XI: torch.Tensor, weight_IO: torch.Tensor, bias_O: torch.Tensor |
 
 
 def padded(x_XI: torch.Tensor) -> torch.Tensor:
-    """The rows; on a CPU with rows of zeros up to a multiple of ROWS."""
+    """The inputs, on a CPU with zeros up to a multiple of ROWS."""
     spare = -len(x_XI) % ROWS if x_XI.device.type == "cpu" else 0
     return F.pad(x_XI, (0, 0, 0, spare)) if spare else x_XI
 

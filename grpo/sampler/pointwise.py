@@ -1,4 +1,4 @@
-"""What the decoder computes between two matrix products; on a GPU each of these functions is one kernel."""
+"""What the model computes between two matrix products; on a GPU each of these functions is one kernel."""
 
 import functools
 from collections.abc import Callable
@@ -9,13 +9,12 @@ import torch.nn.functional as F
 
 
 def allow_recompiling() -> None:
-    """Let torch.compile make a version of a function for each of many shapes; beyond its limit it compiles no more."""
+    """Let torch.compile make a version of a function for each of many shapes; beyond its limit it stops compiling."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function; on a GPU compiled, so that it launches one kernel: at its first call for those sizes, at another
-    number of rows once more for all."""
+    """The function, on a GPU compiled to one kernel: at the first call, and once more when its first axis changes."""
     allow_recompiling()
     compiled = torch.compile(function)
 
@@ -27,10 +26,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rms_norm(x: torch.Tensor, weight_H: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers.
-
-    On a CPU a number among tensors costs a call more, therefore eps is a float32 tensor [].
-    """
+    """`weight · x / √(mean x² + eps)` in float32, rounded before the weight is applied, as in transformers."""
     x_float = x.float()
     square_X1 = (x_float * x_float).sum(-1, keepdim=True)
     scale_X1 = torch.add(eps, square_X1, alpha=1 / x.shape[-1]).rsqrt_()
@@ -57,11 +53,8 @@ def swiglu(gate_up_XI: torch.Tensor) -> torch.Tensor:
 def rotate(heads_XED: torch.Tensor, cos_X1D: torch.Tensor, signed_sin_X1D: torch.Tensor, num_kv: int) -> torch.Tensor:
     """Rotary embedding in the half-split layout, `x · cos + (−x₂, x₁) · sin` (Su et al. 2021, equation 34).
 
-    Args:
-        heads_XED: [X, E, D] heads; the last num_kv, the values, stay as they are. On a CPU changed in place.
-        cos_X1D: [X, 1, D].
-        signed_sin_X1D: [X, 1, D], −sin in its first half.
-        num_kv: J.
+    The last num_kv heads, the values, stay as they are. `signed_sin_X1D` is −sin in its first half. On a CPU the heads
+    are changed in place.
     """
     turned = heads_XED[:, :-num_kv]
     swapped = turned.roll(turned.shape[-1] // 2, -1)

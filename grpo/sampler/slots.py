@@ -1,8 +1,9 @@
-"""Which samples are being continued now: a fixed number of slots, refilled as rows finish.
+"""Which completions are decoded now: a fixed number of slots, refilled as completions end.
 
-The slots in use are always the first ones, so a step is one dense batch. The prompt's last token is not read with the
-prompt: it is the first own token of each row that continues it, so a new row enters like any other and needs no logits
-of its own.
+The slots in use are always the first ones, so a step is one dense batch. A prompt's last token is not read with the
+prompt: it is the first own token of each of its completions. So a new completion starts with an ordinary step.
+
+Axes besides those of `grpo/sampler/kv_cache.py`: W steps of a window.
 """
 
 import time
@@ -20,18 +21,18 @@ Sample = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor
 
 
 class Window(NamedTuple):
-    """What some rows have sampled in some consecutive steps; on a GPU it is valid once `wait` has returned.
+    """What some completions sampled in W consecutive steps; after a GPU's work it is valid once `wait` has returned.
 
     Args:
-        row_M: [M] int64 the rows, on the CPU.
-        token_KM: [K, M] int64 tokens of the K steps.
-        logprob_KM: [K, M] float32, nats.
+        index_M: [M] int64 index n of each completion, on the CPU.
+        token_WM: [W, M] int64.
+        logprob_WM: [W, M] float32, nats.
         event: of the copies to the CPU.
     """
 
-    row_M: torch.Tensor
-    token_KM: torch.Tensor
-    logprob_KM: torch.Tensor
+    index_M: torch.Tensor
+    token_WM: torch.Tensor
+    logprob_WM: torch.Tensor
     event: torch.cuda.Event | None
 
     def wait(self) -> "Window":
@@ -42,30 +43,29 @@ class Window(NamedTuple):
 
 
 class Slots:
-    """The rows in the batch, the keys and values of what they have said, and the step that continues them.
+    """The completions being decoded, their keys and values, and the step that gives each one more token.
 
     Args:
-        decoder: does the work, on its device.
+        decoder: the policy; its device does the work.
         prompts: B lists of token ids, none empty.
-        num_slots: S, rows continued at once.
-        num_generations: G rows for each prompt, prompt-major.
-        room: completion tokens of the longest row.
-        noise: the uniform numbers [X, room] of some rows, given their numbers on the decoder's device.
+        num_slots: S.
+        num_generations: G completions for each prompt, prompt-major.
+        room: tokens of the longest completion.
+        noise: from index_X, on the decoder's device, to the uniform numbers [X, room] of these completions.
         sample: from logits_MV and uniform_M to tokens and their log-probs.
-        share_prefix: read what all prompts start with once.
     """
 
     def __init__(
         self, decoder: Decoder, prompts: list[list[int]], *, num_slots: int, num_generations: int, room: int,
-        noise: Callable[[torch.Tensor], torch.Tensor], sample: Sample, share_prefix: bool,
+        noise: Callable[[torch.Tensor], torch.Tensor], sample: Sample,
     ) -> None:
         self.decoder, self.prompts, self.num_generations, self.noise = decoder, prompts, num_generations, noise
         self.num_slots = num_slots
         self.pending = deque(range(len(prompts) * num_generations))
-        self.rows: list[int] = []  # in slots 0, 1, 2, ...
-        self.places: list[int] = []  # groups in places 0, 1, 2, ...
+        self.completions: list[int] = []  # index n of the completion in slots 0, 1, 2, ...
+        self.places: list[int] = []  # index b of the prompt in places 0, 1, 2, ...
         self.unfinished = [num_generations] * len(prompts)
-        shared = common_prefix_length(prompts) if share_prefix else 0
+        shared = common_prefix_length(prompts)
         self.cache = decoder.new_cache(
             prefix_length=shared, num_places=min(num_slots, len(prompts)),
             rest_room=max(map(len, prompts)) - shared - 1, num_slots=num_slots, own_room=room)
@@ -80,80 +80,76 @@ class Slots:
             self._timed(lambda: decoder.read_prefix(self.cache, prompts[0][:shared]))
 
     def admit(self) -> None:
-        """Let pending rows into the free slots, after reading the prompts that are new."""
-        free = range(len(self.rows), min(self.num_slots, len(self.rows) + len(self.pending)))
+        """Give the free slots to pending completions, after reading the prompts that are new."""
+        free = range(len(self.completions), min(self.num_slots, len(self.completions) + len(self.pending)))
         if not free:
             return
-        rows = [self.pending.popleft() for _ in free]
-        groups = [row // self.num_generations for row in rows]
+        indices = [self.pending.popleft() for _ in free]
+        prompts = [index // self.num_generations for index in indices]
         present = set(self.places)
-        new = [group for group in dict.fromkeys(groups) if group not in present]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in present]
         if new:
-            rests = [self.prompts[group][self.cache.prefix_length : -1] for group in new]
+            rests = [self.prompts[prompt][self.cache.prefix_length : -1] for prompt in new]
             places = list(range(len(self.places), len(self.places) + len(new)))
             self.places += new
             self._timed(lambda: self.decoder.read_rests(self.cache, places, rests))
-        self.rows += rows
-        place_of = {group: place for place, group in enumerate(self.places)}
+        self.completions += indices
+        place_of = {prompt: place for place, prompt in enumerate(self.places)}
         slot_X = self._tensor(free)
-        self.cache.seat(slot_X, self._tensor(place_of[group] for group in groups))
-        self.token_S[slot_X] = self._tensor(self.prompts[group][-1] for group in groups)
-        self.uniform_ST[slot_X] = self.noise(self._tensor(rows))
+        self.cache.seat(slot_X, self._tensor(place_of[prompt] for prompt in prompts))
+        self.token_S[slot_X] = self._tensor(self.prompts[prompt][-1] for prompt in prompts)
+        self.uniform_ST[slot_X] = self.noise(self._tensor(indices))
 
     def run(self, num_steps: int) -> Window:
-        """Continue every row in a slot by so many tokens, without waiting for a GPU to do it."""
-        num_rows = len(self.rows)
-        width = self.replay.width(num_rows, self.num_slots)
+        """Sample this number of tokens for every slot in use; does not wait for a GPU."""
+        num_used = len(self.completions)
+        width = self.replay.width(num_used, self.num_slots)
         device = self.decoder.device
-        token_KM = torch.empty(num_steps, num_rows, dtype=torch.int64, device=device)
-        logprob_KM = torch.empty(num_steps, num_rows, device=device)
-        for k in range(num_steps):
+        token_WM = torch.empty(num_steps, num_used, dtype=torch.int64, device=device)
+        logprob_WM = torch.empty(num_steps, num_used, device=device)
+        for w in range(num_steps):
             self.replay(self._step, width)
-            token_KM[k], logprob_KM[k] = self.token_S[:num_rows], self.logprob_S[:num_rows]
+            token_WM[w], logprob_WM[w] = self.token_S[:num_used], self.logprob_S[:num_used]
         self.num_steps += num_steps
         event = None
         if device.type == "cuda":
-            token_KM, logprob_KM = (_to_host(tensor) for tensor in (token_KM, logprob_KM))
+            token_WM, logprob_WM = (_to_host(tensor) for tensor in (token_WM, logprob_WM))
             event = torch.cuda.Event()
             event.record()
-        return Window(torch.tensor(self.rows), token_KM, logprob_KM, event)
+        return Window(torch.tensor(self.completions), token_WM, logprob_WM, event)
 
     def release(self, finished: Iterable[int]) -> None:
-        """Take finished rows out, and prompts that nobody continues; the last ones move into the gaps."""
-        for row in finished:
-            slot, last = self.rows.index(row), len(self.rows) - 1
+        """Free the slots of finished completions and the places of finished prompts; the last ones fill the gaps."""
+        for index in finished:
+            slot, last = self.completions.index(index), len(self.completions) - 1
             if slot != last:
-                self._move_slot(last, slot)
-            self.rows.pop()
-            group = row // self.num_generations
-            self.unfinished[group] -= 1
-            if self.unfinished[group] == 0:
-                place, last = self.places.index(group), len(self.places) - 1
+                self.cache.move_slot(last, slot)
+                for state in (self.completions, self.token_S, self.uniform_ST):
+                    state[slot] = state[last]
+            self.completions.pop()
+            prompt = index // self.num_generations
+            self.unfinished[prompt] -= 1
+            if self.unfinished[prompt] == 0:
+                place, last = self.places.index(prompt), len(self.places) - 1
                 if place != last:
                     self.cache.move_place(last, place)
                     self.places[place] = self.places[last]
                 self.places.pop()
 
-    def _move_slot(self, source: int, target: int) -> None:
-        self.rows[target] = self.rows[source]
-        self.cache.move_slot(source, target)
-        for state in (self.token_S, self.uniform_ST):
-            state[target] = state[source]
-
     @torch.inference_mode()
     def _step(self, width: int) -> None:
-        """One token for the first `width` slots, all in place: what a CUDA graph can hold."""
+        """One token for the first `width` slots; works in place, so that a CUDA graph can record it."""
         column_M = self.cache.column_S[:width].clone()
         logits_MV = self.decoder.step(self.cache, self.token_S[:width])
         uniform_M = self.uniform_ST[:width].gather(1, column_M[:, None])[:, 0]
         self.token_S[:width], self.logprob_S[:width] = self.sample(logits_MV, uniform_M)
 
     def prefill_s(self) -> float:
-        """Seconds of reading prompts so far; waits for a GPU."""
+        """Seconds of reading prompts so far; waits for the GPU."""
         return sum(mark() for mark in self.prefills)
 
     def _timed(self, read: Callable[[], None]) -> None:
-        """Read prompts, and note how to tell the seconds, which a GPU knows only later."""
+        """Read prompts and remember how to get the seconds: a GPU knows them only later."""
         if self.decoder.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -171,5 +167,5 @@ class Slots:
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU that does not wait for the GPU, which only page-locked memory allows."""
+    # Only a copy into page-locked memory does not wait for the GPU.
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

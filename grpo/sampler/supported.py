@@ -1,14 +1,14 @@
-"""What the decoder implements. Imports no torch, so that `--plan` answers at once."""
+"""What the sampler implements. Imports no torch, so that `--plan` answers at once."""
 
 from typing import Any
 
 MODEL_TYPES = ("qwen2", "qwen3", "llama")
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PREFILL_TOKENS = 4096  # of one forward over the prompts' rests: bounds its activations
+PREFILL_TOKENS = 4096  # of one forward over the rests of prompts: bounds its activations
 
 
 def check_supported(config: Any) -> None:
-    """Refuse what the decoder would silently compute wrong.
+    """Refuse what the sampler would silently compute wrong.
 
     Args:
         config: a transformers config, or one that was read without transformers.
@@ -17,11 +17,11 @@ def check_supported(config: Any) -> None:
         ValueError: what the config asks for, and what is implemented.
     """
     if config.model_type not in MODEL_TYPES:
-        raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}: no decoder for it")
+        raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ValueError("use_sliding_window=True is not implemented in the decoder; set use_sliding_window to False")
+        raise ValueError("use_sliding_window=True is not implemented in the sampler; set use_sliding_window to False")
     if config.rope_parameters["rope_type"] not in ("default", "llama3"):
         rope_type = config.rope_parameters["rope_type"]
-        raise ValueError(f"rope_type={rope_type!r} is not implemented in the decoder; use 'default' or 'llama3'")
+        raise ValueError(f"rope_type={rope_type!r} is not implemented in the sampler; use 'default' or 'llama3'")
     if config.hidden_act != "silu":
-        raise ValueError(f"hidden_act={config.hidden_act!r} is not implemented in the decoder; use 'silu'")
+        raise ValueError(f"hidden_act={config.hidden_act!r} is not implemented in the sampler; use 'silu'")

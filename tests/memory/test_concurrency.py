@@ -38,7 +38,7 @@ def test_a_slot_is_its_tokens_its_logits_its_noise_and_its_activations(decoder):
 def cache_bytes(decoder: Decoder, prompts: list[list[int]], *, num_slots: int, num_generations: int) -> int:
     """Bytes of keys and values that a rollout with room for 20 tokens makes room for."""
     slots = Slots(
-        decoder, prompts, num_slots=num_slots, num_generations=num_generations, room=20, share_prefix=True,
+        decoder, prompts, num_slots=num_slots, num_generations=num_generations, room=20,
         noise=lambda row_X: torch.zeros(len(row_X), 20), sample=lambda *_: None)
     return slots.cache.nbytes()
 

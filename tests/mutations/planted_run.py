@@ -93,6 +93,14 @@ KV_CACHE = [
     ("the padding of a rest is seen", "bias_A11Q=(padding_AQ * HIDDEN)", "bias_A11Q=(padding_AQ * 0.0)"),
     ("columns that a row has not reached are seen", "(hidden_MT * HIDDEN)", "(hidden_MT * 0.0)"),
 ]
+POINTWISE = [
+    ("the norm not rounded before its weight", "(x_float * scale_X1).to(x.dtype).mul_(weight_H)",
+     "(x_float * scale_X1).mul_(weight_H).to(x.dtype)"),
+    ("silu not rounded", "F.silu(gate_XI).mul_(up_XI)", "F.silu(gate_XI.float()).mul_(up_XI).to(up_XI.dtype)"),
+]
+LINEAR = [
+    ("the bias added after rounding", "torch.addmm(bias_O, rows_XI, weight_IO)", "(rows_XI @ weight_IO).add_(bias_O)"),
+]
 
 RUN_GROUPS = [
     ("grpo/loading/adapter.py", ("test_adapter.py",), ADAPTER),
@@ -108,4 +116,6 @@ RUN_GROUPS = [
     ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),
     ("grpo/run/examples.py", ("test_run.py",), RUN),
     ("grpo/sampler/kv_cache.py", ("test_kv_cache.py",), KV_CACHE),
+    ("grpo/sampler/pointwise.py", ("test_decoder.py",), POINTWISE),
+    ("grpo/sampler/linear.py", ("test_decoder.py",), LINEAR),
 ]

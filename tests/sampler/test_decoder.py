@@ -1,15 +1,17 @@
-"""The decoder against transformers and peft on random models in float32, cached against plain. About 8 s on a CPU."""
+"""The sampler's model against transformers and peft on random models, cached against plain. About 15 s on a CPU."""
 
 import copy
 
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_models import decoder_of, tiny_llama, tiny_qwen2, tiny_qwen3
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, Qwen2Config
 
 from grpo.sampler.decoder import Decoder
+from grpo.sampler.linear import JoinedLinear
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -46,16 +48,28 @@ def test_logits_equal_transformers(name):
     torch.testing.assert_close(decoder_of(model).logits(token_NL), reference(model, token_NL), atol=1e-4, rtol=0)
 
 
+def module_by_module(linear: JoinedLinear, x_XI: torch.Tensor) -> torch.Tensor:
+    """The products that transformers computes: one for each module, with its weight as [O, I]."""
+    biases = [None if linear.bias_Z is None else linear.bias_Z[outputs].clone() for outputs in linear.row.values()]
+    weights = [linear.weight_IO[:, outputs].T.contiguous() for outputs in linear.row.values()]
+    return torch.cat([F.linear(x_XI, weight_OI, bias_O) for weight_OI, bias_O in zip(weights, biases)], dim=-1)
+
+
 @pytest.mark.parametrize("build", [tiny_qwen2, tiny_qwen3, tiny_llama])
-def test_bfloat16_rounds_where_transformers_does_and_only_keeps_the_logits_finer(build):
+def test_bfloat16_rounds_where_transformers_does_and_only_keeps_the_logits_finer(monkeypatch, build):
+    """A CPU sums products of other shapes in another order: few of them round differently, but later layers spread it."""
     token_NL = tokens(2, 100)
     model = build()
     for parameter in model.parameters():  # not model.bfloat16(), which would also round the rotary frequencies
         parameter.data = parameter.data.bfloat16()
     truth = reference(copy.deepcopy(model).float(), token_NL)
     theirs, ours = reference(model, token_NL), decoder_of(model).logits(token_NL)
-    assert (ours.bfloat16() == theirs).float().mean() > 0.999
-    assert (ours - truth).abs().mean() < (theirs - truth).abs().mean()
+    error = (theirs - truth).abs().mean()
+    assert (ours - truth).abs().mean() < error
+    # At most 0.13 of the error on an AVX2 CPU. One rounding forgotten, in silu alone, is 0.5; in each norm it is 1.1.
+    assert (ours - theirs).abs().mean() < 0.25 * error
+    monkeypatch.setattr(JoinedLinear, "__call__", module_by_module)
+    assert (decoder_of(model).logits(token_NL).bfloat16() == theirs).float().mean() > 0.999
 
 
 def lora_model(build, form: str = "lora", **options) -> tuple[torch.nn.Module, Decoder]:
@@ -92,8 +106,8 @@ def test_rank_stabilised_scaling_is_taken_from_the_module():
     [(build, num_prefix, False) for build in (tiny_qwen2, tiny_qwen3, tiny_llama) for num_prefix in (0, 1, 11)]
     + [(tiny_qwen2, 0, True), (tiny_qwen3, 11, True)])
 def test_cached_logits_equal_plain_logits_while_rows_come_and_go(build, num_prefix, fused):
-    """Fused is a GPU's way, here in Triton's interpreter."""
-    decoder = decoder_of(build())
+    """Fused is how a GPU attends, here in Triton's interpreter, which is slow: 13 steps instead of 20."""
+    decoder = decoder_of(build(num_hidden_layers=2))
     prefix = tokens(num_prefix, seed=1).tolist()
     rests = [tokens(length, seed=length).tolist() for length in (6, 0, 13)]
     own_NT = tokens(6, 24, seed=2)
@@ -116,13 +130,13 @@ def test_cached_logits_equal_plain_logits_while_rows_come_and_go(build, num_pref
 
     events = {0: lambda: seat(0, 2, 5), 2: lambda: seat(1), 5: lambda: leave(1), 6: lambda: seat(4),
               9: lambda: leave(0), 10: lambda: leave(0), 11: lambda: seat(3)}
-    for t in range(20):
+    for t in range(13 if fused else 20):
         events.get(t, lambda: None)()
         logits_MV = decoder.step(cache, torch.stack([own_NT[n, said[n]] for n in rows]))
         for n, logits_V in zip(rows, logits_MV):
             torch.testing.assert_close(logits_V, plain[n][num_prefix + len(rests[n // 2]) + said[n]], atol=1e-4, rtol=0)
             said[n] += 1
-    assert said == [9, 18, 5, 9, 4, 20]
+    assert said == ([9, 11, 5, 2, 4, 13] if fused else [9, 18, 5, 9, 4, 20])
 
 
 def test_new_values_copied_into_its_tensors_make_it_the_new_model():

@@ -19,6 +19,7 @@ from rollout_cases import (
     assert_same_rows,
     assert_scored_as_plain_text,
     sample_rows,
+    share_no_prefix,
 )
 from tiny_models import decoder_of, tiny_llama, tiny_qwen2, tiny_qwen3
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
@@ -31,21 +32,25 @@ from grpo.types import Rollout
 
 GSM8K = Path(os.environ.get("GSM8K_DIR", ROOT.parent / "shared" / "data" / "gsm8k"))
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason=f"no GSM8K at {GSM8K}; set GSM8K_DIR")
-# How rows may be sampled: with the prompts shuffled or not, on how many ranks, and options.
+# How completions may be sampled: prompts shuffled or not, the prefix shared or not, the number of ranks and of slots.
 WAYS = {
-    "1 slot": (False, 1, {"num_slots": 1}),
-    "4 slots": (False, 1, {"num_slots": 4}),
-    "64 slots": (False, 1, {"num_slots": 64}),
-    "two ranks": (False, 2, {}),
-    "shuffled": (True, 1, {}),
-    "prefix not shared": (False, 1, {"share_prefix": False}),
-    "all of these": (True, 2, {"num_slots": 5, "share_prefix": False}),
+    "1 slot": (False, True, 1, 1),
+    "4 slots": (False, True, 1, 4),
+    "64 slots": (False, True, 1, 64),
+    "two ranks": (False, True, 2, None),
+    "shuffled": (True, True, 1, None),
+    "prefix not shared": (False, False, 1, None),
+    "all of these": (True, False, 2, 5),
 }
 
 
-def assert_same_in_another_way(way: str, whole: Rollout, decoder: Decoder, **options) -> None:
-    """The rows of `whole`, sampled in another way from the same prompts, are the same."""
-    shuffle, num_ranks, changes = WAYS[way]
+def assert_same_in_another_way(
+    way: str, monkeypatch: pytest.MonkeyPatch, whole: Rollout, decoder: Decoder, **options
+) -> None:
+    """The completions of `whole`, sampled in another way from the same prompts, are the same."""
+    shuffle, share_prefix, num_ranks, num_slots = WAYS[way]
+    if not share_prefix:
+        share_no_prefix(monkeypatch)
     prompts, num_prompts = whole.prompt_ids, len(whole.prompt_ids)
     num_generations = len(whole.text) // num_prompts
     order = torch.randperm(num_prompts, generator=torch.Generator().manual_seed(1)).tolist()
@@ -54,9 +59,9 @@ def assert_same_in_another_way(way: str, whole: Rollout, decoder: Decoder, **opt
         mine = order[rank * num_prompts // num_ranks : (rank + 1) * num_prompts // num_ranks]
         part = sample_rows(
             decoder, [prompts[b] for b in mine], prompt_index=mine, num_generations=num_generations,
-            **options | changes)
+            num_slots=num_slots, **options)
         assert_same_rows(whole, part, [num_generations * b + g for b in mine for g in range(num_generations)])
-        assert part.cost.num_slots == min(changes.get("num_slots", len(part.text)), len(part.text))
+        assert part.cost.num_slots == min(num_slots or len(part.text), len(part.text))
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +77,9 @@ def ragged(decoder: Decoder) -> tuple[Rollout, dict]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_how_ragged_prompts_are_sampled_changes_nothing(decoder, ragged, way):
+def test_how_ragged_prompts_are_sampled_changes_nothing(monkeypatch, decoder, ragged, way):
     whole, options = ragged
-    assert_same_in_another_way(way, whole, decoder, **options)
+    assert_same_in_another_way(way, monkeypatch, whole, decoder, **options)
 
 
 def test_the_ragged_rows_end_in_every_way(ragged):
@@ -141,10 +146,10 @@ def real_rows(real) -> tuple[Rollout, Decoder, dict]:
 
 @needs_gsm8k
 @pytest.mark.parametrize("way", WAYS)
-def test_how_real_prompts_are_sampled_changes_nothing(real_rows, way):
+def test_how_real_prompts_are_sampled_changes_nothing(monkeypatch, real_rows, way):
     whole, decoder, options = real_rows
     assert len(set(whole.length_N.tolist())) > 5 and len(set(whole.text)) > 40
-    assert_same_in_another_way(way, whole, decoder, **options)
+    assert_same_in_another_way(way, monkeypatch, whole, decoder, **options)
 
 
 def test_samples_seeds_steps_and_prompt_indices_differ(decoder):

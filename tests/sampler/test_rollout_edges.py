@@ -16,6 +16,7 @@ from rollout_cases import (
     assert_scored_as_plain_text,
     sample_rows,
     script,
+    share_no_prefix,
 )
 from tiny_models import decoder_of, tiny_qwen2
 
@@ -130,10 +131,11 @@ def test_completions_of_one_token(decoder):
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
-def test_one_row_of_one_prompt_is_that_row_among_others(decoder, share_prefix):
+def test_one_row_of_one_prompt_is_that_row_among_others(decoder, monkeypatch, share_prefix):
     whole = sample_rows(decoder, **STOPPING)
-    rows = sample_rows(
-        decoder, PROMPTS[2:3], num_generations=1, prompt_index=[2], share_prefix=share_prefix, **STOPPING)
+    if not share_prefix:
+        share_no_prefix(monkeypatch)
+    rows = sample_rows(decoder, PROMPTS[2:3], num_generations=1, prompt_index=[2], **STOPPING)
     assert_same_rows(whole, rows, [6])
     assert rows.cost.num_slots == 1 and rows.cost.num_steps == int(rows.length_N[0])
 

@@ -40,26 +40,26 @@ def small() -> Decoder:
 
 
 def slots_of(decoder: Decoder, num_prompts: int, *, num_slots: int, num_generations: int = 2) -> Slots:
-    """Slots for prompts (5, 6, 20 + b), whose noise is the row's number; nothing admitted yet."""
+    """Slots for prompts (40 + b, 6, 20 + b), the noise of completion n is n; nothing admitted yet."""
     return Slots(
-        decoder, [[5, 6, 20 + b] for b in range(num_prompts)], num_slots=num_slots, num_generations=num_generations,
-        room=8, noise=lambda row_X: row_X[:, None].double().expand(-1, 8), share_prefix=False,
+        decoder, [[40 + b, 6, 20 + b] for b in range(num_prompts)], num_slots=num_slots,
+        num_generations=num_generations, room=8, noise=lambda index_X: index_X[:, None].double().expand(-1, 8),
         sample=lambda logits_MV, uniform_M: (logits_MV.argmax(-1), uniform_M.float()))
 
 
 def test_the_last_row_moves_into_the_gap_and_the_next_pending_one_follows_it(small):
     slots = slots_of(small, 4, num_slots=4)  # rows 0, 1 continue prompt 0, rows 2, 3 prompt 1, and so on
     slots.admit()
-    assert slots.rows == [0, 1, 2, 3] and slots.places == [0, 1]
+    assert slots.completions == [0, 1, 2, 3] and slots.places == [0, 1]
     slots.release([1])
-    assert slots.rows == [0, 3, 2] and slots.places == [0, 1]
+    assert slots.completions == [0, 3, 2] and slots.places == [0, 1]
     slots.admit()
-    assert slots.rows == [0, 3, 2, 4] and slots.places == [0, 1, 2]
+    assert slots.completions == [0, 3, 2, 4] and slots.places == [0, 1, 2]
     slots.release([0])  # nobody continues prompt 0 any more: prompt 2 moves into its place
-    assert slots.rows == [4, 3, 2] and slots.places == [2, 1]
+    assert slots.completions == [4, 3, 2] and slots.places == [2, 1]
     assert slots.cache.place_S[:3].tolist() == [0, 1, 1]
     slots.admit()
-    assert slots.rows == [4, 3, 2, 5] and slots.places == [2, 1] and list(slots.pending) == [6, 7]
+    assert slots.completions == [4, 3, 2, 5] and slots.places == [2, 1] and list(slots.pending) == [6, 7]
     assert slots.cache.place_S[:4].tolist() == [0, 1, 1, 0]
 
 
@@ -67,21 +67,21 @@ def test_a_new_row_starts_at_its_prompts_last_token_and_a_moved_one_where_it_was
     slots = slots_of(small, 4, num_slots=3)
     slots.admit()
     assert slots.token_S.tolist() == [20, 20, 21] and slots.cache.positions(3).tolist() == [2, 2, 2]
-    said_KM = slots.run(3).token_KM
+    said_WM = slots.run(3).token_WM
     slots.release([0])
     slots.admit()
-    assert slots.rows == [2, 1, 3] and slots.token_S.tolist() == [int(said_KM[-1, 2]), int(said_KM[-1, 1]), 21]
+    assert slots.completions == [2, 1, 3] and slots.token_S.tolist() == [int(said_WM[-1, 2]), int(said_WM[-1, 1]), 21]
     assert slots.cache.positions(3).tolist() == [5, 5, 2]
     assert slots.uniform_ST[:, 0].tolist() == [2.0, 1.0, 3.0]
 
 
 def assert_in_order(slots: Slots) -> None:
     """Rows and prompts lie side by side, each row at its own prompt, with its own noise; no place for idle prompts."""
-    groups = [row // slots.num_generations for row in slots.rows]
-    assert len(slots.rows) == min(slots.num_slots, sum(slots.unfinished)), "full as long as rows are pending"
+    groups = [row // slots.num_generations for row in slots.completions]
+    assert len(slots.completions) == min(slots.num_slots, sum(slots.unfinished)), "full as long as rows are pending"
     assert sorted(slots.places) == sorted(set(groups)), "exactly the prompts that a row continues"
     assert slots.cache.place_S[: len(groups)].tolist() == [slots.places.index(group) for group in groups]
-    assert slots.uniform_ST[: len(groups), 0].tolist() == slots.rows
+    assert slots.uniform_ST[: len(groups), 0].tolist() == slots.completions
     assert slots.cache.length_A[: len(slots.places)].tolist() == [2] * len(slots.places)
 
 
@@ -92,11 +92,11 @@ def test_slots_and_places_stay_dense_however_rows_finish(small, num_slots, num_g
     while sum(slots.unfinished):
         slots.admit()
         assert_in_order(slots)
-        seen += [row for row in slots.rows if row not in seen]
+        seen += [row for row in slots.completions if row not in seen]
         slots.run(1)
-        slots.release(draw.sample(slots.rows, draw.randint(0, len(slots.rows))))
+        slots.release(draw.sample(slots.completions, draw.randint(0, len(slots.completions))))
     assert sorted(seen) == list(range(12 * num_generations)) and seen == sorted(seen)
-    assert not slots.rows and not slots.places
+    assert not slots.completions and not slots.places
     assert slots.cache.rest_YCAJQD.shape[2] == min(num_slots, 12)
 
 
@@ -168,12 +168,12 @@ def test_windows_under_way_while_one_is_looked_at_change_nothing(decoder, monkey
         nonlocal most
         assert num_steps == steps
         window = run(slots, num_steps)
-        under_way.add(id(window.token_KM))
+        under_way.add(id(window.token_WM))
         most = max(most, len(under_way))
         return window
 
     monkeypatch.setattr(Slots, "run", spy_on_run)
-    monkeypatch.setattr(Window, "wait", lambda window: under_way.discard(id(window.token_KM)) or wait(window))
+    monkeypatch.setattr(Window, "wait", lambda window: under_way.discard(id(window.token_WM)) or wait(window))
     monkeypatch.setitem(generate.STEPS, "cpu", steps)
     monkeypatch.setitem(generate.AHEAD, "cpu", ahead)
     windowed = sample_rows(decoder, num_slots=num_slots, **options)

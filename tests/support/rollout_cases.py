@@ -1,10 +1,10 @@
-"""What the tests of the rollout share: prompts, a call with defaults, comparisons, completions by script."""
+"""What the tests of the sampler share: prompts, a call with defaults, comparisons, completions by script."""
 
 import pytest
 import torch
 from tiny_models import tiny_tokenizer
 
-from grpo.sampler import generate
+from grpo.sampler import generate, slots
 from grpo.sampler.decoder import Decoder
 from grpo.types import Rollout
 
@@ -15,11 +15,11 @@ PROMPTS = [
     TOKENIZER.encode(PREFIX + text) for text in ("Question: 60 * 4?", "Tom has 12 apples", "A", "How far? 30 miles")
 ]
 STOPPING = {"stop_token_ids": set(range(0, 320, 9)), "max_completion_length": 30}  # a ninth of the vocabulary stops
-JUNK = 319  # what a scripted row says beyond its script
+JUNK = 319  # what a scripted completion says after its script
 
 
 def sample_rows(decoder: Decoder, prompts: list[list[int]] = PROMPTS, **options) -> Rollout:
-    """Rows at temperature 1 that never stop, unless the options say otherwise."""
+    """Completions at temperature 1 that never stop, unless the options say otherwise."""
     defaults = {
         "tokenizer": TOKENIZER, "num_generations": 3, "max_completion_length": 12, "temperature": 1.0,
         "stop_token_ids": set(), "stop_strings": [], "seed": 5, "step": 2, "prompt_index": list(range(len(prompts))),
@@ -27,8 +27,13 @@ def sample_rows(decoder: Decoder, prompts: list[list[int]] = PROMPTS, **options)
     return generate.generate(decoder, prompts, **defaults | options)
 
 
+def share_no_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every prompt is read whole, whatever it has in common with the others."""
+    monkeypatch.setattr(slots, "common_prefix_length", lambda prompts: 0)
+
+
 def assert_same_rows(left: Rollout, right: Rollout, rows: list[int]) -> None:
-    """Rows of `left` equal all rows of `right`; either may be padded further than the other."""
+    """These completions of `left` equal all those of `right`; either may be padded further than the other."""
     assert len(rows) == len(right.text)
     for n, m in enumerate(rows):
         length = int(left.length_N[m])
@@ -50,17 +55,17 @@ def assert_scored_as_plain_text(decoder: Decoder, rows: Rollout, *, temperature:
 
 
 def script(monkeypatch: pytest.MonkeyPatch, said: list[list[int]]) -> None:
-    """Row n says `said[n]`, whatever the model thinks; the noise tells `sample` whose token it draws.
+    """Completion n says `said[n]`, whatever the model's logits are; the noise tells `sample` whose token it draws.
 
-    Everything but the choice of the token is the rollout's own: slots, cache, stopping, and the noise's way to a row.
+    All but the choice of the token is the sampler's own: slots, cache, stopping, and which noise a completion gets.
     """
 
-    def noise(_seed, _step, _prompt_index_B, _num_generations, row_X, room):
-        return (row_X[:, None] * 1000 + torch.arange(room)).double()
+    def noise(_seed, _step, _prompt_index_B, _num_generations, index_X, room):
+        return (index_X[:, None] * 1000 + torch.arange(room)).double()
 
     def sample(_logits_MV, uniform_M, **_):
         keys = (divmod(key, 1000) for key in uniform_M.long().tolist())
-        tokens = [said[row][column] if column < len(said[row]) else JUNK for row, column in keys]
+        tokens = [said[n][column] if column < len(said[n]) else JUNK for n, column in keys]
         return torch.tensor(tokens), -uniform_M.float()
 
     monkeypatch.setattr(generate, "_noise", noise)

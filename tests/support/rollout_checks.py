@@ -1,4 +1,4 @@
-"""Checks of the rollout inside two ranks; tests/ranks/test_rollout_ranks.py reports each as a test.
+"""Checks of sampling inside two ranks; tests/ranks/test_rollout_ranks.py reports each as a test.
 
 Run by torchrun with a folder that holds `model` and `data.json`; writes `results.json` there.
 """
@@ -34,7 +34,7 @@ def collectives() -> int:
 
 
 def small_run() -> Run:
-    """A sharded run of 4 prompts by 3 completions, whose rows end at once on rank 0 and never on rank 1."""
+    """A sharded run of 4 prompts by 3 completions, whose completions end at once on rank 0 and never on rank 1."""
     run = build(Config(
         model_name_or_path=str(FOLDER / "model"), train_dataset_id_or_path=str(FOLDER / "data.json"),
         output_dir=str(FOLDER / "run"), torch_dtype="float32", load_in_4bit=False, lora_r=4, prompts_per_step=4,
@@ -43,8 +43,8 @@ def small_run() -> Run:
     return dataclasses.replace(run, stop_token_ids=EVERY_TOKEN if rank() == 0 else set())
 
 
-def check_a_rank_whose_rows_end_at_once_does_not_wait(run: Run) -> None:
-    """8 rows in 4 slots: rank 0 has sampled 1 token of each, and is done, long before rank 1 has sampled 200."""
+def check_a_rank_whose_completions_end_at_once_does_not_wait(run: Run) -> None:
+    """8 completions in 4 slots: rank 0 has sampled 1 token of each, and is done, long before rank 1 has sampled 200."""
     options = {"num_generations": 2, "num_slots": 4, "max_completion_length": LONGEST,
                "stop_token_ids": run.stop_token_ids}
     sample_rows(run.decoder, **options | {"max_completion_length": 1})  # whatever a first call takes
@@ -60,7 +60,7 @@ def check_a_rank_whose_rows_end_at_once_does_not_wait(run: Run) -> None:
 
 
 def check_both_ranks_start_the_same_collectives_in_every_phase_of_a_step(run: Run) -> None:
-    """None in the rollout; elsewhere as many on the rank with 6 sampled tokens as on the rank with 1,200."""
+    """None in sampling; elsewhere as many on the rank with 6 sampled tokens as on the rank with 1,200."""
     enter = Clock.enter
     for step in range(2):
         counts, seen = {}, collectives()
