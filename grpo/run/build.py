@@ -8,7 +8,6 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -178,8 +177,7 @@ def _quiet() -> None:
 
 def _load_data(config: Config) -> tuple[list[Example], list[Example]]:
     """The training problems, and held-out ones when an evaluation wants them: never rows of the training split."""
-    options: dict[str, Any] = {
-        "num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
+    options: dict = {"num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
     train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
     for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
         if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
