@@ -1,9 +1,11 @@
-"""README, --help and the code say the same: every file, option and number that README names exists. 1 second."""
+"""README, docs/, --help and the code agree: each file, option, command and number on a page exists. 1 second."""
 
 import ast
 import json
 import re
+import statistics
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,33 +13,51 @@ import yaml
 from ranks import ROOT
 
 import eval as evaluation_script
+from benchmarks.record import number
 from grpo.advantage import group_advantages
 from grpo.config import Config
 from grpo.options.recipe import ForeignNames
 
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results"
 OPTIONS = {field.name for cls in (Config, ForeignNames, evaluation_script.Settings) for field in fields(cls)}
-OPTIONS |= {"config", *re.findall(r'"--(\w+)"', (ROOT / "benchmarks" / "kernel" / "command.py").read_text())}
+COMMAND = ROOT / "benchmarks" / "kernel" / "command.py"
+OPTIONS |= {"config", *re.findall(r'"--(\w+)"', COMMAND.read_text())}
 FOLDERS = ("grpo", "kernels", "rewards", "data")
+BELOW = ("grpo.config", "grpo.distributed", "kernels", "rewards", "data")  # the rooms below, besides those of grpo
 TORCHRUN = {"nproc_per_node", "nnodes", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "help"}
+# The files of the algorithm in reading order: README's first table of files.
+TABLE = README.partition("## What is where")[2].partition("[train.py]")[0]
+ALGORITHM = re.findall(r"^\| \[(\S+\.py)\]\(", TABLE, re.M)
 
 
-def test_every_file_that_readme_links_exists() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert len(links) > 30
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_file_that_a_page_links_exists(page: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
+    assert len(links) > (30 if page.name == "README.md" else 0)
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_every_option_that_readme_names_exists() -> None:
-    named = set(re.findall(r"--([a-zA-Z][\w-]*)", README))
-    assert len(named) > 10
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_option_and_make_target_that_a_page_names_exists(page: Path) -> None:
+    named = set(re.findall(r"--([a-zA-Z][\w-]*)", page.read_text()))
     assert named - OPTIONS - TORCHRUN == set()
-
-
-def test_every_make_target_that_readme_names_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w+)", README)) - {"it"}:
+    for target in re.findall(r"(?:^|`)make (\w+)", page.read_text(), re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_readme_names_options_and_make_targets() -> None:
+    assert len(set(re.findall(r"--([a-z_]+)", README))) >= 8
+    assert {"install", "train", "test", "lint", "bench"} == set(re.findall(r"`make (\w+)", README))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(RESULTS.glob("*.md"))], ids=lambda path: path.name)
+def test_every_command_that_a_page_names_exists(page: Path) -> None:
+    for module in set(re.findall(r"python -m ((?:benchmarks|grpo|tests|data)[\w.]*\w)", page.read_text())):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
@@ -52,9 +72,41 @@ def test_every_file_on_top_and_every_room_is_on_the_map() -> None:
     assert [path for path in files + rooms if f"({path})" not in README] == []
 
 
+def imported(path: Path) -> list[str]:
+    """The project's modules that a file imports; `from grpo import update` is grpo.update."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [one.name for one in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "grpo":
+            found += [f"grpo.{one.name}" for one in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(node.module)
+    return [name for name in found if name.split(".")[0] in (*FOLDERS, "train", "eval", "benchmarks", "tests")]
+
+
+def test_each_file_of_the_algorithm_imports_only_files_above_it_and_rooms() -> None:
+    assert len(ALGORITHM) == 7 and ALGORITHM[-1] == "grpo/step.py"
+    rooms = [f"grpo.{path.parent.name}" for path in (ROOT / "grpo").glob("*/__init__.py")]
+    above: list[str] = []
+    for file in ALGORITHM:
+        allowed = (*above, *rooms, *BELOW)
+        wrong = [name for name in imported(ROOT / file) if not any(f"{name}.".startswith(f"{one}.") for one in allowed)]
+        assert wrong == [], file
+        above.append(file.removesuffix(".py").replace("/", "."))
+
+
+def test_readme_is_short_and_says_how_long_the_algorithm_is() -> None:
+    assert README.count("\n") <= 170
+    said, = re.findall(r"about ([\d,]+) lines in seven files", README)
+    lines = sum((ROOT / file).read_text().count("\n") for file in ALGORITHM)
+    assert float(said.replace(",", "")) == pytest.approx(lines, rel=0.05), lines
+
+
 def test_every_accident_of_the_table_is_planted_by_a_test() -> None:
     rows = [line.split(" | ") for line in (ROOT / "tests" / "faults.md").read_text().splitlines()[9:]]
-    assert len(rows) >= 25 and {len(row) for row in rows} == {5}
+    assert {len(row) for row in rows} == {5}
+    assert f"\n{len(rows)} accidents" in (ROOT / "docs" / "accidents.md").read_text()
     for *_, named in rows:
         if named != "as above |":
             file, test = re.fullmatch(r"(test_\w+): (test_\w+) \|", named).groups()
@@ -63,10 +115,28 @@ def test_every_accident_of_the_table_is_planted_by_a_test() -> None:
 
 
 def test_the_result_in_readme_is_the_one_on_file() -> None:
-    result = json.loads((ROOT / "benchmarks" / "results" / "toy.json").read_text())
+    result = json.loads((RESULTS / "toy.json").read_text())
     for run in result["runs"]:
         for name in ("accuracy_before", "accuracy_after"):
             assert f"{100 * run[name]:.1f}" in README, (run["seed"], name)
+
+
+def test_the_steps_compared_with_trl_are_those_on_file() -> None:
+    rows = json.loads((RESULTS / "step.json").read_text())["parts"]["steps"]["tables"][0]["rows"]
+    of = {row["engine"]: row for row in rows}
+    engines = ("ours", "TRL", "TRL, 4 rows at once", "ours, checkpointed", "TRL, 4 rows at once, checkpointed")
+    cells = [(statistics.median(of[one]["seconds"]), number(of[one]["total_bytes"] / 2**20)) for one in engines]
+    table = re.findall(r"\| ([\d.]+) \| ([\d,]+) \|$", (ROOT / "docs" / "update.md").read_text(), re.M)
+    assert table == [(f"{seconds:.1f}", mib) for seconds, mib in cells]
+
+
+def test_the_speed_of_sampling_on_a_gpu_is_the_one_on_file() -> None:
+    page = (ROOT / "docs" / "sampler.md").read_text()
+    for shape, times in (("0.5b", "43 and"), ("7b", "and 21 times")):
+        row = json.loads((RESULTS / f"bandwidth-{shape}.json").read_text())["rows"][0]
+        assert row["slots"] == 64 and times in page
+        assert times.replace("times", "").replace("and", "").split() == [
+            f"{row['tokens_per_s'] / row['generate_tokens_per_s']:.0f}"]
 
 
 def test_the_worked_example_is_what_the_code_says() -> None:

@@ -14,13 +14,12 @@ import torch
 
 from benchmarks.kernel import tune
 from benchmarks.kernel.bench import compare_all
-from benchmarks.kernel.page import COMMAND
 from benchmarks.record import RESULTS
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, and do what it says."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Compare kernels.fused_logprob with its peers.")
+    parser = argparse.ArgumentParser(description="Compare kernels.fused_logprob with its peers.")
     parser.add_argument("--tokens", type=int, nargs="+", help="numbers of tokens")
     parser.add_argument("--hidden", type=int, nargs="+", help="hidden sizes")
     parser.add_argument("--vocab", type=int, nargs="+", help="vocabulary sizes, one for each hidden size")

@@ -227,7 +227,7 @@ def environment(options: argparse.Namespace) -> dict:
 
 def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
     """Read the command line, measure, and write the files."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Compare this sampler with transformers' generation.")
+    parser = argparse.ArgumentParser(description="Compare this sampler with transformers' generation.")
     parser.add_argument("--data", default="openai/gsm8k", help="Hub name or folder of raw GSM8K, or wordproblems")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, on a CPU")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; keeps the rest")

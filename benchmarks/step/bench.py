@@ -229,7 +229,7 @@ def ask_peer(python: str) -> dict[str, str] | None:
 
 def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
     """Read the command line, measure, and write the files."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Compare GRPO steps with those of TRL's GRPOTrainer.")
+    parser = argparse.ArgumentParser(description="Compare train.grpo_step with TRL's GRPOTrainer.")
     parser.add_argument("--data", default="openai/gsm8k", help="Hub name or folder of raw GSM8K, or wordproblems")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has TRL; only for the part steps")
