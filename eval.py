@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo.evaluation.settings import MOST_SLOTS, Settings, asked
+from grpo.options.evaluation import MOST_SLOTS, Settings, asked
 
 if __name__ == "__main__":
     settings = asked(sys.argv[1:])  # `--help` and a mistake end here: the imports below take ten seconds
