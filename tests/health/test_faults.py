@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fault_runs import lines, numbers, options, prepare, texts
-from faults import Warm
+from faults import MOST_S, Warm
 from ranks import ROOT
 from safetensors.torch import load_file
 
@@ -70,7 +70,7 @@ def test_a_rank_that_is_killed_ends_both_and_costs_one_step(
 ) -> None:
     output = f"{where}{rank}"
     ended = warm.run(*options(folder, output), plant=f"kill('{where}', rank={rank}, step={STEP})")
-    assert ended.codes[rank] == -signal.SIGKILL and ended.codes[1 - rank] == 1 and ended.seconds < 5
+    assert ended.codes[rank] == -signal.SIGKILL and ended.codes[1 - rank] == 1 and ended.seconds < MOST_S
     assert ended.messages() == [f"error: [rank {rank} step {STEP} {phase}] is dead: its process has ended"]
     assert f"step-{STEP} is saved: go on with the same command and --resume" in ended.err[1 - rank]
     assert "Traceback" not in "".join(ended.err)
@@ -161,7 +161,7 @@ def test_a_weight_that_is_no_number_ends_the_run_with_what_to_do(folder: Path, w
 
 def test_a_rank_that_is_killed_while_it_loads_ends_both(folder: Path, warm: Warm) -> None:
     ended = warm.run(*options(folder, "unborn"), plant="kill('loading', rank=1, step=None)")
-    assert ended.codes == [1, -signal.SIGKILL] and ended.seconds < 5
+    assert ended.codes == [1, -signal.SIGKILL] and ended.seconds < MOST_S
     assert ended.messages() == ["error: [rank 1 start] is dead: its process has ended"]
     assert not (folder / "unborn").exists()
 
@@ -169,7 +169,7 @@ def test_a_rank_that_is_killed_while_it_loads_ends_both(folder: Path, warm: Warm
 def test_strangers_at_the_port_before_the_last_rank_neither_end_nor_delay_the_run(folder: Path, warm: Warm) -> None:
     start = time.monotonic()
     ended = warm.run(*options(folder, "strangers", max_steps=1), plant="strangers()")
-    assert ended.codes == [0, 0] and ended.messages() == [] and time.monotonic() - start < 25
+    assert ended.codes == [0, 0] and ended.messages() == [] and time.monotonic() - start < 60
 
 
 def test_an_interrupt_ends_both_with_one_line(folder: Path, warm: Warm) -> None:

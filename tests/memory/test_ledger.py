@@ -1,6 +1,6 @@
 """The memory ledger against numbers by hand and against what models, bitsandbytes and autograd really hold. 15 seconds.
 
-What two ranks hold under ZeRO is check_the_ledger_agrees_with_what_ranks_hold in engine_checks.py.
+What two ranks hold under ZeRO is check_the_ledger_agrees_with_what_ranks_hold in checks/sharding.py.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The rollout on two real ranks that finish at very different times. About 20 seconds, most of it imports.
+"""The sampler on two real ranks that finish at very different times. About 10 seconds.
 
 One start of two gloo ranks runs all of tests/support/rollout_checks.py; each check is a test here.
 """
@@ -6,30 +6,22 @@ One start of two gloo ranks runs all of tests/support/rollout_checks.py; each ch
 import json
 
 import pytest
-from ranks import ROOT, launch
+import rank_checks
+from faults import Warm
 from tiny_models import tiny_qwen2, tiny_tokenizer
-
-CHECKS = ROOT / "tests" / "support" / "rollout_checks.py"
-NAMES = [
-    line.split("(")[0].removeprefix("def ")
-    for line in CHECKS.read_text().splitlines()
-    if line.startswith("def check_")
-]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def results(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each check said: "ok", or the traceback of the rank it failed on."""
     folder = tmp_path_factory.mktemp("rollout")
     tiny_qwen2().save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     rows = [{"prompt": f"Question: Tom has {i} apples.\nSolution:", "final_answer": str(i)} for i in range(8)]
     (folder / "data.json").write_text(json.dumps(rows))
-    run = launch(str(CHECKS), str(folder), num_ranks=2, timeout_s=200)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads((folder / "results.json").read_text())
+    return rank_checks.results(warm, folder, "tests.support.rollout_checks")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rank_checks.names("tests.support.rollout_checks"))
 def test_two_ranks(results: dict[str, str], name: str) -> None:
     assert results[name] == "ok", results[name]

@@ -1,4 +1,4 @@
-"""Run train.py with a planted accident, from a test: what each rank said, how it ended, and how long that took."""
+"""Run ranks of train.py, or of other checks, from a test: what each rank said, how it ended, how long that took."""
 
 import json
 import os
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ranks import ROOT
+
+MOST_S = 30.0  # from the first rank's end to the last's; without a heartbeat they wait for ddp_timeout, half an hour
 
 
 class Ended(NamedTuple):
@@ -33,13 +35,13 @@ class Warm:
             [sys.executable, str(ROOT / "tests" / "support" / "warm.py")], cwd=ROOT, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
 
-    def begin(self, *argv: str, num_ranks: int = 2, plant: str = "") -> list[int]:
+    def begin(self, *argv: str, num_ranks: int = 2, plant: str = "", program: str = "train") -> list[int]:
         """Start the ranks; their process ids."""
         self.number += 1
         self.ranks = num_ranks
         self.here = self.folder / f"job{self.number}"
         self.here.mkdir()
-        job = {"argv": argv, "num_ranks": num_ranks, "plant": plant, "folder": str(self.here)}
+        job = {"program": program, "argv": argv, "num_ranks": num_ranks, "plant": plant, "folder": str(self.here)}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -51,9 +53,9 @@ class Warm:
                  for name in ("out", "err")]
         return Ended(said["codes"], said["seconds"], *texts)
 
-    def run(self, *argv: str, num_ranks: int = 2, plant: str = "") -> Ended:
+    def run(self, *argv: str, num_ranks: int = 2, plant: str = "", program: str = "train") -> Ended:
         """Start the ranks and wait for them."""
-        self.begin(*argv, num_ranks=num_ranks, plant=plant)
+        self.begin(*argv, num_ranks=num_ranks, plant=plant, program=program)
         return self.end()
 
     def close(self) -> None:

@@ -1,24 +1,27 @@
-"""A process that has imported everything and forks ranks of train.py at once: a start in a second instead of twelve.
+"""A process that has imported everything and forks ranks at once: a start in a second instead of twelve.
 
 No launcher watches the ranks: what ends them, they do themselves. They end with this process, as with torchrun. Reads
 one job a line from its standard input,
 
-    {"argv": [...], "num_ranks": 2, "plant": "kill('rollout', rank=1, step=1)", "folder": "..."}
+    {"program": "train", "argv": [...], "num_ranks": 2, "plant": "kill('rollout', rank=1, step=1)", "folder": "..."}
 
 answers with the process ids, and when all have ended with the exit codes (minus the signal where one was killed) and
-the seconds between the first end and the last. A plant is a call of a function of plants.py, made in each rank.
+the seconds between the first end and the last. A program is a module whose `main` takes argv and returns an exit code.
+A plant is a call of a function of plants.py, made in each rank.
 """
 
 import gc
+import importlib
 import json
 import os
 import socket
 import sys
 import time
+import traceback
 
 import plants
 
-import train
+import train  # noqa: F401 (what every rank needs is imported before the fork)
 from grpo.health import launcher
 
 PORTS = range(20_000, 30_000)  # below those that a system gives to outgoing connections
@@ -53,7 +56,9 @@ def run_rank(job: dict, rank: int, port: int) -> None:
     try:
         if job.get("plant"):
             eval(job["plant"], vars(plants))  # written by our own tests
-        code = train.main(job["argv"])
+        code = importlib.import_module(job["program"]).main(job["argv"])
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

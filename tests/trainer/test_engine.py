@@ -1,44 +1,43 @@
-"""The sharded engine on two real ranks, against plain PyTorch in one process. About three minutes.
+"""The sharded engine on two real ranks, against plain PyTorch in one process. A minute.
 
-One start of two gloo ranks runs all of engine_checks.py; each check is a test here, so that a failure has a name.
+One start of two gloo ranks runs all checks of a topic (tests/trainer/checks); each check is a test here.
 """
 
-import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
-from ranks import ROOT, launch
+import rank_checks
+from faults import Warm
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
-
-def run_checks(folder: Path, num_ranks: int, *names: str) -> dict[str, str]:
-    """What each check said: "ok", or the traceback of the rank it failed on."""
-    for name, tied in (("tied", True), ("untied", False)):
-        tiny_qwen2(tied=tied, num_hidden_layers=2).save_pretrained(folder / name)
-        tiny_tokenizer().save_pretrained(folder / name)
-    checks = ROOT / "tests" / "support" / "engine_checks.py"
-    run = launch(str(checks), str(folder), *names, num_ranks=num_ranks, timeout_s=1000)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return json.loads((folder / "results.json").read_text())
+TOPICS = [f"tests.trainer.checks.{name}" for name in ("gradients", "policies", "saving", "sharding", "updates")]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return run_checks(tmp_path_factory.mktemp("engine"), 2)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engine")
+    for name, tied in (("tied", True), ("untied", False)):
+        tiny_qwen2(tied=tied, num_hidden_layers=2).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    return folder
 
 
-NAMES = [
-    line.split("(")[0].removeprefix("def ")
-    for line in (ROOT / "tests" / "support" / "engine_checks.py").read_text().splitlines()
-    if line.startswith("def check_")
-]
+@pytest.fixture(scope="module")
+def results(warm: Warm, folder: Path) -> Callable[[str], dict[str, str]]:
+    """What each check of a topic said."""
+    return cache(lambda topic: rank_checks.results(warm, folder, topic))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_ranks(results: dict[str, str], name: str) -> None:
-    assert results[name] == "ok", results[name]
+@pytest.mark.parametrize(
+    ("topic", "name"), [pytest.param(topic, name, id=name) for topic in TOPICS for name in rank_checks.names(topic)])
+def test_two_ranks(results: Callable[[str], dict[str, str]], topic: str, name: str) -> None:
+    said = results(topic)[name]
+    assert said == "ok", said
 
 
-def test_one_rank_survives_the_end_of_memory(tmp_path: Path) -> None:
+def test_one_rank_survives_the_end_of_memory(warm: Warm, folder: Path) -> None:
     name = "alone_check_survives_the_end_of_memory"
-    assert run_checks(tmp_path, 1, name)[name] == "ok"
+    said = rank_checks.results(warm, folder, TOPICS[0], name, num_ranks=1)[name]
+    assert said == "ok", said

@@ -1,4 +1,4 @@
-"""The Qwen2.5-0.5B recipe on real GSM8K with a small stand-in for the model, two ranks. About 60 seconds.
+"""The Qwen2.5-0.5B recipe on real GSM8K with a small stand-in for the model, two ranks. About 30 seconds.
 
 The stand-in is a random tied Qwen2 with a tokenizer trained on GSM8K text; everything else is the recipe: 8 shots, NF4,
 bfloat16, LoRA plus a trained tied head, ZeRO-3. Skipped where GSM8K is not at hand (folder GSM8K_DIR).
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import Warm
 from peft import PeftModel
-from ranks import ROOT, launch
+from ranks import ROOT
 from safetensors.torch import load_file
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -43,30 +44,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, *options: str) -> Path:
+def train(warm: Warm, folder: Path, *options: str) -> Path:
     """Three steps of the recipe, a checkpoint after the second."""
-    run = launch(
-        "train.py", "--config", "recipes/qwen2.5-0.5b-gsm8k.yaml", "--model_name_or_path", str(folder / "model"),
+    ended = warm.run(
+        "--config", "recipes/qwen2.5-0.5b-gsm8k.yaml", "--model_name_or_path", str(folder / "model"),
         "--train_dataset_id_or_path", str(GSM8K), "--output_dir", str(folder / "run"), "--report_to", "none",
         "--reward_funcs", "format", "correctness", f"{folder / 'more.py'}:spaces", "--max_steps", "3", "--save_steps",
-        "2", "--prompts_per_step", "4", "--max_completion_length", "24", "--eval_examples", "4", *options, num_ranks=2,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+        "2", "--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "16",
+        "--eval_examples", "2", *options)
+    assert ended.codes == [0, 0], ended.err[0][-3000:]
     return folder / "run"
 
 
 @pytest.fixture(scope="module")
-def output(folder: Path) -> Path:
-    return train(folder)
+def output(warm: Warm, folder: Path) -> Path:
+    return train(warm, folder)
 
 
-def test_the_recipe_trains_checkpoints_resumes_and_exports(folder: Path, output: Path) -> None:
+def test_the_recipe_trains_checkpoints_resumes_and_exports(warm: Warm, folder: Path, output: Path) -> None:
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1, 2]
     assert records[0]["kl"] == 0.0 and all(record["grad_norm"] > 0 for record in records)
     first_adapter = load_file(output / "adapter" / "adapter_model.safetensors")
 
-    train(folder, "--resume")  # from the checkpoint after step 2: the third step once more
+    train(warm, folder, "--resume")  # from the checkpoint after step 2: the third step once more
     again = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in again] == [0, 1, 2]
     for name in ("loss", "kl", "grad_norm", "reward"):

@@ -1,4 +1,4 @@
-"""Whole runs of train.py: the same run in different ways, by torchrun and without. 90 seconds.
+"""Whole runs of train.py: the same run in different ways, by torchrun and without. 60 seconds.
 
 Compared: one rank without ZeRO, two ranks with ZeRO-3 that keeps nothing gathered, and the same as two nodes of one
 rank each; in float32 with plain LoRA on a tiny random model, and in bfloat16 on the shipped model in 4 bits. The random
@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,13 +63,6 @@ def train(warm: Warm, folder: Path, name: str, *options: str, num_ranks: int = 1
     return folder / name
 
 
-def torchrun(folder: Path, name: str, *options: str, **kwargs) -> Path:
-    """Run it to the end on two ranks, as a user does; its output folder."""
-    run = launch("train.py", *arguments(folder, name, *options), num_ranks=2, **kwargs)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return folder / name
-
-
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -77,7 +72,9 @@ def completions(output: Path) -> list[tuple[int, str, str]]:
 
 
 def assert_same_metrics(one: Path, other: Path, tolerance: float, skip: set[int] = frozenset()) -> None:
-    pairs = zip(lines(one / "metrics.jsonl"), lines(other / "metrics.jsonl"), strict=True)
+    """Of the steps that both have."""
+    pairs = list(zip(lines(one / "metrics.jsonl"), lines(other / "metrics.jsonl"), strict=False))
+    assert len(pairs) > len(skip)
     for expected, found in (pair for pair in pairs if pair[0]["step"] not in skip):
         for metric in ("loss", "kl", "grad_norm"):
             assert found[metric] == pytest.approx(expected[metric], abs=tolerance), (expected["step"], metric)
@@ -90,13 +87,13 @@ def alone(warm: Warm, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sharded(folder: Path) -> Path:
+def sharded(warm: Warm, folder: Path) -> Path:
     """The same on two ranks, ZeRO-3, nothing kept gathered."""
-    return torchrun(folder, "sharded")
+    return train(warm, folder, "sharded", num_ranks=2)
 
 
 def test_two_sharded_ranks_repeat_the_run_of_one(alone: Path, sharded: Path) -> None:
-    assert completions(sharded) == completions(alone)
+    assert len(lines(sharded / "metrics.jsonl")) == NUM_STEPS and completions(sharded) == completions(alone)
     assert_same_metrics(alone, sharded, 1e-4)
 
 
@@ -126,10 +123,11 @@ def test_five_steps_outside_a_healthy_range_are_a_warning_beside_the_bar(alone: 
 
 def test_correcting_for_a_sampler_that_agrees_changes_nothing(warm: Warm, folder: Path, sharded: Path) -> None:
     """In the first step, that is: weights within 1e-5 of 1 move a gradient by 1e-7, and later a token at a border."""
-    corrected = train(warm, folder, "corrected", "--rollout_correction", "truncated", num_ranks=2)
+    options = ("--rollout_correction", "truncated", "--max_steps", "2")
+    corrected = train(warm, folder, "corrected", *options, num_ranks=2)
     assert completions(corrected)[:16] == completions(sharded)[:16]
-    assert_same_metrics(sharded, corrected, 1e-4, skip=set(range(1, NUM_STEPS)))
-    for record, plain in zip(lines(corrected / "metrics.jsonl"), lines(sharded / "metrics.jsonl"), strict=True):
+    assert_same_metrics(sharded, corrected, 1e-4, skip={1})
+    for record, plain in zip(lines(corrected / "metrics.jsonl"), lines(sharded / "metrics.jsonl")[:2], strict=True):
         assert record["correction_weight_mean"] == pytest.approx(1.0, abs=1e-4)
         assert record["correction_capped_share"] == 0.0
         assert record.keys() - plain.keys() == {"correction_weight_mean", "correction_capped_share"}
@@ -141,20 +139,32 @@ def test_a_run_writes_the_files_of_the_fixed_interface(alone: Path) -> None:
         assert (alone / name).stat().st_size > 0, name
 
 
-def test_two_nodes_of_one_rank_repeat_the_run_of_two_ranks(folder: Path, sharded: Path) -> None:
+@pytest.fixture(scope="module")
+def nodes(folder: Path) -> Path:
+    """The first two steps as a user starts them on two nodes of one rank each, without any program at hand."""
+    nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     node = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test")
     second: list[subprocess.CompletedProcess] = []
-    command = ("train.py", *arguments(folder, "nodes"))
-    thread = threading.Thread(target=lambda: second.append(launch(*command, num_ranks=1, extra=node)))
+    command = ("train.py", *arguments(folder, "nodes", "--max_steps", "2"))
+    start = partial(launch, *command, num_ranks=1, extra=node, env=nothing)
+    thread = threading.Thread(target=lambda: second.append(start()))
     thread.start()
-    first = launch(*command, num_ranks=1, extra=node)
+    first = start()
     thread.join()
     assert first.returncode == 0 and second[0].returncode == 0, first.stderr[-2000:] + second[0].stderr[-2000:]
-    assert completions(folder / "nodes") == completions(sharded)
-    assert_same_metrics(sharded, folder / "nodes", 1e-6)
+    return folder / "nodes"
+
+
+def test_two_nodes_of_one_rank_repeat_the_run_of_two_ranks(nodes: Path, sharded: Path) -> None:
+    assert len(completions(nodes)) == 2 * 16 and completions(nodes) == completions(sharded)[: 2 * 16]
+    assert_same_metrics(sharded, nodes, 1e-6)
+
+
+def test_a_run_starts_without_a_compiler_and_with_no_extension_built(nodes: Path) -> None:
+    assert not (nodes.parent / "extensions").exists()
 
 
 def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(warm: Warm, folder: Path) -> None:
@@ -162,7 +172,7 @@ def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(warm: Warm, f
     options = ("--load_in_4bit", "true", "--torch_dtype", "bfloat16", "--model_name_or_path", "data/tiny_qwen2",
                "--train_dataset_id_or_path", "wordproblems", "--reward_funcs", "format", "correctness",
                "--max_completion_length", "48", "--micro_batch_tokens", "256", "--learning_rate", "1e-4",
-               "--seed", "1", "--max_steps", "3")
+               "--seed", "1", "--max_steps", "2")
     alone = train(warm, folder, "alone4", "--zero_stage", "0", *options)
     sharded = train(warm, folder, "sharded4", *options, num_ranks=2)
     rows = list(zip(completions(alone), completions(sharded), strict=True))
@@ -179,6 +189,7 @@ def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
     launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not (folder / "orphan" / "metrics.jsonl").exists():
         assert launcher.poll() is None
+        time.sleep(0.05)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     assert children
     launcher.kill()
@@ -191,27 +202,20 @@ def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
                 break
             if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
                 break
-            threading.Event().wait(0.1)
+            time.sleep(0.1)
         else:
             raise AssertionError(f"worker {child} outlived its launcher")
 
 
-@pytest.fixture(scope="module")
-def bare(folder: Path) -> Path:
-    """One step without any program at hand. All rewards are negative, so no row is right, and the gate is on."""
-    nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    return torchrun(folder, "bare", "--max_steps", "1", "--reward_weights", "-1", "--advantage_gate", "outcome",
-                    env=nothing)
-
-
-def test_a_run_starts_without_a_compiler_and_with_no_extension_built(bare: Path) -> None:
-    assert not (bare.parent / "extensions").exists()
-
-
-def test_the_outcome_gate_leaves_a_step_in_which_nothing_is_right_without_advantages(bare: Path, alone: Path) -> None:
+def test_the_outcome_gate_leaves_a_step_in_which_nothing_is_right_without_advantages(
+    warm: Warm, folder: Path, alone: Path
+) -> None:
     def advantages(output: Path) -> set[float]:
         return {row["advantage"] for row in lines(output / "completions.jsonl") if row["step"] == 0}
 
-    assert len(advantages(alone)) > 4 and advantages(bare) == {0.0}
-    (record,) = lines(bare / "metrics.jsonl")
+    # All rewards are negative, so no completion is right.
+    options = ("--max_steps", "1", "--reward_weights", "-1", "--advantage_gate", "outcome")
+    gated = train(warm, folder, "gated", *options, num_ranks=2)
+    assert len(advantages(alone)) > 4 and advantages(gated) == {0.0}
+    (record,) = lines(gated / "metrics.jsonl")
     assert record["reward_std_within_group"] > 0 and record["phantom_advantage_share"] == record["surrogate"] == 0.0

@@ -1,0 +1,86 @@
+"""Checks of updates that are special: skipped, empty, without a reference, without a rate, after an error."""
+
+import torch
+from tiny_models import tiny_tokenizer
+
+from grpo.distributed import rank
+from grpo.sampler.generate import generate
+from tests.trainer.checks.cases import (
+    advantages,
+    begin,
+    config,
+    copied,
+    move,
+    rollout,
+    sync,
+    train_steps,
+    work_of,
+)
+
+
+def check_nan_on_one_rank_skips_the_step_on_both() -> None:
+    """A gradient that is not finite moves nothing anywhere, is counted, and the next step works."""
+    for options in (dict(), dict(zero_stage=2), dict(zero_stage=0), dict(torch_dtype="bfloat16"),
+                    dict(torch_dtype="bfloat16", zero_stage=0)):
+        run = config(**options)
+        engine, decoder = begin(run)
+        sync(engine, decoder)
+        before, whole = copied(decoder), rollout(seed=6)
+        advantage_N = advantages(whole)
+        if rank() == 1:
+            advantage_N[-1] = float("nan")  # of a completion that is its own
+        metrics = move(engine, run, work_of(run, whole, advantage_N=advantage_N), 1e-2)
+        assert metrics["grad_norm"] == float("inf") and engine.skipped_steps == 1, (options, metrics)
+        sync(engine, decoder)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.tensors().items()), options
+        metrics = train_steps(engine, decoder, run, 1)[0]
+        assert metrics["grad_norm"] < 1e6 and engine.skipped_steps == 1, options
+
+
+def check_a_step_in_which_nothing_counts_has_loss_0() -> None:
+    """All completions truncated and masked: every rank still runs the same number of forwards, and nothing moves."""
+    run, whole = config(mask_truncated_completions=True), rollout()
+    engine, decoder = begin(run)
+    sync(engine, decoder)
+    start = copied(decoder)
+    whole.truncated_N.fill_(True)
+    metrics = move(engine, run, work_of(run, whole), 1e-2)
+    sync(engine, decoder)
+    assert metrics["loss"] == metrics["grad_norm"] == metrics["num_tokens"] == 0.0, metrics
+    assert all(torch.equal(tensor, start[name]) for name, tensor in decoder.tensors().items())
+
+
+def check_without_beta_no_reference_is_asked() -> None:
+    """With beta 0 there is no reference pass, and the KL is not a number rather than a false 0."""
+    run = config(beta=0.0)
+    engine, decoder = begin(run)
+    for metrics in train_steps(engine, decoder, run, 2):
+        assert metrics["kl"] != metrics["kl"] and metrics["grad_norm"] > 0, metrics
+
+
+def check_learning_rate_takes_effect() -> None:
+    """Rate 0 moves nothing; a rate moves."""
+    run = config()
+    engine, decoder = begin(run)
+    sync(engine, decoder)
+    start = copied(decoder)
+    for rate, moves in ((0.0, False), (1e-2, True)):
+        train_steps(engine, decoder, run, 1, rate=rate)
+        sync(engine, decoder)
+        moved = any(not torch.equal(tensor, start[name]) for name, tensor in decoder.tensors().items())
+        assert moved == moves, rate
+
+
+def check_an_error_in_the_rollout_leaves_the_engine_whole() -> None:
+    """The rollout touches no engine hook, so a caught error inside it costs nothing."""
+    run = config()
+    engine, decoder = begin(run)
+    sync(engine, decoder)
+    try:
+        generate(decoder, [[]], tokenizer=tiny_tokenizer(), num_generations=2, max_completion_length=3, temperature=1.0,
+                 stop_token_ids=set(), stop_strings=[], seed=0, step=0, prompt_index=[0])
+        raise AssertionError("an empty prompt was accepted")
+    except ValueError:
+        pass
+    metrics = train_steps(engine, decoder, run, 2)
+    assert all(m["grad_norm"] > 0 for m in metrics) and metrics[0]["sampler_gap_max"] >= 0
