@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ranks import ROOT
+
 from tests.mutations.planted import PLANTED
 from tests.mutations.run import copy_project, outcome, planted_source
 
@@ -11,6 +13,7 @@ def test_every_planted_mistake_still_applies_and_is_another_program() -> None:
         source = planted_source(change)  # refuses a text that does not stand there once
         compile(source, change.file, "exec")
         assert change.old != change.new
+        assert all(list((ROOT / "tests").rglob(name)) for name in change.tests), change.tests
     assert len(PLANTED) == len({(change.file, change.old, change.new) for change in PLANTED}) >= 60
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -139,32 +139,21 @@ def test_a_run_writes_the_files_of_the_fixed_interface(alone: Path) -> None:
         assert (alone / name).stat().st_size > 0, name
 
 
-@pytest.fixture(scope="module")
-def nodes(folder: Path) -> Path:
-    """The first two steps as a user starts them on two nodes of one rank each, without any program at hand."""
-    nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+def test_two_nodes_of_one_rank_repeat_the_run_of_two_ranks(folder: Path, sharded: Path) -> None:
+    """Its first two steps."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     node = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test")
     second: list[subprocess.CompletedProcess] = []
     command = ("train.py", *arguments(folder, "nodes", "--max_steps", "2"))
-    start = partial(launch, *command, num_ranks=1, extra=node, env=nothing)
-    thread = threading.Thread(target=lambda: second.append(start()))
+    thread = threading.Thread(target=lambda: second.append(launch(*command, num_ranks=1, extra=node)))
     thread.start()
-    first = start()
+    first = launch(*command, num_ranks=1, extra=node)
     thread.join()
     assert first.returncode == 0 and second[0].returncode == 0, first.stderr[-2000:] + second[0].stderr[-2000:]
-    return folder / "nodes"
-
-
-def test_two_nodes_of_one_rank_repeat_the_run_of_two_ranks(nodes: Path, sharded: Path) -> None:
-    assert len(completions(nodes)) == 2 * 16 and completions(nodes) == completions(sharded)[: 2 * 16]
-    assert_same_metrics(sharded, nodes, 1e-6)
-
-
-def test_a_run_starts_without_a_compiler_and_with_no_extension_built(nodes: Path) -> None:
-    assert not (nodes.parent / "extensions").exists()
+    assert completions(folder / "nodes") == completions(sharded)[: 2 * 16]
+    assert_same_metrics(sharded, folder / "nodes", 1e-6)
 
 
 def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(warm: Warm, folder: Path) -> None:
@@ -183,15 +172,29 @@ def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(warm: Warm, f
     assert_same_metrics(alone, sharded, 1e-2, skip=other_steps)
 
 
-def test_killing_the_launcher_ends_its_workers(folder: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "train.py",
-               *arguments(folder, "orphan", "--max_steps", "5000")]
-    launcher = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (folder / "orphan" / "metrics.jsonl").exists():
-        assert launcher.poll() is None
+@pytest.fixture(scope="module")
+def launcher(folder: Path) -> Iterator[subprocess.Popen]:
+    """Two ranks after their first step, which torchrun has started without any program at hand."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py",
+               *arguments(folder, "launched", "--max_steps", "5000")]
+    nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **nothing}, stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)
+    while not (folder / "launched" / "metrics.jsonl").exists():
+        assert process.poll() is None
         time.sleep(0.05)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_run_starts_without_a_compiler_and_with_no_extension_built(folder: Path, launcher: subprocess.Popen) -> None:
+    assert not (folder / "extensions").exists()
+
+
+def test_killing_the_launcher_ends_its_workers(launcher: subprocess.Popen) -> None:
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    assert children
+    assert len(children) >= 2
     launcher.kill()
     launcher.wait()
     for child in map(int, children):

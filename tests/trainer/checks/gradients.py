@@ -15,6 +15,7 @@ from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import REFERENCE, Policy, active_adapter
 from grpo.types import Rollout
 from tests.trainer.checks.cases import (
+    ALL_LINEAR,
     CPU,
     HEAD,
     LONGEST,
@@ -93,14 +94,14 @@ def assert_equal_gradients(
 def check_gradients_equal_plain_pytorch() -> None:
     """Every loss type, estimator, head and checkpointing choice: two ranks, packed, against padded completions."""
     for options in (
-        dict(model="tied", gradient_checkpointing="true"),
+        dict(model="tied", gradient_checkpointing="true", lora_target_modules=ALL_LINEAR),
         dict(model="untied", loss_type="grpo", kl_estimator="k3"),
         dict(model="tied", lora_modules_to_save=HEAD, loss_type="dr_grpo", kl_estimator="k2"),
         dict(model="untied", lora_modules_to_save=HEAD, kl_estimator="k1", gradient_checkpointing="true"),
         dict(model="tied", lora_modules_to_save=HEAD, kl_estimator="exact", beta=0.5),
         dict(model="untied", kl_estimator="exact", beta=0.5, gradient_checkpointing="true"),
         dict(model="tied", load_in_4bit=True, gradient_checkpointing="true"),
-        dict(model="untied", load_in_4bit=True),
+        dict(model="untied", load_in_4bit=True, lora_target_modules=ALL_LINEAR),
     ):
         run, whole = config(**options), rollout()
         assert_equal_gradients(engine_gradient(run, whole), truth(run, whole), options)
