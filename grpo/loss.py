@@ -4,8 +4,9 @@ The loss is a sum over tokens divided by a number that is known before any forwa
 over the whole global batch. So splitting the batch over packed batches and ranks changes no gradient. DeepSeekMath
 (arXiv 2402.03300) and DAPO (arXiv 2503.14476) write a mean; code that takes the mean of each piece gets another loss.
 
-N are the completions in the tensors given here, T their tokens. Log-probabilities, log-ratios and KL are float32 or
-float64, in nats. True in `mask_NT` means "counts in the loss"; where it is False, the other tensors may hold anything.
+N are the completions in the tensors given here, T their tokens; in an update they are U, those of all ranks.
+Log-probabilities, log-ratios and KL are float32 or float64, in nats. True in `mask_NT` means "counts in the loss";
+where it is False, the other tensors may hold anything.
 """
 
 from typing import NamedTuple

@@ -23,7 +23,7 @@ def common_prefix_length(prompt_ids: list[list[int]]) -> int:
 
 
 def plan(
-    rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, prefix: int, num_ranks: int = 1
+    rollout: Rollout, keep_U: torch.Tensor, *, max_tokens: int, prefix: int, num_ranks: int = 1
 ) -> list[list[list[int]]]:
     """Which completions go into which packed batch of which rank: the same answer on every rank that asks.
 
@@ -32,14 +32,14 @@ def plan(
 
     Args:
         rollout: the completions of all ranks.
-        keep_N: bool, completions that count in the loss; the others cost nothing.
+        keep_U: bool, completions that count in the loss; the others cost nothing.
         prefix: length of the segment that all prompts share, repeated in every batch.
 
     Returns:
         For each rank one list of completions n per batch; an empty list is a filler's. No lists if none is kept.
     """
     budget = max(max_tokens - prefix, 1)
-    pieces = _pieces(rollout, keep_N, budget, prefix)
+    pieces = _pieces(rollout, keep_U, budget, prefix)
     num_each = -(-sum(min(cost, budget) for cost, _ in pieces) // (num_ranks * budget))
     while (bins := _fill(pieces, num_each * num_ranks, budget)) is None:
         num_each += 1
@@ -53,14 +53,14 @@ def plan(
     return planned
 
 
-def _pieces(rollout: Rollout, keep_N: torch.Tensor, budget: int, prefix: int) -> list[tuple[int, list[int]]]:
+def _pieces(rollout: Rollout, keep_U: torch.Tensor, budget: int, prefix: int) -> list[tuple[int, list[int]]]:
     """What stays together, a group or a part of one that does not fit whole: tokens without prefix, completions."""
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
-    length_N, pieces = rollout.length_N.tolist(), []
+    length_U, pieces = rollout.length_N.tolist(), []
     for b, prompt in enumerate(rollout.prompt_ids):
-        kept = [n for n in range(b * num_generations, (b + 1) * num_generations) if keep_N[n]]
+        kept = [n for n in range(b * num_generations, (b + 1) * num_generations) if keep_U[n]]
         own = len(prompt) - prefix  # each part of a group repeats its prompt
-        pieces += [(own + sum(length_N[n] for n in chunk), chunk) for chunk in _chunks(kept, length_N, budget - own)]
+        pieces += [(own + sum(length_U[n] for n in chunk), chunk) for chunk in _chunks(kept, length_U, budget - own)]
     return pieces
 
 
@@ -76,16 +76,16 @@ def _fill(pieces: list[tuple[int, list[int]]], count: int, budget: int) -> list[
     return [(used, sorted(completions)) for used, _, completions in sorted(bins, key=lambda bin: bin[1])]
 
 
-def _chunks(completions: list[int], length_N: list[int], budget: int) -> list[list[int]]:
+def _chunks(completions: list[int], length_U: list[int], budget: int) -> list[list[int]]:
     """The completions in order, in as few chunks of at most `budget` tokens as that allows: one, if the group fits."""
     chunks: list[list[int]] = []
     used = 0
     for n in completions:
-        if not chunks or used + length_N[n] > budget:
+        if not chunks or used + length_U[n] > budget:
             chunks.append([])
             used = 0
         chunks[-1].append(n)
-        used += length_N[n]
+        used += length_U[n]
     return chunks
 
 
@@ -115,7 +115,7 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
     packed.append(rollout.prompt_ids[0][:prefix], start=0, segment=0, parent=0)
     source: list[int] = []
     scored: list[tuple[int, int]] = []
-    mask_NT = torch.zeros(rollout.token_NT.shape, dtype=torch.bool)
+    mask_UT = torch.zeros(rollout.token_NT.shape, dtype=torch.bool)
     segment, prompt_segment, last_prompt_token, open_prompt = 0, 0, 0, -1
     for n in completions:
         prompt = rollout.prompt_ids[n // num_generations]
@@ -133,25 +133,25 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
         # A hidden state predicts the token after it, so each token's source stands one before it on its branch.
         source += [last_prompt_token, *range(begin, begin + length - 1)]
         scored += [(n, t) for t in range(length)]
-        mask_NT[n, :length] = True
-    row_K, column_K = torch.tensor(scored).T
+        mask_UT[n, :length] = True
+    completion_K, place_K = torch.tensor(scored).T
     return Batch(
         token_L=torch.tensor(packed.token),
         position_L=torch.tensor(packed.position),
         segment_L=torch.tensor(packed.segment),
         parent_L=torch.tensor(packed.parent),
         source_K=torch.tensor(source),
-        target_K=rollout.token_NT[row_K, column_K],
-        row_K=row_K,
-        column_K=column_K,
-        mask_NT=mask_NT,
+        target_K=rollout.token_NT[completion_K, place_K],
+        completion_K=completion_K,
+        place_K=place_K,
+        mask_UT=mask_UT,
     )
 
 
-def pack(rollout: Rollout, keep_N: torch.Tensor, *, max_tokens: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
+def pack(rollout: Rollout, keep_U: torch.Tensor, *, max_tokens: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
     """A rank's packed batches of one step, as many as every other rank has and at least one; see `plan`."""
     prefix = common_prefix_length(rollout.prompt_ids)
-    mine = plan(rollout, keep_N, max_tokens=max_tokens, prefix=prefix, num_ranks=num_ranks)[rank]
+    mine = plan(rollout, keep_U, max_tokens=max_tokens, prefix=prefix, num_ranks=num_ranks)[rank]
     return [pack_batch(rollout, some, prefix=prefix) if some else filler(rollout) for some in mine or [[]]]
 
 
@@ -185,7 +185,7 @@ def filler(rollout: Rollout) -> Batch:
         parent_L=zero_1,
         source_K=zero_1,
         target_K=rollout.token_NT[0, :1],
-        row_K=zero_1,
-        column_K=zero_1,
-        mask_NT=torch.zeros(rollout.token_NT.shape, dtype=torch.bool),
+        completion_K=zero_1,
+        place_K=zero_1,
+        mask_UT=torch.zeros(rollout.token_NT.shape, dtype=torch.bool),
     )

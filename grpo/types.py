@@ -5,7 +5,11 @@ Axes, one letter each; a tensor's name ends in its axes:
     B  prompts of this rank in one step                   V  vocabulary
     G  completions per prompt                             H  hidden size
     N  completions, N = B * G, prompt-major: n = b*G+g    L  tokens of one packed batch
-    T  completion tokens, padded to the longest           K  scored tokens of one packed batch
+    U  completions of all ranks together                  K  scored tokens of one packed batch
+    T  completion tokens, padded to the longest
+
+Sampling, rewards and advantages are each rank's own: N. The update is over all of them: U, which is the N of the
+Rollout that `packing.merge` makes. On one rank U = N. The loss works on any completions and calls them N.
 
 Masks are bool and True means "counts in the loss". Log-probabilities are natural logarithms (nats), float32.
 """
@@ -70,8 +74,8 @@ class Batch:
         source_K: int64, index into L of the hidden state that predicts a scored token. The last prompt token predicts
             the first token of all its completions, so indices repeat.
         target_K: int64, the scored tokens.
-        row_K, column_K: int64, index n and t of each scored token in the step's [N, T] tensors.
-        mask_NT: True where this batch counts a token in the loss. No token counts in two batches of a step, and none
+        completion_K, place_K: int64, indices of each scored token in the step's [U, T] tensors.
+        mask_UT: True where this batch counts a token in the loss. No token counts in two batches of a step, and none
             in a filler, the batch that a rank runs to keep step with the others.
     """
 
@@ -81,9 +85,9 @@ class Batch:
     parent_L: torch.Tensor
     source_K: torch.Tensor
     target_K: torch.Tensor
-    row_K: torch.Tensor
-    column_K: torch.Tensor
-    mask_NT: torch.Tensor
+    completion_K: torch.Tensor
+    place_K: torch.Tensor
+    mask_UT: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -97,6 +101,6 @@ class Batch:
         return replace(self, **longer)
 
     def scatter(self, value_K: torch.Tensor) -> torch.Tensor:
-        """Values of scored tokens in the step's shape: [K] -> [N, T], 0.0 elsewhere; differentiable."""
-        value_NT = value_K.new_zeros(self.mask_NT.shape)
-        return value_NT.index_put((self.row_K, self.column_K), value_K)
+        """Values of scored tokens in the step's shape: [K] -> [U, T], 0.0 elsewhere; differentiable."""
+        value_UT = value_K.new_zeros(self.mask_UT.shape)
+        return value_UT.index_put((self.completion_K, self.place_K), value_K)

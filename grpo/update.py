@@ -1,7 +1,7 @@
 """From advantages to a gradient: ask the reference, then move the policy by the clipped loss over packed batches.
 
 The loss of a packed batch is a sum over its tokens divided by a count of the whole global batch, so how the batch is
-split over packed batches and ranks changes no gradient. The masks of the packed batches are disjoint parts of mask_NT.
+split over packed batches and ranks changes no gradient. The masks of the packed batches are disjoint parts of mask_UT.
 """
 
 from dataclasses import dataclass, field
@@ -25,28 +25,28 @@ class Update:
 
     Args:
         rollout: the completions of all ranks.
-        keep_N: [N] bool, completions that count in the loss.
+        keep_U: [U] bool, completions that count in the loss.
         limit: of a packed batch's tokens.
         device: of the engine.
-        advantage_N: [N] float32, N counting the completions of all ranks.
-        sampler_logprob_NT: [N, T] float32, nats, what the sampler reported.
+        advantage_U: [U] float32.
+        sampler_logprob_UT: [U, T] float32, nats, what the sampler reported.
         denominator: what the global sum is divided by; the same on every rank.
         num_tokens: counted tokens of all ranks.
         micro_batches: this rank's packed batches, as many as every other rank has.
-        ref_logprob_NT: [N, T] float32, nats, 0.0 where not scored; None when beta is 0.
+        ref_logprob_UT: [U, T] float32, nats, 0.0 where not scored; None when beta is 0.
         ref_hidden: per packed batch [K, H], only for the exact KL.
     """
 
     rollout: Rollout
-    keep_N: torch.Tensor
+    keep_U: torch.Tensor
     limit: TokenLimit
     device: torch.device
-    advantage_N: torch.Tensor
-    sampler_logprob_NT: torch.Tensor
+    advantage_U: torch.Tensor
+    sampler_logprob_UT: torch.Tensor
     denominator: float
     num_tokens: int
     micro_batches: list[Batch] = field(default_factory=list)
-    ref_logprob_NT: torch.Tensor | None = None
+    ref_logprob_UT: torch.Tensor | None = None
     ref_hidden: list[torch.Tensor] = field(default_factory=list)
 
     def evidence(self) -> tuple[dict[str, torch.Tensor], dict[str, list]]:
@@ -54,10 +54,10 @@ class Update:
         rollout = self.rollout
         tensors = {
             "token_NT": rollout.token_NT, "length_N": rollout.length_N, "truncated_N": rollout.truncated_N,
-            "sampler_logprob_NT": rollout.sampler_logprob_NT, "advantage_N": self.advantage_N,
+            "sampler_logprob_NT": rollout.sampler_logprob_NT, "advantage_N": self.advantage_U,
         }
-        if self.ref_logprob_NT is not None:
-            tensors["ref_logprob_NT"] = self.ref_logprob_NT  # of this rank's completions, 0 elsewhere
+        if self.ref_logprob_UT is not None:
+            tensors["ref_logprob_NT"] = self.ref_logprob_UT  # of this rank's completions, 0 elsewhere
         return tensors, {"prompt_ids": rollout.prompt_ids, "completion": rollout.text}
 
 
@@ -69,18 +69,18 @@ def prepare(
     Collective: every rank, once per step.
     """
     everyone = gather_objects((rollout, advantage_N))
-    rollout, advantage_N = merge([one for one, _ in everyone]), torch.cat([advantage_N for _, advantage_N in everyone])
-    keep_N = ~rollout.truncated_N if config.mask_truncated_completions else torch.ones_like(rollout.truncated_N)
-    num_tokens = int(rollout.length_N[keep_N].sum())
+    rollout, advantage_U = merge([one for one, _ in everyone]), torch.cat([advantage_N for _, advantage_N in everyone])
+    keep_U = ~rollout.truncated_N if config.mask_truncated_completions else torch.ones_like(rollout.truncated_N)
+    num_tokens = int(rollout.length_N[keep_U].sum())
     work = Update(
         rollout=rollout,
-        keep_N=keep_N,
+        keep_U=keep_U,
         limit=limit,
         device=device,
-        advantage_N=advantage_N.to(device),
-        sampler_logprob_NT=rollout.sampler_logprob_NT.to(device),
+        advantage_U=advantage_U.to(device),
+        sampler_logprob_UT=rollout.sampler_logprob_NT.to(device),
         denominator=loss_denominator(
-            config.loss_type, num_tokens=num_tokens, num_sequences=len(keep_N),
+            config.loss_type, num_tokens=num_tokens, num_sequences=len(keep_U),
             max_completion_length=config.max_completion_length,
         ),
         num_tokens=num_tokens,
@@ -96,13 +96,13 @@ def fill(work: Update) -> None:
     """
     while True:
         micro_batches = pack(
-            work.rollout, work.keep_N, max_tokens=work.limit.max_tokens, rank=rank(), num_ranks=world_size())
+            work.rollout, work.keep_U, max_tokens=work.limit.max_tokens, rank=rank(), num_ranks=world_size())
         work.micro_batches = [batch.to(work.device) for batch in micro_batches]
         longest = max(len(batch.token_L) for batch in micro_batches)
         agreed = global_max({
             "short": float(not work.limit.rehearse(longest)), "longest": longest,
-            "most_rows": max(len(batch.row_K.unique()) for batch in micro_batches)})
-        if not agreed["short"] or agreed["most_rows"] == 1:  # a completion is never split
+            "most_completions": max(len(batch.completion_K.unique()) for batch in micro_batches)})
+        if not agreed["short"] or agreed["most_completions"] == 1:  # a completion is never split
             return
         work.limit.halve(int(agreed["longest"]))
 
@@ -112,10 +112,10 @@ def ask_reference(engine: Engine, work: Update, config: Config) -> None:
 
     Collective: every rank, once per step, before the first gradient.
     """
-    work.ref_logprob_NT, work.ref_hidden = torch.zeros_like(work.sampler_logprob_NT), []
+    work.ref_logprob_UT, work.ref_hidden = torch.zeros_like(work.sampler_logprob_UT), []
     for batch in work.micro_batches:
         scores = engine(batch, reference=True)
-        work.ref_logprob_NT += batch.scatter(scores.logprob_K) * batch.mask_NT  # a filler's token counts nowhere
+        work.ref_logprob_UT += batch.scatter(scores.logprob_K) * batch.mask_UT  # a filler's token counts nowhere
         if config.kl_estimator == "exact":
             work.ref_hidden.append(scores.hidden_KH)
 
@@ -133,70 +133,70 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
 
     Collective: every rank, once per step.
     """
-    old_logprob_NT: torch.Tensor | None = None
-    tally = Tally(work.advantage_N, work.sampler_logprob_NT, epsilon=config.epsilon,
+    old_logprob_UT: torch.Tensor | None = None
+    tally = Tally(work.advantage_U, work.sampler_logprob_UT, epsilon=config.epsilon,
                   epsilon_high=config.epsilon_high, num_iterations=config.num_iterations)
     grad_norm = 0.0
     for _ in range(config.num_iterations):
-        logprob_NT = retry(
-            partial(gradient, engine, work, config, tally, old_logprob_NT),
+        logprob_UT = retry(
+            partial(gradient, engine, work, config, tally, old_logprob_UT),
             shorten=partial(start_again, engine, work, config, tally, tally.copy()), batches=work.micro_batches)
         grad_norm += engine.step(learning_rate) / config.num_iterations
-        if old_logprob_NT is None:
+        if old_logprob_UT is None:
             # Scored in the same packed batches: in bfloat16 a token's score depends on the shape of its batch.
-            old_logprob_NT = logprob_NT
+            old_logprob_UT = logprob_UT
     counts = {"num_tokens": work.num_tokens, "micro_batches": len(work.micro_batches)}
     return tally.metrics(work.num_tokens) | counts | {"grad_norm": grad_norm}
 
 
 def gradient(
-    engine: Engine, work: Update, config: Config, tally: Tally, old_logprob_NT: torch.Tensor | None
+    engine: Engine, work: Update, config: Config, tally: Tally, old_logprob_UT: torch.Tensor | None
 ) -> torch.Tensor:
     """Add up the gradient of this rank's packed batches: one iteration.
 
     Args:
-        old_logprob_NT: [N, T] float32, nats, of the first iteration; None in the first.
+        old_logprob_UT: [U, T] float32, nats, of the first iteration; None in the first.
 
     Returns:
-        logprob_NT, [N, T] float32, nats, of this rank's tokens under the policy as it is.
+        logprob_UT, [U, T] float32, nats, of this rank's tokens under the policy as it is.
     """
-    first = old_logprob_NT is None
-    logprob_NT = torch.zeros_like(work.sampler_logprob_NT)
+    first = old_logprob_UT is None
+    logprob_UT = torch.zeros_like(work.sampler_logprob_UT)
     for index, batch in enumerate(work.micro_batches):
         ref_hidden_KH = work.ref_hidden[index] if work.ref_hidden else None
         scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=first)
-        current_NT = batch.scatter(scores.logprob_K)
-        kl_NT = weight_NT = None
+        current_UT = batch.scatter(scores.logprob_K)
+        kl_UT = weight_UT = None
         if config.beta > 0 and config.kl_estimator == "exact":
-            kl_NT = batch.scatter(scores.kl_K)
+            kl_UT = batch.scatter(scores.kl_K)
         elif config.beta > 0:
-            kl_NT = kl_divergence(current_NT, work.ref_logprob_NT, estimator=config.kl_estimator)
+            kl_UT = kl_divergence(current_UT, work.ref_logprob_UT, estimator=config.kl_estimator)
         if config.rollout_correction != "none":
-            weight_NT = correction_weight(
-                current_NT if first else old_logprob_NT,  # of the policy that sampled, in every iteration
-                work.sampler_logprob_NT,
-                batch.mask_NT,
+            weight_UT = correction_weight(
+                current_UT if first else old_logprob_UT,  # of the policy that sampled, in every iteration
+                work.sampler_logprob_UT,
+                batch.mask_UT,
                 correction=config.rollout_correction,
                 cap=config.rollout_correction_cap,
             )
         loss = policy_loss(
-            current_NT,
-            old_logprob_NT,
-            work.advantage_N,
-            batch.mask_NT,
+            current_UT,
+            old_logprob_UT,
+            work.advantage_U,
+            batch.mask_UT,
             loss_type=config.loss_type,
             epsilon=config.epsilon,
             epsilon_high=config.epsilon_high,
             denominator=work.denominator,
-            kl_NT=kl_NT,
+            kl_NT=kl_UT,
             beta=config.beta,
-            weight_NT=weight_NT,
+            weight_NT=weight_UT,
         )
         engine.backward(loss, last=index == len(work.micro_batches) - 1)
-        tally.add(batch, loss.detach(), current_NT.detach(), old_logprob_NT, entropy_K=scores.entropy_K, kl_NT=kl_NT,
-                  weight_NT=weight_NT, first=first)
-        logprob_NT += current_NT.detach() * batch.mask_NT
-    return logprob_NT
+        tally.add(batch, loss.detach(), current_UT.detach(), old_logprob_UT, entropy_K=scores.entropy_K, kl_UT=kl_UT,
+                  weight_UT=weight_UT, first=first)
+        logprob_UT += current_UT.detach() * batch.mask_UT
+    return logprob_UT
 
 
 def start_again(

@@ -80,7 +80,7 @@ def micro_batches(rollout: Rollout, max_tokens: int) -> list[Batch]:
 def packed(policy: Policy, work: Work) -> None:
     """Forward and backward of ours."""
     for batch in micro_batches(work.rollout, WHOLE):
-        loss_of(work, batch.scatter(policy(batch).logprob_K), batch.mask_NT).backward()
+        loss_of(work, batch.scatter(policy(batch).logprob_K), batch.mask_UT).backward()
 
 
 def padded(model: PreTrainedModel, work: Work, *, rows_at_once: int | None = None) -> None:
@@ -117,7 +117,7 @@ def phases(policy: Policy, work: Work) -> dict[str, float]:
         logprob_NT = batch.scatter(policy(batch).logprob_K)
         kl_NT = kl_divergence(logprob_NT, reference_NT, estimator="k3")
         loss = policy_loss(
-            logprob_NT, None, work.advantage_N, batch.mask_NT, loss_type="dapo", epsilon=0.2, epsilon_high=0.2,
+            logprob_NT, None, work.advantage_N, batch.mask_UT, loss_type="dapo", epsilon=0.2, epsilon_high=0.2,
             beta=BETA, denominator=work.rollout.token_NT.numel(), kl_NT=kl_NT)
         lap("forward_s")
         loss.backward()

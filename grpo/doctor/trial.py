@@ -81,32 +81,32 @@ def completions(run: Run, rollout: Rollout, metrics: dict[str, float]) -> list[F
 
 @torch.no_grad()
 def logprobs(run: Run, work: Update) -> torch.Tensor:
-    """[N, T] float32, nats, of all ranks' tokens under the policy, 0.0 where none is counted. Collective."""
+    """[U, T] float32, nats, of all ranks' tokens under the policy, 0.0 where none is counted. Collective."""
     torch.manual_seed(run.config.seed)  # dropout, if any, drops the same each time
-    logprob_NT = torch.zeros_like(work.sampler_logprob_NT)
+    logprob_UT = torch.zeros_like(work.sampler_logprob_UT)
     for batch in work.micro_batches:
-        logprob_NT += batch.scatter(run.engine(batch).logprob_K) * batch.mask_NT
-    return of_all_ranks(logprob_NT)
+        logprob_UT += batch.scatter(run.engine(batch).logprob_K) * batch.mask_UT
+    return of_all_ranks(logprob_UT)
 
 
-def of_all_ranks(value_NT: torch.Tensor) -> torch.Tensor:
+def of_all_ranks(value_UT: torch.Tensor) -> torch.Tensor:
     """The sum over ranks, of which each token has one. Collective."""
-    summed_NT = value_NT.clone()
-    dist.all_reduce(summed_NT)
-    return summed_NT
+    summed_UT = value_UT.clone()
+    dist.all_reduce(summed_UT)
+    return summed_UT
 
 
 def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) -> list[Finding]:
     """Do policy, reference and sampler give a token the same log-probability? Collective."""
     config = run.config
-    column_T = torch.arange(work.sampler_logprob_NT.shape[1])
-    mask_NT = ((column_T < work.rollout.length_N[:, None]) & work.keep_N[:, None]).to(run.device)
-    logprob_NT, again_NT = logprobs(run, work), logprobs(run, work)
-    findings = [judge("repeatable", f"{int((logprob_NT != again_NT).sum()):,} of {work.num_tokens:,} tokens score "
-                      "otherwise the second time", fail="" if torch.equal(logprob_NT, again_NT) else
+    column_T = torch.arange(work.sampler_logprob_UT.shape[1])
+    mask_UT = ((column_T < work.rollout.length_N[:, None]) & work.keep_U[:, None]).to(run.device)
+    logprob_UT, again_UT = logprobs(run, work), logprobs(run, work)
+    findings = [judge("repeatable", f"{int((logprob_UT != again_UT).sum()):,} of {work.num_tokens:,} tokens score "
+                      "otherwise the second time", fail="" if torch.equal(logprob_UT, again_UT) else
                       "logprob_impl=reference, or a deepspeed setting that is deterministic")]
     if config.beta > 0:
-        apart = float((logprob_NT - of_all_ranks(work.ref_logprob_NT)).abs().max())
+        apart = float((logprob_UT - of_all_ranks(work.ref_logprob_UT)).abs().max())
         drops = dropout_cure(run)
         cure = drops or "adapter_name_or_path: its frozen copy, or the base, is not what the run starts from"
         findings.append(judge("kl at step 0", f"policy and reference are up to {apart:.3g} nats apart, 0 expected"
@@ -114,24 +114,24 @@ def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) 
                               **{"warn" if drops else "fail": "" if apart == 0 else cure}))
     else:
         findings.append(judge("kl at step 0", "beta 0: there is no reference"))
-    findings.append(sampler_gap(run, work.sampler_logprob_NT, logprob_NT, mask_NT))
+    findings.append(sampler_gap(run, work.sampler_logprob_UT, logprob_UT, mask_UT))
 
     longest = int(global_max({"longest": max(len(batch.token_L) for batch in work.micro_batches)})["longest"])
     limit = TokenLimit(max(longest // 2, 1), needed=run.limit.needed, device=run.device)
     other = update.prepare(rollout, advantage_N, config, limit, run.device)
-    ratio_NT = (logprobs(run, other) - logprob_NT).exp()
-    far = float((~((ratio_NT - 1).abs() <= NOISE)).sum()) / max(work.num_tokens, 1)  # NaN is far, too
+    ratio_UT = (logprobs(run, other) - logprob_UT).exp()
+    far = float((~((ratio_UT - 1).abs() <= NOISE)).sum()) / max(work.num_tokens, 1)  # NaN is far, too
     findings.append(judge(
         "ratio noise", f"packed in rows of {longest // 2:,} instead of {longest:,} tokens {100 * far:.2g} % of the "
-        f"tokens have a ratio beyond {1 - NOISE:g} to {1 + NOISE:g}, at most {float(ratio_NT.max()):.4g}",
+        f"tokens have a ratio beyond {1 - NOISE:g} to {1 + NOISE:g}, at most {float(ratio_UT.max()):.4g}",
         warn="torch_dtype=float32, or rollout_correction=truncated" if far > MANY else ""))
     return findings
 
 
-def sampler_gap(run: Run, sampler_NT: torch.Tensor, logprob_NT: torch.Tensor, mask_NT: torch.Tensor) -> Finding:
+def sampler_gap(run: Run, sampler_UT: torch.Tensor, logprob_UT: torch.Tensor, mask_UT: torch.Tensor) -> Finding:
     """Does the sampler know the policy's probabilities?"""
-    gap_NT = torch.where(mask_NT, (sampler_NT - logprob_NT).abs(), 0.0)
-    mean, most = float(gap_NT.sum() / mask_NT.sum().clamp(min=1)), float(gap_NT.max())
+    gap_UT = torch.where(mask_UT, (sampler_UT - logprob_UT).abs(), 0.0)
+    mean, most = float(gap_UT.sum() / mask_UT.sum().clamp(min=1)), float(gap_UT.max())
     dtype = str(run.ledger.dtype).removeprefix("torch.")
     exact = run.ledger.dtype == torch.float32 and not run.config.tf32
     when = "in float32" if exact else "in bfloat16 or tf32"
@@ -152,7 +152,7 @@ def gradient(run: Run, work: Update) -> Finding:
     before = checksum(run)
     norm = update.move(run.engine, work, replace(run.config, num_iterations=1), 0.0)["grad_norm"]
     moved = global_sum({"moved": sum(value != before[name] for name, value in checksum(run).items())})["moved"]
-    flat = not work.advantage_N.any()
+    flat = not work.advantage_U.any()
     cures = {
         "torch_dtype=float32": norm == float("inf"),
         "deepspeed without what changes the optimizer": moved,

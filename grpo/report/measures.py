@@ -98,13 +98,13 @@ class Tally:
     The sums stay on the device until `metrics`, so that no micro-batch waits for the host.
 
     Args:
-        advantage_N: of all ranks' completions; the masks of the micro-batches say which of them this rank counts.
-        sampler_logprob_NT: nats, what the sampler reported.
+        advantage_U: of all ranks' completions; the masks of the micro-batches say which of them this rank counts.
+        sampler_logprob_UT: nats, what the sampler reported.
     """
 
-    def __init__(self, advantage_N: torch.Tensor, sampler_logprob_NT: torch.Tensor, *, epsilon: float,
+    def __init__(self, advantage_U: torch.Tensor, sampler_logprob_UT: torch.Tensor, *, epsilon: float,
                  epsilon_high: float, num_iterations: int) -> None:
-        self.advantage_N, self.sampler_logprob_NT = advantage_N, sampler_logprob_NT
+        self.advantage_U, self.sampler_logprob_UT = advantage_U, sampler_logprob_UT
         self.epsilon, self.epsilon_high, self.num_iterations = epsilon, epsilon_high, num_iterations
         self.sums: dict[str, torch.Tensor] = {}
         self.maxima: dict[str, torch.Tensor] = {}
@@ -121,16 +121,16 @@ class Tally:
         self,
         batch: Batch,
         loss: torch.Tensor,
-        logprob_NT: torch.Tensor,
-        old_logprob_NT: torch.Tensor | None,
+        logprob_UT: torch.Tensor,
+        old_logprob_UT: torch.Tensor | None,
         *,
         entropy_K: torch.Tensor | None,
-        kl_NT: torch.Tensor | None,
-        weight_NT: torch.Tensor | None,
+        kl_UT: torch.Tensor | None,
+        weight_UT: torch.Tensor | None,
         first: bool,
     ) -> None:
         """Measure one micro-batch of one iteration; the last three tensors are read in the first iteration only."""
-        stats = ratio_stats(logprob_NT, old_logprob_NT, self.advantage_N, batch.mask_NT, epsilon=self.epsilon,
+        stats = ratio_stats(logprob_UT, old_logprob_UT, self.advantage_U, batch.mask_UT, epsilon=self.epsilon,
                             epsilon_high=self.epsilon_high)
         self._add("loss", loss)
         self._add("clip_share_low", stats.num_clipped_low)
@@ -140,23 +140,23 @@ class Tally:
             return
 
         # The rest describes the policy that sampled the tokens, which the first optimizer step will move.
-        def counted(value_NT: torch.Tensor) -> torch.Tensor:
-            return torch.where(batch.mask_NT, value_NT, 0.0)
+        def counted(value_UT: torch.Tensor) -> torch.Tensor:
+            return torch.where(batch.mask_UT, value_UT, 0.0)
 
-        gap_NT = counted((self.sampler_logprob_NT - logprob_NT).abs())
-        advantage_NT = counted(self.advantage_N[:, None])
-        if kl_NT is not None:
-            self._add("kl", counted(kl_NT).sum())
+        gap_UT = counted((self.sampler_logprob_UT - logprob_UT).abs())
+        advantage_UT = counted(self.advantage_U[:, None])
+        if kl_UT is not None:
+            self._add("kl", counted(kl_UT).sum())
         self._add("entropy", counted(batch.scatter(entropy_K)).sum())
-        self._add("surrogate", (advantage_NT * logprob_NT).sum())
-        self._add("advantage_mass", advantage_NT.abs().sum())
-        self._add("sampler_gap_mean", gap_NT.sum())
-        self._raise("sampler_gap_max", gap_NT.max())
-        if weight_NT is not None:  # a weight below the uncapped one has been capped, or masked to 0
-            uncapped_NT = correction_weight(
-                logprob_NT, self.sampler_logprob_NT, batch.mask_NT, correction="truncated", cap=math.inf)
-            self._add("correction_weight_mean", counted(weight_NT).sum())
-            self._add("correction_capped_share", (weight_NT < uncapped_NT).sum())
+        self._add("surrogate", (advantage_UT * logprob_UT).sum())
+        self._add("advantage_mass", advantage_UT.abs().sum())
+        self._add("sampler_gap_mean", gap_UT.sum())
+        self._raise("sampler_gap_max", gap_UT.max())
+        if weight_UT is not None:  # a weight below the uncapped one has been capped, or masked to 0
+            uncapped_UT = correction_weight(
+                logprob_UT, self.sampler_logprob_UT, batch.mask_UT, correction="truncated", cap=math.inf)
+            self._add("correction_weight_mean", counted(weight_UT).sum())
+            self._add("correction_capped_share", (weight_UT < uncapped_UT).sum())
 
     def metrics(self, num_tokens: float) -> dict[str, float]:
         """The update's metrics over all ranks: kl is NaN without a reference, a correction's two need a correction.

@@ -61,7 +61,7 @@ def retry(
             if not is_out_of_memory(error):
                 raise
             longest = max(len(batch.token_L) for batch in batches)
-            if world_size() > 1 or all(len(batch.row_K.unique()) == 1 for batch in batches):
+            if world_size() > 1 or all(len(batch.completion_K.unique()) == 1 for batch in batches):
                 raise SystemExit(
                     f"\nerror: [rank {rank()}] out of memory with a packed batch of {longest:,} tokens; nearest valid: "
                     f"micro_batch_tokens={longest // 2}, or gradient_checkpointing=true") from error

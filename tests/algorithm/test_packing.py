@@ -49,9 +49,9 @@ def padded_logprobs(model: torch.nn.Module, rollout: Rollout) -> torch.Tensor:
     return torch.stack(logprob_NT)
 
 
-def loss_of(logprob_NT: torch.Tensor, rollout: Rollout, mask_NT: torch.Tensor, loss_type: str, keep_N: torch.Tensor):
+def loss_of(logprob_NT: torch.Tensor, rollout: Rollout, mask_NT: torch.Tensor, loss_type: str, keep_U: torch.Tensor):
     """What the masked tokens contribute to the loss of the global batch."""
-    counted = int(rollout.length_N[keep_N].sum())
+    counted = int(rollout.length_N[keep_U].sum())
     return policy_loss(
         logprob_NT, None, torch.linspace(-1, 1, 12, dtype=torch.float64), mask_NT, loss_type=loss_type, epsilon=0.2,
         epsilon_high=0.2, beta=0.1,
@@ -70,21 +70,21 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("keep_all", [True, False])
 def test_splitting_packing_and_sharing_change_no_gradient(loss_type: str, keep_all: bool) -> None:
     model, rollout = tiny_qwen2().double().train(), drawn_rollout()
-    keep_N = torch.ones(12, dtype=torch.bool) if keep_all else torch.arange(12) % 5 > 0
-    mask_NT = (torch.arange(T) < rollout.length_N[:, None]) & keep_N[:, None]
-    expected_loss = loss_of(padded_logprobs(model, rollout), rollout, mask_NT, loss_type, keep_N)
+    keep_U = torch.ones(12, dtype=torch.bool) if keep_all else torch.arange(12) % 5 > 0
+    mask_NT = (torch.arange(T) < rollout.length_N[:, None]) & keep_U[:, None]
+    expected_loss = loss_of(padded_logprobs(model, rollout), rollout, mask_NT, loss_type, keep_U)
     expected_loss.backward()
     expected = gradients(model)
     policy, num_batches = Policy(model), set()
     for max_tokens in (1000, 60, 40, 20):
-        unshared = plan(rollout, keep_N, max_tokens=max_tokens, prefix=0)[0]
-        for batches in (pack(rollout, keep_N, max_tokens=max_tokens),
+        unshared = plan(rollout, keep_U, max_tokens=max_tokens, prefix=0)[0]
+        for batches in (pack(rollout, keep_U, max_tokens=max_tokens),
                         [pack_batch(rollout, completions, prefix=0) for completions in unshared]):
             num_batches.add(len(batches))
             loss = 0.0
             for batch in [*batches, filler(rollout)]:
                 logprob_NT = batch.scatter(policy(batch).logprob_K)
-                part = loss_of(logprob_NT, rollout, batch.mask_NT, loss_type, keep_N)
+                part = loss_of(logprob_NT, rollout, batch.mask_UT, loss_type, keep_U)
                 part.backward()
                 loss += float(part)
             assert loss == pytest.approx(float(expected_loss), abs=1e-6)
@@ -96,15 +96,15 @@ def test_splitting_packing_and_sharing_change_no_gradient(loss_type: str, keep_a
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_masks_of_the_packed_batches_are_a_partition(num_ranks: int) -> None:
     rollout = drawn_rollout()
-    keep_N = torch.arange(12) != 4
-    ranks = [pack(rollout, keep_N, max_tokens=25, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
-    counts_NT = sum(batch.mask_NT.int() for rank in ranks for batch in rank)
-    assert torch.equal(counts_NT, ((torch.arange(T) < rollout.length_N[:, None]) & keep_N[:, None]).int())
+    keep_U = torch.arange(12) != 4
+    ranks = [pack(rollout, keep_U, max_tokens=25, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    counts_UT = sum(batch.mask_UT.int() for rank in ranks for batch in rank)
+    assert torch.equal(counts_UT, ((torch.arange(T) < rollout.length_N[:, None]) & keep_U[:, None]).int())
 
 
 def test_a_rank_runs_a_filler_where_no_completion_is_kept() -> None:
     (batch,) = pack(drawn_rollout(), torch.zeros(12, dtype=torch.bool), max_tokens=25)
-    assert len(batch.token_L) == 1 and not batch.mask_NT.any()
+    assert len(batch.token_L) == 1 and not batch.mask_UT.any()
 
 
 def test_a_packed_batch_by_hand() -> None:
@@ -176,19 +176,19 @@ def test_ranks_share_the_work_evenly_and_in_equal_numbers() -> None:
     rollout = Rollout(
         prompt_ids=[[1], [2], [3], [4], [5], [6]], token_NT=torch.ones(6, 6), length_N=torch.tensor([0, 2, 1, 6, 3, 4]),
         sampler_logprob_NT=torch.zeros(6, 6), truncated_N=torch.zeros(6, dtype=torch.bool), text=[""] * 6)
-    keep_N = torch.ones(6, dtype=torch.bool)
-    assert plan(rollout, keep_N, max_tokens=99, prefix=0, num_ranks=3) == [[[0, 3]], [[2, 5]], [[1, 4]]]
+    keep_U = torch.ones(6, dtype=torch.bool)
+    assert plan(rollout, keep_U, max_tokens=99, prefix=0, num_ranks=3) == [[[0, 3]], [[2, 5]], [[1, 4]]]
     rollout = drawn_lengths(40, 300)
-    keep_N = torch.arange(160) % 11 > 0
+    keep_U = torch.arange(160) % 11 > 0
 
     def cost(some: list[int]) -> int:
         return int(rollout.length_N[some].sum()) + sum(len(rollout.prompt_ids[b]) - 50 for b in {n // 4 for n in some})
 
     for num_ranks, max_tokens in ((1, 4096), (2, 4096), (3, 1500), (8, 2048), (8, 100_000)):
-        shares = plan(rollout, keep_N, max_tokens=max_tokens, prefix=50, num_ranks=num_ranks)
+        shares = plan(rollout, keep_U, max_tokens=max_tokens, prefix=50, num_ranks=num_ranks)
         assert len({len(share) for share in shares}) == 1
         planned = [n for share in shares for batch in share for n in batch]
-        assert sorted(planned) == torch.nonzero(keep_N)[:, 0].tolist()
+        assert sorted(planned) == torch.nonzero(keep_U)[:, 0].tolist()
         costs = [[cost(batch) for batch in share] for share in shares]
         assert max(map(max, costs)) + 50 <= max_tokens
         longest_group = max(cost(list(range(4 * b, 4 * b + 4))) for b in range(40))

@@ -114,11 +114,11 @@ def our_step(rollout: Rollout, *, loss_type: str, kl_estimator: str) -> SimpleNa
         logprob_NT = batch.scatter(policy(batch).logprob_K)
         kl_NT = kl_divergence(logprob_NT, reference_NT, estimator=kl_estimator)
         part = policy_loss(
-            logprob_NT, None, advantage_N, batch.mask_NT, loss_type=loss_type, epsilon=EPSILON, epsilon_high=EPSILON,
+            logprob_NT, None, advantage_N, batch.mask_UT, loss_type=loss_type, epsilon=EPSILON, epsilon_high=EPSILON,
             denominator=denominator, kl_NT=kl_NT, beta=BETA)
         part.backward()
         loss += float(part.detach())
-        kl += float(kl_NT.detach()[batch.mask_NT].sum()) / int(LENGTHS.sum())
+        kl += float(kl_NT.detach()[batch.mask_UT].sum()) / int(LENGTHS.sum())
     return SimpleNamespace(loss=loss, gradients=gradients(model), advantage_N=advantage_N, kl=kl)
 
 

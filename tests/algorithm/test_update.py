@@ -31,37 +31,38 @@ class TableEngine:
     The first step reports a gradient of norm 1, the second one of norm 2, and so on.
     """
 
-    def __init__(self, logprob_NT):
-        self.logprob_NT = logprob_NT.requires_grad_()
+    def __init__(self, logprob_UT):
+        self.logprob_UT = logprob_UT.requires_grad_()
         self.grads = []
 
     def __call__(self, batch, **options):
-        return Scores(self.logprob_NT[batch.row_K, batch.column_K], entropy_K=torch.zeros(len(batch.row_K)))
+        logprob_K = self.logprob_UT[batch.completion_K, batch.place_K]
+        return Scores(logprob_K, entropy_K=torch.zeros_like(logprob_K))
 
     def backward(self, loss, last):
         loss.backward()
 
     def step(self, learning_rate):
-        self.grads.append(self.logprob_NT.grad)
-        self.logprob_NT = (self.logprob_NT.detach() + 0.05).requires_grad_()
+        self.grads.append(self.logprob_UT.grad)
+        self.logprob_UT = (self.logprob_UT.detach() + 0.05).requires_grad_()
         return float(len(self.grads))
 
 
-def packed(completions, mask_NT):
+def packed(completions, mask_UT):
     """A packed batch in which both tokens of these completions are scored; what only a real engine reads is None."""
     unused = dict.fromkeys(("token_L", "position_L", "segment_L", "parent_L", "source_K", "target_K"))
-    row_K, column_K = torch.cartesian_prod(torch.tensor(completions), torch.arange(2)).T
-    counted_N1 = torch.isin(torch.arange(2), torch.tensor(completions))[:, None]
-    return Batch(**unused, row_K=row_K, column_K=column_K, mask_NT=mask_NT & counted_N1)
+    completion_K, place_K = torch.cartesian_prod(torch.tensor(completions), torch.arange(2)).T
+    counted_U1 = torch.isin(torch.arange(2), torch.tensor(completions))[:, None]
+    return Batch(**unused, completion_K=completion_K, place_K=place_K, mask_UT=mask_UT & counted_U1)
 
 
 def work_of(split):
     """Two completions with advantages 1 and -1 in these packed batches; the last of four tokens does not count."""
-    mask_NT = torch.tensor([[True, True], [True, False]])
+    mask_UT = torch.tensor([[True, True], [True, False]])
     return Update(
-        micro_batches=[packed(completions, mask_NT) for completions in split], advantage_N=torch.tensor([1.0, -1.0]),
-        sampler_logprob_NT=torch.tensor([[0.5, 0.3], [0.4, math.nan]]).log(), denominator=3, num_tokens=3,
-        **dict.fromkeys(("rollout", "keep_N", "limit", "device")),  # for packing
+        micro_batches=[packed(completions, mask_UT) for completions in split], advantage_U=torch.tensor([1.0, -1.0]),
+        sampler_logprob_UT=torch.tensor([[0.5, 0.3], [0.4, math.nan]]).log(), denominator=3, num_tokens=3,
+        **dict.fromkeys(("rollout", "keep_U", "limit", "device")),  # for packing
     )
 
 
@@ -76,8 +77,8 @@ def test_an_update_weighs_both_iterations_by_the_policy_that_sampled(correction,
     # over 3 tokens: gradient -weight A / 3, in the second iteration times the ratio exp(0.05), inside the clip.
     engine, work = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log()), work_of(split)
     metrics = move(engine, work, Config(rollout_correction=correction, num_iterations=2, beta=0.0), 1.0)
-    expected_NT = -torch.tensor(weight) * torch.tensor([[1.0], [-1.0]]) / 3
-    torch.testing.assert_close(engine.grads, [expected_NT, expected_NT * math.exp(0.05)])
+    expected_UT = -torch.tensor(weight) * torch.tensor([[1.0], [-1.0]]) / 3
+    torch.testing.assert_close(engine.grads, [expected_UT, expected_UT * math.exp(0.05)])
     assert {name: metrics[name] for name in metrics if name.startswith("correction")} == pytest.approx(logged)
     assert [name for name in metrics if name not in METRICS] == []
 
@@ -87,9 +88,9 @@ def test_all_iterations_compare_with_the_policy_of_the_first_and_are_measured_by
     # Ratios 1, exp(0.05) and exp(0.1), clipped at 1.06: in the third iteration, for the two tokens of advantage 1.
     engine = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log())
     metrics = move(engine, work_of(split), Config(num_iterations=3, beta=0.0, epsilon=0.06), 1.0)
-    first_NT = torch.tensor([[-1.0, -1.0], [1.0, 0.0]]) / 3
-    third_NT = torch.tensor([[0.0, 0.0], [1.0, 0.0]]) / 3
-    torch.testing.assert_close(engine.grads, [first_NT, first_NT * math.exp(0.05), third_NT * math.exp(0.1)])
+    first_UT = torch.tensor([[-1.0, -1.0], [1.0, 0.0]]) / 3
+    third_UT = torch.tensor([[0.0, 0.0], [1.0, 0.0]]) / 3
+    torch.testing.assert_close(engine.grads, [first_UT, first_UT * math.exp(0.05), third_UT * math.exp(0.1)])
     loss = [-1 / 3, -math.exp(0.05) / 3, -(2 * 1.06 - math.exp(0.1)) / 3]
     expected = {"grad_norm": (1 + 2 + 3) / 3, "loss": sum(loss) / 3, "clip_share_high": (0 + 0 + 2) / 9,
                 "clip_share_low": 0.0, "ratio_max": math.exp(0.1)}
@@ -106,4 +107,4 @@ def test_a_masked_completion_is_a_sequence_without_tokens(loss_type, denominator
     limit = TokenLimit(100, needed=lambda num_tokens: 0, device=torch.device("cpu"))
     work = prepare(rollout, torch.ones(4), config, limit, torch.device("cpu"))
     assert (work.denominator, work.num_tokens) == (denominator, 6)
-    assert sum(batch.mask_NT for batch in work.micro_batches).sum(1).tolist() == [2, 0, 4, 0]
+    assert sum(batch.mask_UT for batch in work.micro_batches).sum(1).tolist() == [2, 0, 4, 0]

@@ -126,8 +126,8 @@ def row(num_tokens: int) -> Batch:
     return Batch(
         token_L=token_L, position_L=torch.arange(num_tokens), segment_L=1 + second_L, parent_L=second_L,
         source_K=torch.arange(prompt - 1, num_tokens - 1), target_K=token_L[prompt:],
-        row_K=torch.zeros(num_scored, dtype=torch.long), column_K=torch.arange(num_scored),
-        mask_NT=torch.ones(1, num_scored, dtype=torch.bool))
+        completion_K=torch.zeros(num_scored, dtype=torch.long), place_K=torch.arange(num_scored),
+        mask_UT=torch.ones(1, num_scored, dtype=torch.bool))
 
 
 def saved_bytes(policy: Policy, batch: Batch) -> int:

@@ -44,13 +44,13 @@ CONTINUATION = [
 ]
 
 UPDATE = [
-    ("the old policy follows", "        if old_logprob_NT is None:", "        if True:"),
+    ("the old policy follows", "        if old_logprob_UT is None:", "        if True:"),
     ("gradients' norms added up", " / config.num_iterations", ""),
-    ("masked completions are no sequences", "num_sequences=len(keep_N)", "num_sequences=int(keep_N.sum())"),
-    ("masked completions' tokens counted", "int(rollout.length_N[keep_N].sum())", "int(rollout.length_N.sum())"),
+    ("masked completions are no sequences", "num_sequences=len(keep_U)", "num_sequences=int(keep_U.sum())"),
+    ("masked completions' tokens counted", "int(rollout.length_N[keep_U].sum())", "int(rollout.length_N.sum())"),
     ("masked completions trained on", "~rollout.truncated_N if config.mask_truncated_completions",
      "~rollout.truncated_N if False"),
-    ("weights of the sampler's gap follow", "current_NT if first else old_logprob_NT", "current_NT"),
+    ("weights of the sampler's gap follow", "current_UT if first else old_logprob_UT", "current_UT"),
 ]
 
 TALLY = [

@@ -108,7 +108,7 @@ def test_the_blocks_of_a_gpu_hold_every_pair_and_full_ones_nothing_else(name):
     segment_L, parent_L = tree("long")
     zeros = torch.zeros_like(segment_L)
     batch = Batch(token_L=zeros, position_L=zeros, segment_L=segment_L, parent_L=parent_L, source_K=zeros,
-                  target_K=zeros, row_K=zeros, column_K=zeros, mask_NT=zeros[None].bool())
+                  target_K=zeros, completion_K=zeros, place_K=zeros, mask_UT=zeros[None].bool())
     batch = batch.padded(1024 if name == "padded long" else 768)
     segment_L, parent_L = batch.segment_L, batch.parent_L
     mask = block_mask(parts(segment_L, parent_L), segment_L, parent_L)
@@ -145,7 +145,7 @@ def test_a_gpu_gives_the_output_and_gradients_of_a_cpu(name, monkeypatch):
     torch.manual_seed(0)
     zeros = torch.zeros_like(segment_L)
     batch = Batch(token_L=zeros, position_L=zeros, segment_L=segment_L, parent_L=parent_L, source_K=zeros,
-                  target_K=zeros, row_K=zeros, column_K=zeros, mask_NT=zeros[None].bool())
+                  target_K=zeros, completion_K=zeros, place_K=zeros, mask_UT=zeros[None].bool())
     num_real, batch = len(segment_L), batch.padded(padded_length(len(segment_L)))
     inputs = [torch.randn(1, heads, len(batch.segment_L), 64) for heads in (4, 2, 2)]
     found = {}

@@ -170,10 +170,10 @@ def train_steps(
 def engine_logprobs(engine: Engine, whole: Rollout, run: Config, **options) -> torch.Tensor:
     """[N, T] what the engine says of the rollout; each rank scores its share, and all get the whole."""
     work = work_of(run, whole)
-    result_NT = torch.zeros_like(work.sampler_logprob_NT)
+    result_NT = torch.zeros_like(work.sampler_logprob_UT)
     with torch.no_grad():
         for batch in work.micro_batches:
-            result_NT += batch.scatter(engine(batch, **options).logprob_K) * batch.mask_NT
+            result_NT += batch.scatter(engine(batch, **options).logprob_K) * batch.mask_UT
     torch.distributed.all_reduce(result_NT)
     return result_NT
 

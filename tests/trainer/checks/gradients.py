@@ -111,7 +111,7 @@ def check_uneven_micro_batches_with_fillers() -> None:
     """Rank 0 has three prompts, rank 1 has one: rank 1 fills up, and the gradient is that of the whole."""
     run, whole = config(micro_batch_tokens=30), rollout()
     assert_equal_gradients(engine_gradient(run, whole, [(0, 3), (3, 4)]), truth(run, whole), "3 + 1 prompts")
-    assert not filler(whole).mask_NT.any()
+    assert not filler(whole).mask_UT.any()
 
 
 def check_memory_short_on_one_rank_shortens_the_rows_on_both() -> None:
