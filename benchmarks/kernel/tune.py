@@ -27,7 +27,7 @@ ROUNDS = 10
 LIMIT = 1e-5  # of outputs: nats, and relative to the output
 GRADIENT_LIMIT = 1e-2  # relative to the norm: gradients are rounded to bfloat16 on the way
 HYBRID_GAIN = 1.02  # cuBLAS must be faster by 2 %: it takes memory for its products
-FEW_AND_MANY = (64, 2048)  # tokens measured besides the benchmark's
+FEW_AND_MANY = (64, 2048)  # tokens measured in addition to the benchmark's
 SHAPES = ((128, 256, 64, 8), (128, 128, 64, 4), (128, 128, 64, 8), (64, 256, 64, 4))
 SPECIALISED = Tile(128, 256, 64, num_warps=4, num_stages=3, descriptors=True, warp_specialize=True)
 
@@ -124,7 +124,7 @@ def choose(rows: list[dict]) -> dict[str, Any]:
 
 
 def merge(found: dict[str, dict], path: Path = tiles.TUNED) -> None:
-    """Write the entries into the file, beside those it has for other sizes and GPUs."""
+    """Write the entries into the file; those for other sizes and GPUs stay."""
     old = json.loads(path.read_text()) if path.is_file() else {}
     lines = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted((old | found).items())]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -1,9 +1,10 @@
-"""How near the rollout comes to the speed at which memory can be read: `python -m benchmarks.rollout.bandwidth`.
+"""How near sampling is to the speed at which memory can be read: `python -m benchmarks.rollout.bandwidth`.
 
 A decoding step reads every weight once and every row's own keys and values once, and at small batch does little else.
 The time that takes at the measured copy bandwidth is a floor; the share of it in the time of a step says how good the
 step is. At large batch the arithmetic of the products takes longer than the reading, so the time that it takes at the
-speed of a large product is given too. Beside both transformers' `generate` on the same prompts, and a profile.
+speed of a large product is given too. Also measured: transformers' `generate` on the same
+prompts, and a profile.
 
 Models of real shapes with random weights are made on the spot, nothing is downloaded but the prompts' dataset.
 """
@@ -55,7 +56,7 @@ def product_speed(device: torch.device) -> float:
 
 
 def branches(model: PreTrainedModel, rank: int) -> dict[str, Branch]:
-    """Random LoRA branches beside every projection of the model."""
+    """Random LoRA branches for every projection of the model."""
     found = {}
     for name, weight_OI in model.named_parameters():
         if name.endswith("_proj.weight"):
@@ -187,13 +188,13 @@ def _cell(value: float | str | None) -> str:
 
 
 def main() -> None:
-    """Read the command line, measure, write JSON and Markdown beside the other results."""
+    """Read the command line, measure, write JSON and Markdown to the folder of results."""
     parser = argparse.ArgumentParser(description="Rollout against the bandwidth of memory.")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--data", default="openai/gsm8k", help="dataset of the prompts")
     parser.add_argument("--slots", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--forms", nargs="+", choices=("lora", "merged"), default=["lora", "merged"], help="of LoRA")
-    parser.add_argument("--lora_r", type=int, default=16, help="rank of the branches beside all seven projections")
+    parser.add_argument("--lora_r", type=int, default=16, help="rank of the branches of all seven projections")
     parser.add_argument("--peer_slots", type=int, nargs="+", default=[64, 256], help="generate runs for these")
     parser.add_argument("--num_tokens", type=int, default=128)
     parser.add_argument("--output_dir", type=Path, default=RESULTS)

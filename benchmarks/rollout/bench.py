@@ -1,7 +1,7 @@
-"""Our rollout beside transformers' own generation, in one run: `python -m benchmarks.rollout --data openai/gsm8k`.
+"""Our sampler compared with transformers' own generation: `python -m benchmarks.rollout --data openai/gsm8k`.
 
-Writes rollout.json, rollout.md and rollout.png into benchmarks/results/. `--parts` measures some parts anew and keeps
-what the file says of the others. Each engine runs in its own process.
+Writes rollout.json, rollout.md and rollout.png into benchmarks/results/. `--parts` measures some parts again and keeps
+what the file has of the others. Each engine runs in its own process.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class Bench:
         self.stop_ids = sorted(random.Random(0).sample(words, round(plan.stop_probability * plan.vocab_size)))
 
     def case(self, num_prompts: int, num_generations: int, max_new_tokens: int, **more: Any) -> dict:
-        """A `Case` as JSON; `shots`, `stop` and `batch` besides."""
+        """A `Case` as JSON; also takes `shots`, `stop` and `batch`."""
         prompts = self.prompts[more.pop("shots", self.plan.num_shots)][:num_prompts]
         return {
             "prompts": prompts, "prompt_index": list(range(num_prompts)), "num_generations": num_generations,

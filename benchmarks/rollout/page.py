@@ -69,7 +69,7 @@ LIMITS = """## What this does not say
 
 
 def engine_table(rows: list[dict]) -> list[str]:
-    """Rows of engines beside the first of them, in Markdown."""
+    """Rows of engines compared with the first, in Markdown."""
     base = rows[0]
     timed = [row for row in rows if row["why"] is None and not row["engine"].startswith(OURS)]
     best = min(timed, key=_seconds_per_token, default=None)
@@ -135,7 +135,7 @@ def markdown(result: dict) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Paragraphs filled anew once their numbers are in; lists stay as they are."""
+    """Paragraphs wrapped again once their numbers are in; lists stay as they are."""
     paragraphs = text.split("\n\n")
     filled = [one if one[:2] == "- " else textwrap.fill(one, 120, break_on_hyphens=False) for one in paragraphs]
     return "\n\n".join(filled) + "\n"

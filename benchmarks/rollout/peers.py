@@ -1,4 +1,4 @@
-"""What `benchmarks.rollout` measures: our rollout and what transformers has for the same work, one small adapter each.
+"""What `benchmarks.rollout` measures: our sampler and what transformers has for the same work, one small adapter each.
 
 An adapter loads a model folder, and continues prompts: it takes a `Case` and returns `Sampled`. Every engine runs in
 its own process, see worker.py.

@@ -1,12 +1,12 @@
-"""Whole GRPO steps of ours beside TRL's: `python -m benchmarks.step --data openai/gsm8k --peer-python PATH`.
+"""Whole GRPO steps of ours compared with TRL's: `python -m benchmarks.step --data openai/gsm8k --peer-python PATH`.
 
-PATH is a Python that has TRL besides what the project needs: a `python -m venv` whose site-packages hold a .pth file
+PATH is a Python that has TRL and what the project needs: a `python -m venv` whose site-packages hold a .pth file
 with the path of the project's, and
 
     pip install --no-deps trl==1.16.0 liger-kernel
 
-Writes step.json, step.md and step.png into benchmarks/results/. `--parts` measures some parts anew and keeps what the
-file says of the others. Each trainer runs in its own process, on the CPU.
+Writes step.json, step.md and step.png into benchmarks/results/. `--parts` measures some parts again and keeps what the
+file has of the others. Each trainer runs in its own process, on the CPU.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def _difference(path: Path, other: Path) -> float:
 
 
 def growth(bench: Bench) -> dict:
-    """What more solved examples, more completions and longer ones cost our update, beside its arithmetic."""
+    """What more solved examples, more completions and longer ones cost our update, and its arithmetic."""
     plan = bench.plan
     usual = plan.growth_tokens[len(plan.growth_tokens) // 2]
     sizes = [(shots, count, usual) for shots in plan.growth_shots for count in plan.growth_generations]

@@ -1,10 +1,10 @@
-"""Whole GRPO steps of a real Qwen2.5 shape on one GPU, ours beside TRL's.
+"""Whole GRPO steps of a real Qwen2.5 shape on one GPU, ours compared with TRL's.
 
     python -m benchmarks.random_model --shape 0.5b --data openai/gsm8k --output_dir outputs/random-0.5b
     python -m benchmarks.step.gpu --model outputs/random-0.5b --data openai/gsm8k
 
-Needs TRL beside the project's packages. Writes `step-<model>.json` and `.md` into benchmarks/results/. Each trainer
-runs in its own process; the last step of ours is profiled and not counted.
+Needs TRL in addition to the project's packages. Writes `step-<model>.json` and `.md` into benchmarks/results/. Each
+trainer runs in its own process; the last step of ours is profiled and not counted.
 """
 
 import argparse
@@ -102,8 +102,8 @@ def markdown(result: dict) -> str:
 
 
 def main() -> None:
-    """Read the command line, measure, write JSON and Markdown beside the other results."""
-    parser = argparse.ArgumentParser(description="Compare grpo.step.grpo_step with TRL's GRPOTrainer on one GPU.")
+    """Read the command line, measure, write JSON and Markdown to the folder of results."""
+    parser = argparse.ArgumentParser(description="Compare grpo_step with TRL's GRPOTrainer on one GPU.")
     parser.add_argument("--model", required=True, help="folder from benchmarks.random_model")
     parser.add_argument("--data", default="openai/gsm8k", help="dataset of the prompts")
     parser.add_argument("--engines", nargs="+", choices=ON_A_GPU, default=list(ON_A_GPU))

@@ -106,7 +106,7 @@ def _bold(text: str, chosen: bool) -> str:
 
 
 def step_table(rows: list[dict]) -> list[str]:
-    """Rows of trainers beside the first of them, in Markdown."""
+    """Rows of trainers compared with the first, in Markdown."""
     base, lines = rows[0], []
     fastest, smallest = best(rows, median_s), best(rows, peak_bytes)
     for row in rows:
@@ -123,7 +123,7 @@ def step_table(rows: list[dict]) -> list[str]:
 
 
 def update_table(rows: list[dict]) -> list[str]:
-    """Rows of updates beside the first of them, in Markdown."""
+    """Rows of updates compared with the first, in Markdown."""
     base, lines = rows[0], []
     fastest, smallest = best(rows, fastest_s), best(rows, peak_bytes)
     for row in rows:
@@ -172,7 +172,7 @@ def markdown(result: dict) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Paragraphs filled anew once their numbers are in; lists stay as they are."""
+    """Paragraphs wrapped again once their numbers are in; lists stay as they are."""
     paragraphs = text.strip().split("\n\n")
     filled = [one if one[:2] == "- " else textwrap.fill(one, 120, break_on_hyphens=False) for one in paragraphs]
     return "\n\n".join(filled) + "\n"
