@@ -22,11 +22,8 @@ def attend(
     """On a CPU `softmax(q kᵀ / √D + bias) v` and `lse = log Σ exp` of its scores.
 
     Args:
-        query_NJMD: M equals L where causal.
-        key_NJLD: L is at least 1.
-        value_NJLD: as the keys.
         bias: broadcasts to [N, J, M, L], of the queries' dtype.
-        causal: query m sees keys 0..m only.
+        causal: query m sees keys 0..m only; M equals L.
 
     Returns:
         out [N, M, J, D] and lse [N, M, J] float32, views.
@@ -49,13 +46,7 @@ def attend_causally(query_NJLD: torch.Tensor, key_NJLD: torch.Tensor, value_NJLD
 
 
 def join(outs: Sequence[torch.Tensor], lse_U: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention over all U parts, `Σᵢ exp(lseᵢ − lse) outᵢ`, in float32.
-
-    Args:
-        outs: [..., D] of each part, as `attend` returns them.
-        lse_U: [U, ...].
-        into: a float32 tensor [..., D] for the result; None: a new one.
-    """
+    """Attention over all parts, `Σᵢ exp(lseᵢ − lse) outᵢ`, float32 [..., D], from outs [..., D] and lse [U, ...]."""
     first, *others = outs
     share, *shares = lse_U.softmax(0)[..., None].unbind()
     joined = torch.mul(first, share, out=into)

@@ -3,8 +3,8 @@
 The trainer shards its weights and gathers them in every forward; sampling needs a forward without collective calls.
 So that both agree, this one rounds where transformers rounds, and keeps LoRA apart unless told to merge it.
 
-Axes besides those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D head
-size, E = J * F + 2 * J heads: query (head h = j * F + f), key and value side by side.
+Axes besides those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D size
+of a head, E = J * F + 2 * J heads: query (head h = j * F + f), key and value side by side.
 """
 
 import math
@@ -37,7 +37,6 @@ class Layer(NamedTuple):
     norms: dict[str, str]
 
     def linears(self) -> tuple[JoinedLinear, ...]:
-        """The four products."""
         return self[:4]
 
 
@@ -45,7 +44,6 @@ class Decoder:
     """A causal language model for sampling; it owns copies of its tensors.
 
     Args:
-        config: the model's.
         weight: tensors by their Hugging Face names; "lm_head.weight" of a tied model is ignored.
         lora: branches by module name ("model.layers.0.self_attn.q_proj").
         form: how weights are stored, see `JoinedLinear`.
@@ -119,7 +117,7 @@ class Decoder:
         return views
 
     def merge(self) -> None:
-        """Add the branches to the weights after new values were copied into `tensors()`; only for the merged form."""
+        """Merge again, after new values were copied into `tensors()`; only the merged form has something to do."""
         for layer in self.layers:
             for linear in layer.linears():
                 linear.merge()

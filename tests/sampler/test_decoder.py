@@ -57,7 +57,7 @@ def module_by_module(linear: JoinedLinear, x_XI: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("build", [tiny_qwen2, tiny_qwen3, tiny_llama])
 def test_bfloat16_rounds_where_transformers_does_and_only_keeps_the_logits_finer(monkeypatch, build):
-    """A CPU sums products of other shapes in another order: few of them round differently, but later layers spread it."""
+    """A CPU sums products of other shapes in another order: few round differently, but later layers spread it."""
     token_NL = tokens(2, 100)
     model = build()
     for parameter in model.parameters():  # not model.bfloat16(), which would also round the rotary frequencies
