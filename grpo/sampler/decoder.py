@@ -3,8 +3,8 @@
 The trainer shards its weights and gathers them in every forward; sampling needs a forward without collective calls.
 So that both agree, this one rounds where transformers rounds, and keeps LoRA apart unless told to merge it.
 
-Axes besides those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D size
-of a head, E = J * F + 2 * J heads: query (head h = j * F + f), key and value side by side.
+Axes besides those of `grpo/types.py`: X any batch of tokens, J key/value heads, F query heads per key/value head, D
+head size, E = J * F + 2 * J heads: query (head h = j * F + f), key and value side by side.
 """
 
 import math
