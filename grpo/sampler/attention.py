@@ -4,7 +4,7 @@ A part's result carries the logarithm of its sum of exponentials (lse), from whi
 
     softmax([s₁ s₂]) [v₁ v₂] = Σᵢ exp(lseᵢ − lse) · softmax(sᵢ) vᵢ,    lse = log Σᵢ exp(lseᵢ)
 
-Axes besides those of `grpo/sampler/decoder.py`: M queries, L keys, U parts, N texts.
+Axes besides those of `grpo/sampler/decoder.py`: M queries, L keys, Z parts, N texts.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,8 @@ def attend(
     """On a CPU `softmax(q kᵀ / √D + bias) v` and `lse = log Σ exp` of its scores.
 
     Args:
-        query_NJMD: M equals L where causal.
-        key_NJLD: L is at least 1.
-        value_NJLD: as the keys.
         bias: broadcasts to [N, J, M, L], of the queries' dtype.
-        causal: query m sees keys 0..m only.
+        causal: query m sees keys 0..m only; M equals L.
 
     Returns:
         out [N, M, J, D] and lse [N, M, J] float32, views.
@@ -48,16 +45,10 @@ def attend_causally(query_NJLD: torch.Tensor, key_NJLD: torch.Tensor, value_NJLD
     return (weight_NJLL @ value_NJLD).transpose(1, 2), lse_NJL.transpose(1, 2)
 
 
-def join(outs: Sequence[torch.Tensor], lse_U: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention over all U parts, `Σᵢ exp(lseᵢ − lse) outᵢ`, in float32.
-
-    Args:
-        outs: [..., D] of each part, as `attend` returns them.
-        lse_U: [U, ...].
-        into: a float32 tensor [..., D] for the result; None: a new one.
-    """
+def join(outs: Sequence[torch.Tensor], lse_Z: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention over all parts, `Σᵢ exp(lseᵢ − lse) outᵢ`, float32 [..., D], from outs [..., D] and lse [U, ...]."""
     first, *others = outs
-    share, *shares = lse_U.softmax(0)[..., None].unbind()
+    share, *shares = lse_Z.softmax(0)[..., None].unbind()
     joined = torch.mul(first, share, out=into)
     for out, weight in zip(others, shares):
         joined.addcmul_(out, weight)

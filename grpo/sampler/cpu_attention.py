@@ -1,9 +1,8 @@
 """Attention of a decode step on a CPU: each completion's newest token to the prefix, its prompt's rest and itself.
 
-With few completions a call costs more than its work. So all views are made once for all layers and kept until
-completions change slots. On a GPU one kernel does all of this, `kernels/decode_attention.py`.
+On a GPU one kernel does all of this, `kernels/decode_attention.py`.
 
-Axes besides those of `grpo/sampler/kv_cache.py`: U parts, N texts of a part, X seats or queries.
+Axes besides those of `grpo/sampler/kv_cache.py`: Z parts, N texts of a part, X seats or queries.
 """
 
 import numpy as np
@@ -18,7 +17,7 @@ class Seating:
     """Numbered seats for the slots of each place, so that the queries to a place form one rectangle.
 
     Args:
-        place_M: [M] int64 place of each slot in use, on the CPU.
+        place_M: int64, of each slot.
 
     Attributes:
         num_places: A, up to the last one in use.
@@ -48,8 +47,7 @@ class PartAttention:
         query_JMFD: the tensor that each layer's queries are written to.
         lse_MFJ: the tensor that the logarithms of their sums of exponentials are written to.
         num_texts: N.
-        stored: keys and values of the texts.
-        bias: as `attend` takes it.
+        stored: their keys and values.
         seats: which slots read which text; None: slots in their own order.
     """
 
@@ -57,6 +55,7 @@ class PartAttention:
         self, query_JMFD: torch.Tensor, lse_MFJ: torch.Tensor, num_texts: int, stored: Stored,
         *, bias: torch.Tensor | None = None, seats: Seating | None = None,
     ) -> None:
+        # With few completions a call costs more than its work: all views are made once for all layers.
         self.stored, self.bias, self.seats = stored, bias, seats
         self.query_JMFD, self.lse_MFJ = query_JMFD, lse_MFJ
         self.seated_JXFD = query_JMFD if seats is None else query_JMFD[:, seats.slot_X]
@@ -84,10 +83,8 @@ class TreeAttention:
     Args:
         seats: of the slots, by place.
         num_heads: (J * F, J).
-        head_size: D.
-        dtype: of queries, keys and values.
-        prefix: keys and values of one text; empty without a prefix.
-        rest: keys and values of A texts; empty where no prompt has a rest.
+        prefix: one text; empty without a prefix.
+        rest: A texts; empty where no prompt has a rest.
         bias_A11Q: hides what lies behind the end of a rest.
 
     Attributes:
@@ -101,8 +98,8 @@ class TreeAttention:
         self.num_slots, num_kv, num_shared = len(seats.seat_M), num_heads[1], num_heads[0] // num_heads[1]
         self.query_JMFD = torch.empty(num_kv, self.num_slots, num_shared, head_size, dtype=dtype)
         self.joined_MJFD = torch.empty(self.num_slots, num_kv, num_shared, head_size)
-        self.lse_UMFJ = torch.empty(1 + bool(rest) + bool(prefix), self.num_slots, num_shared, num_kv)
-        lse = iter(self.lse_UMFJ)
+        self.lse_ZMFJ = torch.empty(1 + bool(rest) + bool(prefix), self.num_slots, num_shared, num_kv)
+        lse = iter(self.lse_ZMFJ)
         self.own = PartAttention(self.query_JMFD, next(lse), self.num_slots, [])
         self.parts = [self.own]
         if rest:
@@ -116,5 +113,5 @@ class TreeAttention:
         """[M, J*F*D] float32; the next call overwrites it."""
         self.query_JMFD.copy_(query_MJFD.transpose(0, 1))
         outs = [part.attend(layer) for part in self.parts]
-        join(outs, self.lse_UMFJ, into=self.joined_MJFD.transpose(1, 2))
+        join(outs, self.lse_ZMFJ, into=self.joined_MJFD.transpose(1, 2))
         return self.joined_MJFD.flatten(1)

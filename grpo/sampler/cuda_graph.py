@@ -13,9 +13,6 @@ class Replay:
     """Calls `step(width)`; on a GPU records it once for each width and then replays it, which is one launch.
 
     A recorded step must read and write the same addresses every time, and must never wait for the GPU.
-
-    Args:
-        device: of the step; on a CPU there is nothing to record.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -35,7 +35,6 @@ class Layer(NamedTuple):
     norms: dict[str, str]
 
     def linears(self) -> tuple[JoinedLinear, ...]:
-        """The four products."""
         return self[:4]
 
 
@@ -43,7 +42,6 @@ class Decoder:
     """A causal language model for sampling; it owns copies of its tensors.
 
     Args:
-        config: the model's.
         weight: tensors by their Hugging Face names; "lm_head.weight" of a tied model is ignored.
         lora: branches by module name ("model.layers.0.self_attn.q_proj").
         form: how weights are stored, see `JoinedLinear`.
@@ -117,7 +115,7 @@ class Decoder:
         return views
 
     def merge(self) -> None:
-        """Add the branches to the weights after new values were copied into `tensors()`; only for the merged form."""
+        """Merge again, after new values were copied into `tensors()`; only the merged form has something to do."""
         for layer in self.layers:
             for linear in layer.linears():
                 linear.merge()

@@ -1,7 +1,8 @@
 """From logits to tokens, with noise that belongs to a token and not to a machine.
 
-Every uniform number is a hash of (seed, step, prompt, sample, position). So the same text is drawn at any world size,
-in any order and on any device, up to rounding of the logits. Axes: N completions, C blocks of W tokens.
+The same text is drawn at any world size, in any order and on any device, up to rounding of the logits.
+
+Axes: N completions, C blocks of W tokens.
 """
 
 import torch
@@ -20,11 +21,9 @@ def uniform(
     Finalizer and increment: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 13.
 
     Args:
-        seed: the run's.
-        step: the training step.
         prompt_N: int64 index of the prompt in the step's global batch.
         sample_N: int64 index of the completion within its group.
-        position_N: int64 index of the token within its completion. The three tensors are broadcast.
+        position_N: int64 index of the token within its completion; the three are broadcast.
     """
     hash_N = torch.zeros_like(position_N)
     for part in (seed, step, prompt_N, sample_N, position_N):
@@ -38,7 +37,6 @@ def sample(
     """Draw one token each by inverse CDF: `token = min{v : Σ_{w≤v} p_w > u}`, `p = softmax(logits / temperature)`.
 
     Args:
-        logits_NV: any float dtype.
         uniform_N: float64 in [0, 1).
         temperature: 0 takes the most likely token, with the log-probability at temperature 1.
         top_p: keep the fewest tokens whose probabilities sum to at least this. For evaluation only: the policy ratio

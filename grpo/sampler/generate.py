@@ -1,9 +1,7 @@
 """Sampling: G completions for each prompt, without a collective call, so no rank waits for another inside it.
 
 What all prompts start with is read once, the rest of a prompt once for its G completions. A fixed number of slots is
-decoded together, and a completion that ends leaves its slot to the next one at once. The noise belongs to (prompt,
-sample, position), so slots, order and sharing do not change the text. Masks come from lengths, never from token ids:
-a sampled end-of-sequence token, and the tokens that complete a stop string, are part of the completion.
+decoded together, and a completion that ends leaves its slot to the next one at once.
 
 Axes besides those of `grpo/types.py`: M slots in use, X any of the completions.
 """
@@ -40,18 +38,15 @@ def generate(
     """Sample G completions for each of B prompts, until each one stops or is truncated.
 
     Args:
-        decoder: the policy.
         prompts: B lists of token ids.
-        tokenizer: decodes the completions.
         num_generations: G.
         max_completion_length: tokens after which a completion is truncated, at least 1.
-        temperature: divides the logits; 0 is greedy.
+        temperature: see `sample`.
         top_p: see `sample`.
-        stop_token_ids: every end-of-sequence id.
         stop_strings: texts that end a completion and are cut from its text.
         seed: of the noise, see `uniform`.
-        step: as the seed.
-        prompt_index: as the seed; B indices in the step's global batch.
+        step: of the noise.
+        prompt_index: of the noise; B indices in the step's global batch.
         num_slots: completions decoded at the same time, which bounds the memory; None: all of them.
         progress: called with the numbers of sampled tokens and of finished completions so far.
 
@@ -73,6 +68,7 @@ def generate(
     slots = Slots(
         decoder, prompts, num_slots=min(num_slots or num_completions, num_completions),
         num_generations=num_generations, room=max_completion_length,
+        # The noise belongs to (prompt, sample, position), so slots, order and sharing do not change the text.
         noise=lambda index_X: _noise(seed, step, prompt_index_B, num_generations, index_X, max_completion_length),
         sample=partial(sample, temperature=temperature, top_p=top_p))
     windows: deque[Window] = deque()
@@ -109,6 +105,7 @@ class _Sampled:
             self.token_NT[index_X, column_X] = token_M[alive_M]
             self.logprob_NT[index_X, column_X] = logprob_M[alive_M]
             self.length_N[index_X] += 1
+            # A sampled end-of-sequence token, and the tokens that complete a stop string, are part of the completion.
             ended_X = stop.ended(self.token_NT, index_X, column_X)
             full_X = column_X + 1 == self.token_NT.shape[1]
             self.truncated_N[index_X] = full_X & ~ended_X
@@ -138,7 +135,6 @@ class _Sampled:
 def _noise(
     seed: int, step: int, prompt_index_B: torch.Tensor, num_generations: int, index_X: torch.Tensor, room: int
 ) -> torch.Tensor:
-    """[X, room] float64, the uniform number of every token that these completions may sample."""
     return uniform(
         seed=seed,
         step=step,

@@ -23,19 +23,12 @@ Attention = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, heads_XED rot
 
 
 class KVCache:
-    """Keys and values of one phase of sampling. Each `*_attention` stores a layer's new ones and attends to the rest.
+    """Keys and values of one phase of sampling. Each `*_attention` stores a layer's new ones, then attends.
 
     Args:
-        num_layers: Y.
         num_heads: (J * F, J).
-        head_size: D.
-        dtype: of keys and values.
-        device: of keys and values.
         prefix_length: P, may be 0.
-        num_places: A.
         rest_room: Q, may be 0.
-        num_slots: S.
-        own_room: T.
     """
 
     def __init__(

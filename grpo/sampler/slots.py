@@ -1,7 +1,6 @@
 """Which completions are decoded now: a fixed number of slots, refilled as completions end.
 
-The slots in use are always the first ones, so a step is one dense batch. A prompt's last token is not read with the
-prompt: it is the first own token of each of its completions. So a new completion starts with an ordinary step.
+The slots in use are always the first ones, so a step is one dense batch.
 
 Axes besides those of `grpo/sampler/kv_cache.py`: W steps of a window.
 """
@@ -24,9 +23,9 @@ class Window(NamedTuple):
     """What some completions sampled in W consecutive steps; after a GPU's work it is valid once `wait` has returned.
 
     Args:
-        index_M: [M] int64 index n of each completion, on the CPU.
-        token_WM: [W, M] int64.
-        logprob_WM: [W, M] float32, nats.
+        index_M: int64 index n of each completion, on the CPU.
+        token_WM: int64.
+        logprob_WM: float32, nats.
         event: of the copies to the CPU.
     """
 
@@ -46,9 +45,7 @@ class Slots:
     """The completions being decoded, their keys and values, and the step that gives each one more token.
 
     Args:
-        decoder: the policy; its device does the work.
         prompts: B lists of token ids, none empty.
-        num_slots: S.
         num_generations: G completions for each prompt, prompt-major.
         room: tokens of the longest completion.
         noise: from index_X, on the decoder's device, to the uniform numbers [X, room] of these completions.
@@ -89,6 +86,7 @@ class Slots:
         present = set(self.places)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in present]
         if new:
+            # Without a prompt's last token, the first own token of each completion: it starts with an ordinary step.
             rests = [self.prompts[prompt][self.cache.prefix_length : -1] for prompt in new]
             places = list(range(len(self.places), len(self.places) + len(new)))
             self.places += new

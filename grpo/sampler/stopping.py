@@ -1,9 +1,7 @@
 """Where a completion ends and where its text does: end-of-sequence tokens and stop strings.
 
 Base models continue with the next question, so a text such as "\\nQuestion:" must end a completion. A stop string may
-span tokens, and a token may reach beyond it, so the decoded text decides. To decode every completion after every token
-would cost more than a small model's forward. So only the end of a completion is decoded, and only if its newest token
-can complete a stop string.
+span tokens, and a token may reach beyond it, so the decoded text decides.
 """
 
 from functools import lru_cache
@@ -32,6 +30,7 @@ class StopRule:
         """[M] bool: which of the completions index_M, not ended before, end with their token in column_M."""
         kind_M = self.kind_V[token_NT[index_M, column_M]]
         ended_M = kind_M == ENDS
+        # To decode all completions after every token would cost more than a small model's forward.
         for suspect in (kind_M == SUSPECT).nonzero()[0]:
             ended_M[suspect] = self._completes(token_NT[index_M[suspect], : column_M[suspect] + 1])
         return ended_M
@@ -61,12 +60,12 @@ class StopRule:
 def _kinds(
     tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...], vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[V] uint8, SUSPECT for a token with the last character of a stop string or a piece of a character; [V] bool,
-    silent: special tokens, and those that the tokenizer does not have, show nothing."""
+    """[V] uint8 kind of each token, and [V] bool: whether it shows nothing in the text."""
     endings = {stop[-1] for stop in stop_strings}
     if not endings:
         return np.full(vocab_size, GOES_ON, dtype=np.uint8), np.zeros(vocab_size, dtype=bool)
     pieces = tokenizer.batch_decode([[token] for token in range(vocab_size)], skip_special_tokens=True)
     anywhere = " " in endings  # any token may bring a space: some tokenizers drop it at a text's start
+    # A suspect has the last character of a stop string, or a piece of a character.
     suspect = [anywhere or not endings.isdisjoint(piece) or "\ufffd" in piece for piece in pieces]
     return np.array(suspect, dtype=np.uint8) * SUSPECT, np.array([not piece for piece in pieces])

@@ -1,4 +1,4 @@
-"""What the rollout copy holds and computes in, and where it waits; by whole short runs. About 30 seconds on a CPU."""
+"""What the sampler stores and computes in, and where it waits; by whole short runs. About 30 seconds on a CPU."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The ends of completions and the extremes of prompts, lengths and slots, through the whole rollout.
+"""The ends of completions and the extremes of prompts, lengths and slots, through the whole sampler.
 
-Many completions here are scripted: the row says given tokens, and all else is the rollout's own. About 4 s on a CPU.
+Many completions here are scripted: they say given tokens, and all else is the sampler's own. About 4 s on a CPU.
 """
 
 import pytest

@@ -115,16 +115,16 @@ def steps_if_no_slot_waits(lengths: list[int], num_slots: int) -> int:
 
 
 def test_no_freed_slot_waits_and_the_batch_stays_full(small, monkeypatch):
-    lengths = geometric_lengths(1024, mean=9)
+    lengths = geometric_lengths(512, mean=9)
     script(monkeypatch, [[5] * (length - 1) + [EOS] for length in lengths])
-    prompts = [PROMPTS[b % 4] for b in range(256)]
+    prompts = [PROMPTS[b % 4] for b in range(128)]
     rows = sample_rows(
         small, prompts, num_generations=4, num_slots=16, max_completion_length=100, stop_token_ids={EOS})
     assert rows.length_N.tolist() == lengths
     assert rows.cost.num_steps == steps_if_no_slot_waits(lengths, 16)
     occupancy = sum(lengths) / (16 * rows.cost.num_steps)
     # A static batch of 16 lasts as long as its longest row: about 1 + 1/2 + ... + 1/16 = 3.4 times the mean.
-    static = sum(lengths) / (16 * sum(max(lengths[n : n + 16]) for n in range(0, 1024, 16)))
+    static = sum(lengths) / (16 * sum(max(lengths[n : n + 16]) for n in range(0, 512, 16)))
     assert occupancy > 0.8 and occupancy > 2 * static, (occupancy, static)
 
 
@@ -154,7 +154,7 @@ def test_every_prompt_is_read_once_and_the_prefix_once(decoder, monkeypatch, num
     assert places <= set(range(min(num_slots, 9)))
 
 
-@pytest.mark.parametrize(("steps", "ahead"), [(4, 0), (1, 1), (4, 1), (8, 1), (7, 2), (1, 3), (64, 1)])
+@pytest.mark.parametrize(("steps", "ahead"), [(4, 0), (1, 1), (4, 1), (8, 1), (7, 2), (1, 3), (20, 1)])
 @pytest.mark.parametrize("num_slots", [5, 12])
 def test_windows_under_way_while_one_is_looked_at_change_nothing(decoder, monkeypatch, steps, ahead, num_slots):
     # The longest allowed, 13, is no multiple of any window.
