@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fault_runs import lines, numbers, options, prepare, texts
-from faults import MOST_S, Warm
-from ranks import ROOT
+from faults import MOST_S, Warm, torchrun, wait_for_steps
 from safetensors.torch import load_file
 
 from grpo.saving.sealed_folder import damage
@@ -44,14 +42,6 @@ def whole(folder: Path, warm: Warm) -> Path:
 def nobody_is_left_behind(warm: Warm) -> Iterator[None]:
     yield
     assert psutil.Process(warm.process.pid).children(recursive=True) == []
-
-
-def wait_for_steps(output: Path, number: int = 1) -> None:
-    """Wait until this many steps of a run are in its metrics, two minutes at the most."""
-    path, give_up = output / "metrics.jsonl", time.monotonic() + 120
-    while not (path.exists() and path.read_bytes().count(b"\n") >= number):
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
 
 
 def assert_goes_on(folder: Path, warm: Warm, whole: Path, output: str) -> None:
@@ -218,19 +208,8 @@ def test_a_run_without_a_whole_checkpoint_is_refused(folder: Path, warm: Warm, w
     assert "resume=True needs a whole checkpoint" in message and message.count("is damaged") == 4
 
 
-def launcher(folder: Path, output: str, **changed: object) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """torchrun with two ranks in their second step or later, and these ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    process = subprocess.Popen([*command, *options(folder, output, **changed)], cwd=ROOT, stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True)
-    wait_for_steps(folder / output)
-    ranks = [one for one in psutil.Process(process.pid).children() if "train.py" in one.cmdline()]
-    assert len(ranks) == 2
-    return process, ranks
-
-
 def test_torchrun_ends_within_30_seconds_of_a_rank_s_death(folder: Path) -> None:
-    process, ranks = launcher(folder, "launched", max_steps=1000)
+    process, ranks = torchrun(folder / "launched", *options(folder, "launched", max_steps=1000))
     start = time.monotonic()
     ranks[1].kill()
     err = process.communicate()[1]

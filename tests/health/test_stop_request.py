@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from fault_runs import lines, numbers, options, prepare, texts
-from faults import Warm
-from test_faults import launcher
+from faults import Warm, torchrun
 
 from grpo.health.stop_request import Stopped, StopRequest
 from grpo.saving.sealed_folder import damage
@@ -101,7 +100,8 @@ def test_what_is_saved_is_not_saved_again(folder: Path, warm: Warm) -> None:
 
 
 def test_sigterm_to_torchrun_saves_before_it_ends(folder: Path) -> None:
-    process, ranks = launcher(folder, "preempted", max_steps=1000, save_strategy="no")
+    command = options(folder, "preempted", max_steps=1000, save_strategy="no")
+    process, ranks = torchrun(folder / "preempted", *command)
     process.terminate()
     process.communicate()
     assert not any(rank.is_running() for rank in ranks)

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from ranks import ROOT
 
 MOST_S = 30.0  # from the first rank's end to the last's; without a heartbeat they wait for ddp_timeout, half an hour
@@ -63,3 +65,22 @@ class Warm:
         self.process.stdin.close()
         self.process.terminate()
         self.process.wait()
+
+
+def wait_for_steps(output: Path, number: int = 1) -> None:
+    """Until so many steps of a run are in its metrics, five minutes at the most."""
+    path, give_up = output / "metrics.jsonl", time.monotonic() + 300
+    while not (path.exists() and path.read_bytes().count(b"\n") >= number):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def torchrun(output: Path, *argv: str, **env: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """torchrun with two ranks in their second step or later, and these ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+    process = subprocess.Popen([*command, *argv], cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, text=True)
+    wait_for_steps(output)
+    ranks = [one for one in psutil.Process(process.pid).children() if "train.py" in one.cmdline()]
+    assert len(ranks) == 2
+    return process, ranks

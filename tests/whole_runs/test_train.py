@@ -7,19 +7,19 @@ in tests/saving/test_resume.py.
 """
 
 import json
-import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
-from faults import Warm
-from ranks import ROOT, SHARD_EVERYTHING, launch
+from faults import Warm, torchrun
+from ranks import SHARD_EVERYTHING, launch
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
 from grpo.report.metrics import METRICS
@@ -173,41 +173,29 @@ def test_two_sharded_ranks_repeat_the_run_of_one_in_4_bit_bfloat16(warm: Warm, f
 
 
 @pytest.fixture(scope="module")
-def launcher(folder: Path) -> Iterator[subprocess.Popen]:
-    """Two ranks after their first step, which torchrun has started without any program at hand."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py",
-               *arguments(folder, "launched", "--max_steps", "5000")]
+def launched(folder: Path) -> Iterator[tuple[subprocess.Popen, list[psutil.Process]]]:
+    """torchrun and two ranks after their first step, which it has started without any program at hand."""
     nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **nothing}, stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL)
-    while not (folder / "launched" / "metrics.jsonl").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    yield process
+    process, ranks = torchrun(folder / "launched", *arguments(folder, "launched", "--max_steps", "5000"), **nothing)
+    yield process, ranks
     process.kill()
-    process.wait()
+    process.communicate()
 
 
-def test_a_run_starts_without_a_compiler_and_with_no_extension_built(folder: Path, launcher: subprocess.Popen) -> None:
+def test_a_run_starts_without_a_compiler_and_with_no_extension_built(folder: Path, launched: tuple) -> None:
     assert not (folder / "extensions").exists()
 
 
-def test_killing_the_launcher_ends_its_workers(launcher: subprocess.Popen) -> None:
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    assert len(children) >= 2
-    launcher.kill()
-    launcher.wait()
-    for child in map(int, children):
-        for _ in range(50):
-            try:
-                os.kill(child, 0)
-            except ProcessLookupError:
-                break
-            if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError(f"worker {child} outlived its launcher")
+def test_killing_the_launcher_ends_its_workers(launched: tuple) -> None:
+    process, ranks = launched
+    process.kill()
+    process.wait()
+    give_up = time.monotonic() + 30
+    for rank in ranks:
+        with suppress(psutil.NoSuchProcess):
+            while rank.status() != psutil.STATUS_ZOMBIE:  # it has ended, and nobody is there to ask how
+                assert time.monotonic() < give_up, f"worker {rank.pid} outlived its launcher"
+                time.sleep(0.1)
 
 
 def test_the_outcome_gate_leaves_a_step_in_which_nothing_is_right_without_advantages(
