@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels import fused_logprob
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-each = pytest.mark.parametrize("impl", IMPLS)
+each = pytest.mark.parametrize("impl", IMPLS, scope="module")  # all of the reference first: it is fast
 STASH = MODES["frozen head"]
 
 
@@ -48,7 +48,7 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize("name", MODES)
 @each
 def test_values_and_gradients_equal_those_of_whole_logits(impl, name):
-    assert wrong(1e-5, draw(17, 161, 40), MODES[name], impl) == {}
+    assert wrong(1e-5, draw(17, SPAN + 33, 40), MODES[name], impl) == {}
 
 
 @each
@@ -127,7 +127,7 @@ def test_a_nan_token_stays_alone(impl, name):
     ("shared", torch.float32), ("separate", torch.float32), ("separate", torch.bfloat16), ("separate", torch.float16),
 ], ids=str)
 def test_kl_of_a_policy_that_is_its_reference_is_exactly_zero(impl, ref, dtype):
-    case = draw(9).to(dtype)
+    case = draw(9, SPAN + 13).to(dtype)
     case = case._replace(ref_hidden_LH=case.hidden_LH, ref_weight_VH=case.weight_VH)
     found = compute(case, Mode((HIDDEN,), ("kl_L",), "exact", ref), impl)
     assert found["kl_L"].tolist() == [0.0] * 9
@@ -137,7 +137,7 @@ def test_kl_of_a_policy_that_is_its_reference_is_exactly_zero(impl, ref, dtype):
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gradient_changes_no_bit_of_the_score(impl, dtype):
-    case = draw(scale=8).to(dtype)  # some of the tokens are improbable
+    case = draw(17, SPAN + 13, scale=8).to(dtype)  # some of the tokens are improbable
     without, *others = (compute(case, MODES[name], impl) for name in (
         "no gradient", "frozen head", "frozen head, entropy as a value", "trained head"))
     outputs = ("logprob_L", "entropy_L") if impl == "reference" else ("logprob_L",)
@@ -179,9 +179,10 @@ def test_no_tokens_are_no_error(impl):
 @each
 @pytest.mark.parametrize("name", ["exact", "frozen head"])
 def test_autocast_changes_no_bit(impl, name):
-    expected = compute(draw(9), MODES[name], impl)
+    case = draw(9, SPAN + 13)
+    expected = compute(case, MODES[name], impl)
     with torch.autocast(DEVICE, torch.bfloat16):
-        assert same(compute(draw(9), MODES[name], impl), expected)
+        assert same(compute(case, MODES[name], impl), expected)
 
 
 @each
@@ -189,7 +190,7 @@ def test_autocast_changes_no_bit(impl, name):
     ("frozen head", 1, False), ("frozen head, entropy as a value", 1, True), ("trained head", 0, True),
 ])
 def test_what_a_call_keeps_for_its_backward(impl, name, stashes, operands):
-    case = with_leaves(draw(9), MODES[name])
+    case = with_leaves(draw(9, SPAN + 13), MODES[name])
     output = call(case, MODES[name], impl)
     kept = {tensor.data_ptr(): tensor.shape for tensor in output.logprob_L.grad_fn.saved_tensors if tensor is not None}
     for operand in case[:2]:
@@ -231,7 +232,7 @@ def test_works_inside_a_checkpoint(impl, reentrant, name):
 
 @each
 def test_head_may_be_freed_between_forward_and_backward_as_zero3_does(impl):
-    case, mode = draw(9), MODES["trained head"]
+    case, mode = draw(9, SPAN + 13), MODES["trained head"]
     head = torch.nn.Parameter(case.weight_VH.clone())
     parted = with_leaves(case, STASH)._replace(weight_VH=head)
     output = call(parted, mode, impl)

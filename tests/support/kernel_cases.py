@@ -145,6 +145,7 @@ MODES = {
     "exact": Mode(BOTH, ALL, "exact", "shared", entropy=True),
     "exact, two heads": Mode(BOTH, ("kl_L",), "exact", "separate"),
     "exact, two heads, no gradient": Mode((), (), "exact", "separate", entropy=True),
+    "exact, frozen head": Mode((HIDDEN,), ("logprob_L", "kl_L"), "exact", "separate"),
     "exact as a value": Mode(BOTH, ("logprob_L",), "exact", "shared"),
 }
 
