@@ -1,7 +1,4 @@
-"""How many rows a rollout may continue at once: what a slot costs in memory, and what is free.
-
-Axes as in grpo/sampler/kv_cache.py: S slots, T room of a row's own tokens, Q room of a prompt's rest, P prefix tokens.
-"""
+"""How many completions may be decoded at the same time: what a slot costs in memory, and what is free."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -13,12 +10,12 @@ from grpo.options.refusal import refuse
 from grpo.packing import common_prefix_length
 from grpo.sampler.decoder import PREFILL_TOKENS
 
-SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here, and for fragments
-ROW_TOKEN_BYTES = 12  # of a sampled token and its log-probability, kept until the end of the phase
+SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here and for fragmentation
+SAMPLED_TOKEN_BYTES = 12  # of a token and its log-probability, stored until all completions are sampled
 
 
 class Sampler(Protocol):
-    """What a slot's size depends on: a decoder, or the ledger of a run that has none yet."""
+    """What a slot's size depends on: a decoder, or a ledger before there is one."""
 
     config: PretrainedConfig
 
@@ -27,7 +24,7 @@ class Sampler(Protocol):
 
 
 class Room(NamedTuple):
-    """How many slots there are, what they take in words, and in bytes."""
+    """The number of slots, what they take in words, and in bytes."""
 
     num_slots: int
     words: str
@@ -35,14 +32,15 @@ class Room(NamedTuple):
 
 
 def slot_bytes(decoder: Sampler, room: int) -> int:
-    """Bytes of one slot without its prompt: `T · token + 12 V + 20 T + 16 (H + I)`.
+    """Bytes of one slot with room for T completion tokens, without its prompt: `T · token + 12 V + 20 T + 16 (H + I)`.
 
-    A token's keys and values in all layers; the row's logits, their exponentials and one copy in float32; its noise,
-    tokens and log-probs; the widest activations of a layer.
+    `token` is a token's keys and values in all layers, I the inner size of the MLP.
     """
     config = decoder.config
-    activations = 16 * (config.hidden_size + config.intermediate_size)
-    return room * decoder.token_bytes() + 12 * config.vocab_size + 20 * room + activations
+    logits = 12 * config.vocab_size  # in float32, their exponentials, and one copy
+    sampled = 20 * room  # noise, tokens and log-probs
+    activations = 16 * (config.hidden_size + config.intermediate_size)  # the most in a layer
+    return room * decoder.token_bytes() + logits + sampled + activations
 
 
 def choose_slots(
@@ -52,21 +50,21 @@ def choose_slots(
     """The number of slots, and what they take.
 
     Args:
-        asked: the user's number; None: as many as there are rows, if they fit in half of the free memory.
-        decoder: the model that samples.
+        asked: by the user; None: one for each completion, or as many as fit in half of the free memory.
+        decoder: the sampler.
         prompts: all prompts of the run, as tokens.
         free: bytes, see `free_bytes`.
-        num_rows: completions of one phase; more slots than rows are of no use.
+        num_rows: completions that are sampled together; more slots are of no use.
         num_generations: G.
         max_completion_length: tokens.
 
     Raises:
         ValueError: not one slot fits, or not as many as asked.
     """
-    sampled = num_rows * max_completion_length * ROW_TOKEN_BYTES
+    sampled = num_rows * max_completion_length * SAMPLED_TOKEN_BYTES
     if sampled > SHARE * free:
-        refuse("num_generations", num_generations, f"makes {num_rows:,} rows here, whose tokens need "
-               f"{sampled / MIB:,.0f} MiB, and half of {free / MIB:,.0f} MiB free is the most they may take",
+        refuse("num_generations", num_generations, f"makes {num_rows:,} completions here, whose tokens need "
+               f"{sampled / MIB:,.0f} MiB, and they may take at most half of the {free / MIB:,.0f} MiB that are free",
                "fewer, or fewer prompts_per_step")
     prefix = common_prefix_length(list(prompts))
     rest = max(map(len, prompts)) - prefix
@@ -75,20 +73,20 @@ def choose_slots(
     fixed = prefix * decoder.token_bytes() + reading
     each, place = slot_bytes(decoder, max_completion_length), rest * decoder.token_bytes()
     num_places = -(-num_rows // num_generations)
-    # Each of the first slots may continue a prompt of its own; beyond them, slots share.
+    # Up to the number of prompts each slot may need a prompt of its own in memory; more slots share prompts.
     budget = int(SHARE * free) - fixed
     fit = min(budget // (each + place), num_places)
     if fit == num_places:
         fit = (budget - num_places * place) // each
     if fit < 1:
         refuse("max_completion_length", max_completion_length, f"with prompts of {prefix + rest} tokens needs "
-               f"{(fixed + each + place) / MIB:,.0f} MiB for a single rollout slot, and half of {free / MIB:,.0f} MiB "
-               "free is the most it may take", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
+               f"{(fixed + each + place) / MIB:,.0f} MiB for a single rollout slot, and may take at most half of the "
+               f"{free / MIB:,.0f} MiB that are free", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
     if asked is not None and asked > fit:
         refuse("rollout_slots", asked, f"slots of {each / MIB:,.1f} MiB do not fit in half of the "
                f"{free / MIB:,.0f} MiB that are free", fit)
     slots = min(asked or fit, num_rows)
     together = fixed + slots * each + min(slots, num_places) * place
     return Room(slots, (
-        f"{slots} slots for {num_rows} rows, {each / MIB:,.2f} MiB each, {together / MIB:,.0f} MiB with the prompts; "
-        f"{fit:,} would fit in half of the free memory"), together)
+        f"{slots} slots for {num_rows} completions, {each / MIB:,.2f} MiB each, {together / MIB:,.0f} MiB with "
+        f"the prompts; {fit:,} would fit in half of the free memory"), together)

@@ -87,7 +87,8 @@ def test_asked_is_taken_up_to_the_rows(decoder):
 def test_it_says_what_the_slots_take_and_how_many_would_fit(decoder):
     # 100 slots of 22,672 bytes, 25 rests of 7,680, the prefix and reading: 2.3 + 0.2 + 12.6 million = 14.4 MiB.
     assert choose(decoder, None, 2345)[1] == (
-        "100 slots for 100 rows, 0.02 MiB each, 14 MiB with the prompts; 2,345 would fit in half of the free memory")
+        "100 slots for 100 completions, 0.02 MiB each, 14 MiB with the prompts; 2,345 would fit in half of the free "
+        "memory")
 
 
 def test_more_than_fit_is_refused_in_one_line_with_the_number_that_fits(decoder):

@@ -18,13 +18,13 @@ from grpo.loading.adapter import add_adapter
 from grpo.loading.model import build_decoder, load_base
 from grpo.memory import ledger as formulas
 from grpo.memory.ledger import Ledger
-from grpo.memory.plan import held, ledger_of, of_a_row
+from grpo.memory.plan import between_steps, ledger_of, of_a_row
 from grpo.trainer.engine import Engine
 from grpo.trainer.policy import Policy
 from grpo.types import Batch
 
 CPU = torch.device("cpu")
-MIDDLE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 512}
+MIDDLE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 512}
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def saved_bytes(policy: Policy, batch: Batch) -> int:
 
 
 @pytest.mark.parametrize(("model", "options", "num_tokens"), [
-    ("middle", {}, 1024), ("middle", {"load_in_4bit": True}, 1024), ("middle", {"lora_dropout": 0.1}, 1024),
-    ("middle", {"lora_target_modules": ["q_proj", "v_proj"]}, 1024), ("middle3", {}, 1024),
-    ("middle", {"use_peft": False, "beta": 0.0}, 1024), ("tied", {}, 64), ("llama", {}, 512),
+    ("middle", {}, 512), ("middle", {"load_in_4bit": True}, 512), ("middle", {"lora_dropout": 0.1}, 512),
+    ("middle", {"lora_target_modules": ["q_proj", "v_proj"]}, 512), ("middle3", {}, 512),
+    ("middle", {"use_peft": False, "beta": 0.0}, 512), ("tied", {}, 64), ("llama", {}, 512),
 ], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_what_autograd_saves(folder: Path, model, options, num_tokens, dtype) -> None:
@@ -158,22 +158,22 @@ def test_activations_are_what_autograd_saves(folder: Path, model, options, num_t
     # Beside the layers: of three quarters of the tokens what the head keeps, in float32 and as it was.
     found -= num_tokens * 3 // 4 * base.config.hidden_size * (4 + ledger.dtype.itemsize)
     formula = ledger.activations(num_tokens, checkpointing=False)
-    assert abs(found - formula) < 0.1 * formula, found / formula
+    assert abs(found - formula) < 0.06 * formula, found / formula
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_needs_at_most_what_the_ledger_says_and_not_much_less(folder, dtype, checkpointing, monkeypatch) -> None:
-    monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**16)
-    monkeypatch.setattr("grpo.memory.ledger.TILE_ELEMENTS", 2**16)
+    monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**14)
+    monkeypatch.setattr("grpo.memory.ledger.TILE_ELEMENTS", 2**14)
     base, ledger = parts(folder, "middle", torch_dtype=dtype, load_in_4bit=True)
     if checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    policy, batch = Policy(base).train(), row(1024)
+    policy, batch = Policy(base).train(), row(512)
     peak = peak_bytes(lambda: policy(batch).logprob_K.sum().backward(), "cpu")
     peak -= ledger.num_trained() * ledger.dtype.itemsize  # gradients of what trains
-    formula = ledger.update(1024, checkpointing=checkpointing) - ledger.gathered()
-    assert 0.75 * formula < peak < 1.05 * formula, peak / formula
+    formula = ledger.update(512, checkpointing=checkpointing) - ledger.gathered()
+    assert 0.78 * formula < peak <= formula, peak / formula
 
 
 def test_the_tiles_are_those_of_the_kernel() -> None:
@@ -192,7 +192,7 @@ def test_a_head_on_a_gpu_needs_what_the_kernel_says(folder: Path) -> None:
 
 def test_the_items_are_the_ledger(folder: Path) -> None:
     _, ledger = parts(folder, "tied", load_in_4bit=True)
-    assert sum(item.num_bytes for item in held(ledger)) == (
+    assert sum(item.num_bytes for item in between_steps(ledger)) == (
         ledger.weights() + ledger.gradients() + ledger.optimizer() + ledger.bucket() + ledger.rollout_copy())
     for on in (False, True):
         items = of_a_row(ledger, 50, checkpointing=on)

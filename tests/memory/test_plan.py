@@ -79,7 +79,7 @@ def test_rows_have_at_most_32768_tokens_and_16384_are_enough(folder: Path) -> No
     short = Lengths(0, 100, 10_000)
     room = 2 * ledger.update(16_384, checkpointing=False)
     assert budget(folder, room, short)[0][:2] == (16_384, "false")
-    assert "16,384 are wanted without" in budget(folder, room, short)[0].words
+    assert "without it 16,384 tokens fit, 16,384 are wanted" in budget(folder, room, short)[0].words
 
 
 def test_what_does_not_fit_is_refused_in_one_line(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_plan_says_the_prompt_it_was_given_and_counts_its_operations(folder, c
 
 def test_a_copy_in_cpu_memory_counts_while_sampling_only(folder, capsys, monkeypatch) -> None:
     lines = planned(folder, capsys, monkeypatch, "7B", "--plan", "8", "--rollout_keep", "false")
-    assert amounts(lines)["rollout copy"] == amounts(lines)["rollout slots"] == 0
+    assert amounts(lines)["sampler"] == amounts(lines)["rollout slots"] == 0
     assert "14.30 GiB while sampling" in "\n".join(lines)
 
 
