@@ -68,7 +68,7 @@ def choose(decoder: Decoder, asked: int | None, fit: float, num_rows: int = 100)
         max_completion_length=20)
 
 
-def test_unset_takes_as_many_as_there_are_rows_or_as_fit(decoder):
+def test_unset_takes_one_slot_for_each_completion_or_as_many_as_fit(decoder):
     assert choose(decoder, None, 1000)[0] == 100
     assert choose(decoder, None, 100)[0] == 100
     assert choose(decoder, None, 99.99)[0] == 99
@@ -78,7 +78,7 @@ def test_unset_takes_as_many_as_there_are_rows_or_as_fit(decoder):
     assert choose(decoder, None, 1)[0] == 1
 
 
-def test_asked_is_taken_up_to_the_rows(decoder):
+def test_asked_is_taken_up_to_the_completions(decoder):
     assert choose(decoder, 7, 7)[0] == 7
     assert choose(decoder, 7, 1000)[0] == 7
     assert choose(decoder, 500, 1000)[0] == 100
