@@ -1,7 +1,4 @@
-"""How many rows a rollout may continue at once: what a slot costs in memory, and what is free.
-
-Axes as in grpo/sampler/kv_cache.py: S slots, T room of a row's own tokens, Q room of a prompt's rest, P prefix tokens.
-"""
+"""How many completions may be decoded at the same time: what a slot costs in memory, and what is free."""
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -12,12 +9,12 @@ if TYPE_CHECKING:  # `--plan` answers before anything imports this
     from transformers import PretrainedConfig
 
 MIB = 2**20
-SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here, and for fragments
-ROW_TOKEN_BYTES = 12  # of a sampled token and its log-probability, kept until the end of the phase
+SHARE = 0.5  # of the free memory that slots may take; the rest is for what is not counted here and for fragmentation
+SAMPLED_TOKEN_BYTES = 12  # of a token and its log-probability, stored until all completions are sampled
 
 
 class Sampler(Protocol):
-    """What a slot's size depends on: a decoder, or the ledger of a run that has none yet."""
+    """What a slot's size depends on: a decoder, or a ledger before there is one."""
 
     @property
     def config(self) -> "PretrainedConfig":
@@ -28,25 +25,19 @@ class Sampler(Protocol):
 
 
 class Lengths(NamedTuple):
-    """Tokens that rows are made of, each at its longest.
-
-    Args:
-        prefix: what all prompts share.
-        rest: the rest of a prompt.
-        completion: a completion.
-    """
+    """The longest segments of a packed batch, in tokens: what all prompts share, the rest of one, a completion."""
 
     prefix: int
     rest: int
     completion: int
 
-    def row(self, num_completions: int, num_prompts: int = 1) -> int:
-        """Tokens of a row with so many completions of each prompt."""
+    def packed(self, num_completions: int, num_prompts: int = 1) -> int:
+        """Tokens of a packed batch with `num_completions` of each prompt."""
         return self.prefix + num_prompts * (self.rest + num_completions * self.completion)
 
 
 class Room(NamedTuple):
-    """How many slots there are, what they take in words, and in bytes."""
+    """The number of slots, what they take in words, and in bytes."""
 
     num_slots: int
     words: str
@@ -54,14 +45,15 @@ class Room(NamedTuple):
 
 
 def slot_bytes(decoder: Sampler, room: int) -> int:
-    """Bytes of one slot without its prompt: `T · token + 12 V + 20 T + 16 (H + I)`.
+    """Bytes of one slot with room for T completion tokens, without its prompt: `T · token + 12 V + 20 T + 16 (H + I)`.
 
-    A token's keys and values in all layers; the row's logits, their exponentials and one copy in float32; its noise,
-    tokens and log-probs; the widest activations of a layer.
+    `token` is a token's keys and values in all layers, I the inner size of the MLP.
     """
     config = decoder.config
-    activations = 16 * (config.hidden_size + config.intermediate_size)
-    return room * decoder.token_bytes() + 12 * config.vocab_size + 20 * room + activations
+    logits = 12 * config.vocab_size  # in float32, their exponentials, and one copy
+    sampled = 20 * room  # noise, tokens and log-probs
+    activations = 16 * (config.hidden_size + config.intermediate_size)  # the most in a layer
+    return room * decoder.token_bytes() + logits + sampled + activations
 
 
 def choose_slots(
@@ -70,41 +62,41 @@ def choose_slots(
     """The number of slots, and what they take.
 
     Args:
-        asked: the user's number; None: as many as there are rows, if they fit in half of the free memory.
-        decoder: the model that samples.
+        asked: by the user; None: one for each completion, or as many as fit in half of the free memory.
+        decoder: the sampler.
         lengths: of the run's prompts and completions.
         free: bytes, see `free_bytes`.
-        num_rows: completions of one phase; more slots than rows are of no use.
+        num_rows: completions that are sampled together; more slots are of no use.
         num_generations: G.
 
     Raises:
         ValueError: not one slot fits, or not as many as asked.
     """
     prefix, rest, longest = lengths
-    sampled = num_rows * longest * ROW_TOKEN_BYTES
+    sampled = num_rows * longest * SAMPLED_TOKEN_BYTES
     if sampled > SHARE * free:
-        refuse("num_generations", num_generations, f"makes {num_rows:,} rows here, whose tokens need "
-               f"{sampled / MIB:,.0f} MiB, and half of {free / MIB:,.0f} MiB free is the most they may take",
+        refuse("num_generations", num_generations, f"makes {num_rows:,} completions here, whose tokens need "
+               f"{sampled / MIB:,.0f} MiB, and they may take at most half of the {free / MIB:,.0f} MiB that are free",
                "fewer, or fewer prompts_per_step")
     config = decoder.config
     reading = max(prefix, PREFILL_TOKENS) * 16 * (config.hidden_size + config.intermediate_size)
     fixed = prefix * decoder.token_bytes() + reading
     each, place = slot_bytes(decoder, longest), rest * decoder.token_bytes()
     num_places = -(-num_rows // num_generations)
-    # Each of the first slots may continue a prompt of its own; beyond them, slots share.
+    # Up to the number of prompts each slot may need a prompt of its own in memory; more slots share prompts.
     budget = int(SHARE * free) - fixed
     fit = min(budget // (each + place), num_places)
     if fit == num_places:
         fit = (budget - num_places * place) // each
     if fit < 1:
         refuse("max_completion_length", longest, f"with prompts of {prefix + rest} tokens needs "
-               f"{(fixed + each + place) / MIB:,.0f} MiB for a single rollout slot, and half of {free / MIB:,.0f} MiB "
-               "free is the most it may take", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
+               f"{(fixed + each + place) / MIB:,.0f} MiB for a single rollout slot, and may take at most half of the "
+               f"{free / MIB:,.0f} MiB that are free", "fewer tokens, fewer num_shots, or rollout_weights=nf4")
     if asked is not None and asked > fit:
         refuse("rollout_slots", asked, f"slots of {each / MIB:,.1f} MiB do not fit in half of the "
                f"{free / MIB:,.0f} MiB that are free", fit)
     slots = min(asked or fit, num_rows)
     together = fixed + slots * each + min(slots, num_places) * place
     return Room(slots, (
-        f"{slots} slots for {num_rows} rows, {each / MIB:,.2f} MiB each, {together / MIB:,.0f} MiB with the prompts; "
-        f"{fit:,} would fit in half of the free memory"), together)
+        f"{slots} slots for {num_rows} completions, {each / MIB:,.2f} MiB each, {together / MIB:,.0f} MiB with "
+        f"the prompts; {fit:,} would fit in half of the free memory"), together)

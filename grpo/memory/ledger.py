@@ -1,17 +1,7 @@
-"""What a run costs in memory, as formulas from the model's config: bytes of one rank, item by item, before any weight.
+"""Memory: bytes of one rank by item, as formulas of the model's config, before any weight is loaded.
 
-Where a formula says what a library does, it was counted there: transformers' Qwen2 layer, peft's LoRA, bitsandbytes'
-NF4 and DeepSpeed's ZeRO (test_ledger.py measures each). Bytes of a token in one layer that autograd saves for the
-backward pass, with LoRA on all seven projections and c bytes a number:
-
-    8 H + 8                    float32 inputs of both norms, and their scales
-    2 c H                      what the adapters of q, k, v and of gate, up read
-    c (3 Q + 2 K) + 4 heads    query, key, value, attention's output, twice: in rows it is what o reads; log-sum-exp
-    4 c I                      gate, silu(gate), up, and their product, which down reads
-    7 c r                      between A and B
-
-Sizes beside those of `grpo/types.py`: I inner size of the MLP, Q and K all query and all key heads, Y layers, r rank of
-a LoRA branch.
+Formulas for what libraries do were derived from transformers' Qwen2 layer, peft's LoRA, bitsandbytes' NF4 and
+DeepSpeed's ZeRO; test_ledger.py measures each.
 """
 
 from dataclasses import dataclass
@@ -25,10 +15,11 @@ if TYPE_CHECKING:  # `--plan` answers before anything imports these
     import torch
     from transformers import PretrainedConfig
 
-SCALE_BLOCK = 256  # of NF4's scales, which share a second one
-TABLES = 4 * (16 + 256 + 1)  # of one packed weight: NF4's values, those of a scale in 8 bits, their offset
-FUSED_BLOCK, FUSED_TILE = 4096, 2**24  # BLOCK and TILE of kernels/gpu/autograd.py, which needs Triton
-JOINED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # of the decoder
+SCALE_BLOCK = 256  # scales of NF4 that share a second scale
+TABLES = 4 * (16 + 256 + 1)  # bytes of a packed weight's tables: NF4's values, the values of 8-bit scales, their offset
+FUSED_BLOCK, FUSED_TILE = 4096, 2**24  # BLOCK and TILE of kernels/gpu/autograd.py, which cannot be imported here
+JOINED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))  # in the sampler
+# The input of each projection; one tensor may be the input of several.
 READS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "o_proj": "heads", "gate_proj": "mlp",
          "up_proj": "mlp", "down_proj": "inner"}
 
@@ -52,7 +43,7 @@ class NumberType(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A weight or bias: the last name of its module, its numbers, and how many the model has of it."""
+    """A kind of weight or bias: the last part of its module's name, its size, and how many the model has."""
 
     module: str
     numel: int
@@ -60,40 +51,31 @@ class Parameter(NamedTuple):
 
 
 def size(num_bytes: float) -> str:
-    """Bytes for a reader."""
+    """Bytes as text."""
     return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """The bytes of one rank.
-
-    Args:
-        run: the options.
-        config: the model's; the name is the decoder's, for which `grpo.memory.concurrency` takes a ledger.
-        num_ranks: GPUs, or processes on a CPU.
-        dtype: of weights and activations.
-        rollout_dtype: of the rollout copy.
-        on_gpu: which kernels and which stores of weights are used.
-    """
+    """The bytes of one rank."""
 
     run: Config
     config: "PretrainedConfig"
     num_ranks: int
-    dtype: "torch.dtype | NumberType"
-    rollout_dtype: "torch.dtype | NumberType"
+    dtype: "torch.dtype | NumberType"  # of the trainer's weights and activations
+    rollout_dtype: "torch.dtype | NumberType"  # of the sampler's
     on_gpu: bool
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
     @property
     def heads(self) -> tuple[int, int, int]:
-        """Query heads, key/value heads, size of a head."""
+        """Number of query heads, number of key/value heads, size of a head."""
         query, key = self.config.num_attention_heads, self.config.num_key_value_heads
         return query, key, getattr(self.config, "head_dim", None) or self.config.hidden_size // query
 
     def projections(self) -> dict[str, tuple[int, int]]:
-        """Outputs and inputs of a layer's seven linear modules."""
+        """Numbers of outputs and inputs of a layer's seven linear modules."""
         hidden, inner = self.config.hidden_size, self.config.intermediate_size
         query, key, head = self.heads
         return {"q_proj": (query * head, hidden), "k_proj": (key * head, hidden), "v_proj": (key * head, hidden),
@@ -103,104 +85,108 @@ class Ledger:
     def biased(self) -> set[str]:
         """The projections that have a bias."""
         if self.config.model_type == "qwen2":
-            return {"q_proj", "k_proj", "v_proj"}
+            return {"q_proj", "k_proj", "v_proj"}  # in its code, not in its config
         attention, mlp = (getattr(self.config, name, False) for name in ("attention_bias", "mlp_bias"))
         return {name for name in READS if (attention if READS[name] in ("attention", "heads") else mlp)}
 
+    def norms_heads(self) -> bool:
+        """Does each head of query and key have a norm?"""
+        return self.config.model_type == "qwen3"
+
     def parameters(self) -> list[Parameter]:
-        """All weights and biases of the base but those of the seven projections, a tied one once."""
+        """All weights and biases of the base without the weights of the seven projections; a tied one once."""
         layers, hidden = self.config.num_hidden_layers, self.config.hidden_size
         table = self.config.vocab_size * hidden
         found = [Parameter("embed_tokens", table, 1), Parameter("norm", hidden, 1)]
         found += [] if self.config.tie_word_embeddings else [Parameter("lm_head", table, 1)]
         found += [Parameter(name, hidden, layers) for name in ("input_layernorm", "post_attention_layernorm")]
-        if self.config.model_type == "qwen3":
+        if self.norms_heads():
             found += [Parameter(name, self.heads[2], layers) for name in ("q_norm", "k_norm")]
         return found + [Parameter(name, self.projections()[name][0], layers) for name in sorted(self.biased())]
 
     def saved_whole(self) -> list[Parameter]:
-        """Copies of whole modules that train beside LoRA; on a tied model embedding and head are one."""
+        """Copies of modules that train whole, next to LoRA; on a tied model embedding and head are one."""
         names = set(self.run.lora_modules_to_save) if self.run.use_peft else set()
         if self.config.tie_word_embeddings and "lm_head" in names:
             names.add("embed_tokens")
         return [one for one in self.parameters() if one.module in names]
 
     def trains_head(self) -> bool:
-        """Does the head change?"""
+        """Does training change the head?"""
         head = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
         return not self.run.use_peft or head in {one.module for one in self.saved_whole()}
 
     def targets(self) -> set[str]:
-        """The projections that have a branch."""
+        """The projections with a LoRA branch."""
         return set(self.run.lora_target_modules) if self.run.use_peft else set()
 
     def branches(self) -> list[Parameter]:
-        """LoRA's A and B."""
+        """A and B of all LoRA branches."""
         return [Parameter(name, self.run.lora_r * side, self.config.num_hidden_layers)
                 for name, sides in self.projections().items() if name in self.targets() for side in sides]
 
-    # -- what is held all the time -------------------------------------------------------------------------------------
+    # -- what is stored all the time -----------------------------------------------------------------------------------
 
     def base(self) -> list[Parameter]:
-        """The base as it is stored: of a packed weight numbers of the engine's type, each of 2 c weights."""
-        packing = 2 * self.dtype.itemsize if self.run.load_in_4bit else 1
+        """The base as it is stored."""
+        packing = 2 * self.dtype.itemsize if self.run.load_in_4bit else 1  # 4-bit weights in a number of type `dtype`
         packed = [Parameter(name, outputs * inputs // packing, self.config.num_hidden_layers)
                   for name, (outputs, inputs) in self.projections().items()]
         return packed + self.parameters()
 
     def trained(self) -> list[Parameter]:
-        """What is trained: branches and whole copies, or the base."""
+        """What is trained: branches and whole modules, or the base."""
         return self.branches() + self.saved_whole() if self.run.use_peft else self.base()
 
     def num_trained(self) -> int:
-        """Trained numbers, whole."""
+        """Trained parameters, all ranks' shards together."""
         return sum(one.numel * one.count for one in self.trained())
 
     def reference(self) -> list[Parameter]:
-        """The frozen copy that answers as the policy of step 0, where the base alone does not."""
+        """The frozen copy that is the reference, if the base alone is not."""
         if not self.run.use_peft:
             return self.base() if self.run.beta > 0 else []
         return self.trained() if self.run.adapter_name_or_path else []
 
     def kept(self, parameters: list[Parameter]) -> int:
-        """Bytes of a rank's part between two forwards: under ZeRO-3 every tensor is cut, and the last cut filled."""
+        """Bytes of a rank's part between forwards: ZeRO-3 shards every tensor and pads its last shard."""
         ranks = self.num_ranks if self.run.zero_stage == 3 else 1
         return sum(-(-one.numel // ranks) * one.count for one in parameters) * self.dtype.itemsize
 
     def scales(self) -> int:
-        """Bytes of NF4's scales and tables. No parameters, so ZeRO does not cut them."""
+        """Bytes of NF4's scales and tables; they are no parameters, so ZeRO does not shard them."""
         if not self.run.load_in_4bit:
             return 0
         blocks = [-(-outputs * inputs // NF4_BLOCK) for outputs, inputs in self.projections().values()]
         return self.config.num_hidden_layers * sum(count + 4 * -(-count // SCALE_BLOCK) + TABLES for count in blocks)
 
     def weights(self) -> int:
-        """Bytes of all weights: what `Engine.held_bytes` measures."""
+        """Bytes of all weights; `Engine.held_bytes` measures them."""
         trained = self.trained() if self.run.use_peft else []
         return sum(map(self.kept, (self.base(), trained, self.reference()))) + self.scales()
 
     def gradients(self) -> int:
-        """Float32 sums over micro-batches, cut from stage 2 on."""
+        """Bytes of float32 sums over micro-batches, sharded from ZeRO stage 2 on."""
         return 4 * -(-self.num_trained() // (self.num_ranks if self.run.zero_stage > 1 else 1))
 
     def optimizer(self) -> int:
-        """AdamW's two moments, and the float32 master where the weight itself is none."""
+        """Bytes of AdamW's two moments, and of a float32 master if the weight itself is not one."""
         is_master = self.dtype.itemsize == 4 and self.run.zero_stage in (0, 3)
         return (8 if is_master else 12) * -(-self.num_trained() // (self.num_ranks if self.run.zero_stage else 1))
 
     def zero(self, name: str) -> Any:
-        """A setting of DeepSpeed's in force."""
+        """A setting of DeepSpeed's zero_optimization."""
         return zero_config(self.run, bf16=self.dtype.itemsize == 2)["zero_optimization"][name]
 
     def bucket(self) -> int:
-        """DeepSpeed's buffer for gradients on their way, which has its size whatever it holds."""
+        """Bytes of DeepSpeed's buffers for gradients between ranks; their size is fixed."""
         number = 0 if self.run.zero_stage == 0 else 1
         if self.run.zero_stage in (1, 2) and self.zero("overlap_comm"):
             number = 2
         return number * self.zero("reduce_bucket_size") * self.dtype.itemsize
 
     def gathered(self) -> int:
-        """Bytes of whole weights that ZeRO-3 holds in a pass: the small ones for good, of others what it may keep."""
+        """Bytes of whole weights that ZeRO-3 has during a pass: all small ones, and others up to its limit."""
         if self.run.zero_stage < 3:
             return 0
         everything = self.base() + self.reference() + (self.trained() if self.run.use_peft else [])
@@ -210,10 +196,10 @@ class Ledger:
         numel = sum(one.numel * one.count for one in everything if one.numel <= small)
         return (numel + min(live, sum(one.numel * one.count for one in large))) * self.dtype.itemsize
 
-    # -- the rollout ---------------------------------------------------------------------------------------------------
+    # -- the sampler ---------------------------------------------------------------------------------------------------
 
     def rollout_copy(self) -> int:
-        """What `Decoder.nbytes` measures: rows of a join's B are as long as all its outputs together."""
+        """Bytes of the sampler's weights; `Decoder.nbytes` measures them."""
         form, numel, packed = self.run.rollout_weights, 0, 0
         for names in JOINED:
             sides = [self.projections()[name] for name in names]
@@ -224,7 +210,7 @@ class Ledger:
             else:
                 numel += outputs * inputs * (2 if form == "merged" and rank else 1)
             numel += outputs + rank if self.biased() & set(names) else 0
-            numel += rank * (inputs + outputs)
+            numel += rank * (inputs + outputs)  # joined modules share one B: a row for each output of all of them
         numel, packed = (count * self.config.num_hidden_layers for count in (numel, packed))
         numel += sum(one.numel * one.count for one in self.parameters() if one.module not in READS)
         if self.config.tie_word_embeddings and self._head_in_blocks():
@@ -242,44 +228,48 @@ class Ledger:
         return Blocks.serves(torch.device("cpu"), self.rollout_dtype, self.config.vocab_size)
 
     def token_bytes(self) -> int:
-        """Keys and values of a token in all layers of the rollout copy."""
+        """Bytes of a token's keys and values in all layers of the sampler."""
         _, key, head = self.heads
         return self.config.num_hidden_layers * 2 * key * head * self.rollout_dtype.itemsize
 
     # -- an update -----------------------------------------------------------------------------------------------------
 
     def layer_token(self) -> int:
-        """Bytes that a layer saves of a token for its backward pass, see above."""
+        """Bytes that autograd saves in one layer for the backward pass of one token."""
         number, (query, key, head) = self.dtype.itemsize, self.heads
         hidden, inner = self.config.hidden_size, self.config.intermediate_size
-        saved = 8 * hidden + 8 + 2 * number * (query + key) * head + 4 * query + 3 * number * inner
+        saved = 8 * hidden + 8  # float32 inputs of both norms, and their scales
+        saved += 2 * number * (query + key) * head + 4 * query  # query, key, value, attention's output; log-sum-exp
+        saved += 3 * number * inner  # gate, silu(gate), up
         normed = 2 * hidden
-        if self.config.model_type == "qwen3":
+        if self.norms_heads():
             saved += 4 * (query + key) * (head + 1)
             normed += (query + key) * head
         targets = self.targets() if self.run.use_peft else set(READS)
         inputs = {name: inputs for name, (_, inputs) in self.projections().items() if name in targets}
-        if self.run.use_peft and self.run.lora_dropout > 0:  # each branch has its own input, and what was dropped
+        # What trained projections read: one tensor for q, k, v, one for gate, up, and what o and down read.
+        if self.run.use_peft and self.run.lora_dropout > 0:  # each branch has an input of its own, and a dropout mask
             read = sum(inputs.values()) * (number + (1 if self.on_gpu else number))
         else:
             read = number * sum({READS[name]: count for name, count in inputs.items()}.values())
+        # LoRA saves what is between A and B; training everything saves the normed inputs.
         return saved + read + number * (self.run.lora_r * len(inputs) if self.run.use_peft else normed)
 
     def activations(self, num_tokens: int, *, checkpointing: bool) -> int:
-        """Bytes saved for the backward pass; with checkpointing each layer's input, and all of one layer."""
+        """Bytes saved for the backward pass; with checkpointing each layer's input, and one layer's rest."""
         layers, number = self.config.num_hidden_layers, self.dtype.itemsize
         each = self.layer_token()
         hidden = number * self.config.hidden_size
         return num_tokens * (layers * hidden + each if checkpointing else layers * each)
 
-    def passing(self, num_tokens: int) -> int:
-        """Gradients on their way through an MLP, the widest place, where what was saved goes; a weight unpacked."""
+    def temporary(self, num_tokens: int) -> int:
+        """Bytes of gradients inside an MLP, the widest part of a layer, and of an unpacked weight."""
         weight = max(outputs * inputs for outputs, inputs in self.projections().values())
         widest = self.config.intermediate_size + 2 * self.config.hidden_size
         return self.dtype.itemsize * (num_tokens * widest + (weight if self.run.load_in_4bit else 0))
 
     def head(self, num_tokens: int) -> int:
-        """Scored hidden states, and what the log-prob kernel says that it needs beside them."""
+        """Bytes of the scored hidden states, and of what the log-prob kernel needs."""
         hidden, number = self.config.hidden_size, self.dtype.itemsize
         exact = self.run.kl_estimator == "exact" and self.run.beta > 0
         rows, half = num_tokens * hidden, number < 4
@@ -297,6 +287,6 @@ class Ledger:
         return number * rows + max(sums + hybrid, 4 * rows + (6 * num_tokens + 4 * hidden) * words)
 
     def update(self, num_tokens: int, *, checkpointing: bool) -> int:
-        """What one micro-batch needs beside what is held."""
-        together = self.activations(num_tokens, checkpointing=checkpointing) + self.passing(num_tokens)
+        """Bytes that one micro-batch needs in addition to what is stored."""
+        together = self.activations(num_tokens, checkpointing=checkpointing) + self.temporary(num_tokens)
         return together + self.head(num_tokens) + self.gathered()

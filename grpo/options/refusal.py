@@ -33,14 +33,10 @@ def refuse(name: str, value: Any, rule: str, valid: Any) -> NoReturn:
 
 @contextmanager
 def refusing(name: str, value: Any, rule: str, valid: str) -> Iterator[None]:
-    """Turn whatever a library raises about a user's files or settings into the one line about the option they came by.
-
-    Raises:
-        ValueError: as `refuse` does, with the library's words.
-    """
+    """Turn any error of a library about a user's files or settings into a refusal of the option that named them."""
     try:
         yield
-    except Exception as error:  # every library has its own; only its call stands inside
+    except Exception as error:  # every library has its own; put only its call inside
         words = " ".join(str(error).split())[:LONGEST]
         try:
             refuse(name, value, f"{rule}: {type(error).__name__}: {words}", valid)

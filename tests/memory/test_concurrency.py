@@ -67,7 +67,7 @@ def choose(decoder: Decoder, asked: int | None, fit: float, num_rows: int = 100)
         asked, decoder, LENGTHS, free=2 * bytes_of(fit), num_rows=num_rows, num_generations=4)
 
 
-def test_unset_takes_as_many_as_there_are_rows_or_as_fit(decoder):
+def test_unset_takes_one_slot_for_each_completion_or_as_many_as_fit(decoder):
     assert choose(decoder, None, 1000)[0] == 100
     assert choose(decoder, None, 100)[0] == 100
     assert choose(decoder, None, 99.99)[0] == 99
@@ -77,7 +77,7 @@ def test_unset_takes_as_many_as_there_are_rows_or_as_fit(decoder):
     assert choose(decoder, None, 1)[0] == 1
 
 
-def test_asked_is_taken_up_to_the_rows(decoder):
+def test_asked_is_taken_up_to_the_completions(decoder):
     assert choose(decoder, 7, 7)[0] == 7
     assert choose(decoder, 7, 1000)[0] == 7
     assert choose(decoder, 500, 1000)[0] == 100
@@ -86,7 +86,8 @@ def test_asked_is_taken_up_to_the_rows(decoder):
 def test_it_says_what_the_slots_take_and_how_many_would_fit(decoder):
     # 100 slots of 22,672 bytes, 25 rests of 7,680, the prefix and reading: 2.3 + 0.2 + 12.6 million = 14.4 MiB.
     assert choose(decoder, None, 2345)[1] == (
-        "100 slots for 100 rows, 0.02 MiB each, 14 MiB with the prompts; 2,345 would fit in half of the free memory")
+        "100 slots for 100 completions, 0.02 MiB each, 14 MiB with the prompts; 2,345 would fit in half of the free "
+        "memory")
 
 
 def test_more_than_fit_is_refused_in_one_line_with_the_number_that_fits(decoder):

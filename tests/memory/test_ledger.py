@@ -1,4 +1,4 @@
-"""The memory ledger against numbers by hand and against what models, bitsandbytes and autograd really hold. 15 seconds.
+"""The memory ledger against numbers by hand, and against what models, bitsandbytes and autograd store. 15 seconds.
 
 What two ranks hold under ZeRO is check_the_ledger_agrees_with_what_ranks_hold in checks/sharding.py.
 """
@@ -18,13 +18,13 @@ from grpo.loading.adapter import add_adapter
 from grpo.loading.model import build_decoder, load_base
 from grpo.memory import ledger as formulas
 from grpo.memory.ledger import Ledger
-from grpo.memory.plan import held, ledger_of, of_a_row
+from grpo.memory.plan import between_steps, ledger_of, of_a_row
 from grpo.trainer.engine import Engine
 from grpo.trainer.policy import Policy
 from grpo.types import Batch
 
 CPU = torch.device("cpu")
-MIDDLE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 512}
+MIDDLE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 512}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def parts(folder: Path, model: str, **options):
 
 
 def changed_to(ledger: Ledger, **changed) -> Ledger:
-    """The same on other ranks, of another type, ..."""
+    """The same run with other ranks, types or options."""
     return Ledger(**{**vars(ledger), **changed})
 
 
@@ -82,7 +82,7 @@ def test_a_tiny_model_by_hand(folder: Path) -> None:
     assert ledger.activations(10, checkpointing=True) == 10 * 3 * 256 + 42_320
 
 
-def test_stages_cut_what_they_say(folder: Path) -> None:
+def test_each_zero_stage_shards_what_it_should(folder: Path) -> None:
     _, ledger = parts(folder, "tied", load_in_4bit=True, torch_dtype="bfloat16")
     found = {}
     for stage in range(4):
@@ -101,7 +101,7 @@ def test_stages_cut_what_they_say(folder: Path) -> None:
     ("tied", {"adapter_name_or_path": "adapter", "load_in_4bit": True}), ("untied", {"use_peft": False}),
     ("tied", {"lora_target_modules": ["q_proj", "up_proj"], "lora_alpha": 8}),
 ], ids=str)
-def test_weights_and_the_rollout_copy_are_those_of_the_model_to_the_byte(folder: Path, model: str, options) -> None:
+def test_weights_and_the_sampler_are_those_of_the_model_to_the_byte(folder: Path, model: str, options) -> None:
     if "adapter_name_or_path" in options:
         options = options | {"adapter_name_or_path": str(folder / "adapter")}
     base, ledger = parts(folder, model, **options)
@@ -118,8 +118,8 @@ def test_weights_and_the_rollout_copy_are_those_of_the_model_to_the_byte(folder:
     assert ledger.weights() == Engine.held_bytes(SimpleNamespace(policy=policy))
 
 
-def row(num_tokens: int) -> Batch:
-    """A prompt of a quarter of the tokens and one completion."""
+def packed(num_tokens: int) -> Batch:
+    """A prompt of a quarter of the tokens, and one completion."""
     prompt = num_tokens // 4
     token_L, second_L = torch.randint(3, 300, (num_tokens,)), (torch.arange(num_tokens) >= prompt).long()
     num_scored = num_tokens - prompt
@@ -147,33 +147,35 @@ def saved_bytes(policy: Policy, batch: Batch) -> int:
 
 
 @pytest.mark.parametrize(("model", "options", "num_tokens"), [
-    ("middle", {}, 1024), ("middle", {"load_in_4bit": True}, 1024), ("middle", {"lora_dropout": 0.1}, 1024),
-    ("middle", {"lora_target_modules": ["q_proj", "v_proj"]}, 1024), ("middle3", {}, 1024),
-    ("middle", {"use_peft": False, "beta": 0.0}, 1024), ("tied", {}, 64), ("llama", {}, 512),
+    ("middle", {}, 512), ("middle", {"load_in_4bit": True}, 512), ("middle", {"lora_dropout": 0.1}, 512),
+    ("middle", {"lora_target_modules": ["q_proj", "v_proj"]}, 512), ("middle3", {}, 512),
+    ("middle", {"use_peft": False, "beta": 0.0}, 512), ("tied", {}, 64), ("llama", {}, 512),
 ], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_what_autograd_saves(folder: Path, model, options, num_tokens, dtype) -> None:
     base, ledger = parts(folder, model, torch_dtype=dtype, **options)
-    found = saved_bytes(Policy(base).train(), row(num_tokens))
-    # Beside the layers: of three quarters of the tokens what the head keeps, in float32 and as it was.
+    found = saved_bytes(Policy(base).train(), packed(num_tokens))
+    # Not of the layers: the head saves three quarters of the tokens, in float32 and in their own type.
     found -= num_tokens * 3 // 4 * base.config.hidden_size * (4 + ledger.dtype.itemsize)
     formula = ledger.activations(num_tokens, checkpointing=False)
-    assert abs(found - formula) < 0.1 * formula, found / formula
+    assert abs(found - formula) < 0.06 * formula, found / formula
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_needs_at_most_what_the_ledger_says_and_not_much_less(folder, dtype, checkpointing, monkeypatch) -> None:
-    monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**16)
-    monkeypatch.setattr("grpo.memory.ledger.TILE_ELEMENTS", 2**16)
+def test_a_batch_needs_at_most_what_the_ledger_says_and_not_much_less(
+    folder: Path, dtype: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**14)
+    monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**14)
     base, ledger = parts(folder, "middle", torch_dtype=dtype, load_in_4bit=True)
     if checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    policy, batch = Policy(base).train(), row(1024)
+    policy, batch = Policy(base).train(), packed(512)
     peak = peak_bytes(lambda: policy(batch).logprob_K.sum().backward(), "cpu")
     peak -= ledger.num_trained() * ledger.dtype.itemsize  # gradients of what trains
-    formula = ledger.update(1024, checkpointing=checkpointing) - ledger.gathered()
-    assert 0.75 * formula < peak < 1.05 * formula, peak / formula
+    formula = ledger.update(512, checkpointing=checkpointing) - ledger.gathered()
+    assert 0.78 * formula < peak <= formula, peak / formula
 
 
 def test_the_tiles_are_those_of_the_kernel() -> None:
@@ -192,7 +194,7 @@ def test_a_head_on_a_gpu_needs_what_the_kernel_says(folder: Path) -> None:
 
 def test_the_items_are_the_ledger(folder: Path) -> None:
     _, ledger = parts(folder, "tied", load_in_4bit=True)
-    assert sum(item.num_bytes for item in held(ledger)) == (
+    assert sum(item.num_bytes for item in between_steps(ledger)) == (
         ledger.weights() + ledger.gradients() + ledger.optimizer() + ledger.bucket() + ledger.rollout_copy())
     for on in (False, True):
         items = of_a_row(ledger, 50, checkpointing=on)

@@ -1,4 +1,4 @@
-"""The plan of a run and the choice of its rows: their options, hand-made amounts of memory, Qwen2.5's shapes. 10 s."""
+"""The plan of a run, and how long its packed batches are: with given amounts of memory, and Qwen2.5's shapes. 10 s."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def budget(
     return choose_budget(ledger, lengths, free=free), ledger
 
 
-def test_memory_decides_about_checkpointing_and_rows(folder: Path) -> None:
+def test_memory_decides_about_checkpointing_and_the_length_of_packed_batches(folder: Path) -> None:
     _, ledger = budget(folder, 2**40)
     needs = {(tokens, on): ledger.update(tokens, checkpointing=on)
              for tokens in (40, 60, 100, 388) for on in (False, True)}
@@ -70,7 +70,7 @@ def test_memory_decides_about_checkpointing_and_rows(folder: Path) -> None:
     assert chosen(2 * needs[60, False], gradient_checkpointing="false") == (60, "false")
 
 
-def test_rows_have_at_most_32768_tokens_and_16384_are_enough(folder: Path) -> None:
+def test_packed_batches_have_at_most_32768_tokens_and_16384_are_enough(folder: Path) -> None:
     long = Lengths(0, 100, 20_000)
     found, ledger = budget(folder, 2**50, long)
     assert found[:2] == (32_768, "false")
@@ -81,7 +81,7 @@ def test_rows_have_at_most_32768_tokens_and_16384_are_enough(folder: Path) -> No
     short = Lengths(0, 100, 10_000)
     room = 2 * ledger.update(16_384, checkpointing=False)
     assert budget(folder, room, short)[0][:2] == (16_384, "false")
-    assert "16,384 are wanted without" in budget(folder, room, short)[0].words
+    assert "without it 16,384 tokens fit, 16,384 are wanted" in budget(folder, room, short)[0].words
 
 
 def test_what_does_not_fit_is_refused_in_one_line(folder: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_plan_says_the_prompt_it_was_given_and_counts_its_operations(folder, c
 
 def test_a_copy_in_cpu_memory_counts_while_sampling_only(folder, capsys, monkeypatch) -> None:
     lines = planned(folder, capsys, monkeypatch, "7B", "--plan", "8", "--rollout_keep", "false")
-    assert amounts(lines)["rollout copy"] == amounts(lines)["rollout slots"] == 0
+    assert amounts(lines)["sampler"] == amounts(lines)["rollout slots"] == 0
     assert "14.30 GiB while sampling" in "\n".join(lines)
 
 
@@ -178,7 +178,7 @@ def test_checkpointing_is_on_off_or_left_to_memory_in_a_recipe_and_on_the_comman
     assert load([*recipe, "--gradient_checkpointing"]).gradient_checkpointing == "true"
 
 
-def test_rows_are_left_to_memory_unless_named(tmp_path) -> None:
+def test_the_length_is_left_to_memory_unless_given(tmp_path) -> None:
     recipe = ["--config", str(_recipe(tmp_path)), "--output_dir", str(tmp_path / "out")]
     assert load(recipe).micro_batch_tokens is None
     assert load([*recipe, "--micro_batch_tokens", "4096"]).micro_batch_tokens == 4096

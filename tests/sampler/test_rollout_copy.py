@@ -53,8 +53,8 @@ def test_neither_form_nor_slots_change_what_is_learnt(runs, name):
 
 
 def test_the_start_says_how_the_rollout_runs(runs):
-    assert "rollout    8 slots for 8 rows" in runs["all at once"][1]
-    assert "rollout    3 slots for 8 rows" in runs["three slots, nf4"][1]
+    assert "rollout    8 slots for 8 completions" in runs["all at once"][1]
+    assert "rollout    3 slots for 8 completions" in runs["three slots, nf4"][1]
     assert "rollout    nf4 weights in float32 (as the trainer)" in runs["three slots, nf4"][1]
     assert "rollout_keep=False has no effect" in runs["all at once"][1]
 
