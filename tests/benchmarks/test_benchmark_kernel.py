@@ -185,7 +185,7 @@ def test_a_kernel_compiles_for_a_gpu_that_is_not_there_and_spills_nothing():
     pytest.importorskip("triton")
     code = """if True:
         from benchmarks.compiled import compile_kernel
-        from kernels.tiles import Tile
+        from kernels.gpu.tiles import Tile
         print(compile_kernel("sweep (no gradient)", Tile(32, 32, 32, num_warps=4, num_stages=2), 64, "sm_80"))
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
