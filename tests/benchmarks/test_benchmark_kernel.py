@@ -186,11 +186,7 @@ def test_tuning_without_a_gpu_is_one_line_and_exit_code_2(monkeypatch, capsys):
 def test_a_kernel_compiles_for_a_gpu_that_is_not_there_and_spills_nothing():
     pytest.importorskip("triton")
     code = """if True:
-<<<<<<< HEAD
         from benchmarks.kernel.compiled import compile_kernel
-=======
-        from benchmarks.compiled import compile_kernel
->>>>>>> e61c28b014d2bbe8d772b6a98ead3e307d280ee7
         from kernels.gpu.tiles import Tile
         print(compile_kernel("sweep (no gradient)", Tile(32, 32, 32, num_warps=4, num_stages=2), 64, "sm_80"))
     """
