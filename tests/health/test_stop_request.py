@@ -36,14 +36,6 @@ def whole(folder: Path, warm: Warm) -> Path:
     return folder / "whole"
 
 
-def wait_for_phase(warm: Warm) -> None:
-    """Until the plant has said that a rank lingers in this phase."""
-    give_up = time.monotonic() + 120
-    while "lingers" not in (warm.here / "rank0.err").read_text():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     ("name", "to", "phase", "step", "done"),
     [("SIGTERM", [0, 1], "rollout", 2, 2), ("SIGTERM", [0, 1], "rollout", 0, 0),
@@ -56,7 +48,7 @@ def test_a_request_to_stop_leaves_what_can_be_done_again_saves_and_exits_with_0(
     output = folder / f"{name}{phase}{step}"
     seconds = 2.0 if len(to) == 2 else 0.2  # a rank that nobody has told comes to the end of its 30 tokens first
     pids = warm.begin(*evaluated(folder, output.name), plant=f"linger('{phase}', step={step}, seconds={seconds})")
-    wait_for_phase(warm)
+    warm.wait_for("lingers")
     start = time.monotonic()
     for rank in to:
         os.kill(pids[rank], getattr(signal, name))
@@ -79,7 +71,7 @@ def test_a_reward_that_takes_long_is_left_too(folder: Path, warm: Warm) -> None:
         "import time\n\ndef slow(completions, **columns):\n    time.sleep(50)\n    return [1.0] * len(completions)\n")
     changed = {"reward_funcs": f"{folder / 'slow.py'}:slow", "save_strategy": "no"}
     pids = warm.begin(*options(folder, "slow", **changed), plant="tell('reward', step=0)")
-    wait_for_phase(warm)
+    warm.wait_for("lingers")
     start = time.monotonic()
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
@@ -90,7 +82,7 @@ def test_a_reward_that_takes_long_is_left_too(folder: Path, warm: Warm) -> None:
 
 def test_what_is_saved_is_not_saved_again(folder: Path, warm: Warm) -> None:
     pids = warm.begin(*options(folder, "once"), plant="linger('rollout', step=2)")
-    wait_for_phase(warm)
+    warm.wait_for("lingers")
     state = folder / "once" / "checkpoints" / "step-2" / "state.json"
     written_ns = state.stat().st_mtime_ns
     for pid in pids:

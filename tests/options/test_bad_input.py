@@ -4,12 +4,13 @@ Mistakes in options alone are in test_config.py, those in datasets in test_data.
 """
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from faults import Warm
 from peft import LoraConfig, get_peft_model
-from ranks import launch
 from tiny_models import tiny_llama, tiny_qwen2, tiny_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -72,9 +73,14 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not (folder / "out").exists()
 
 
-def test_a_refusal_that_all_ranks_come_to_is_said_once() -> None:
-    run = launch("train.py", "--beta", "-1", num_ranks=2)
-    assert run.returncode != 0 and run.stderr.count("error: beta=-1") == run.stderr.count("error: ") == 1
+def test_a_refusal_that_all_ranks_come_to_is_said_once(warm: Warm) -> None:
+    """By rank 0; its end is what makes torchrun send SIGTERM to the others, which have waited for that."""
+    pids = warm.begin("--beta", "-1", plant="patient()")
+    warm.wait_for("error: ")
+    os.kill(pids[1], signal.SIGTERM)
+    ended = warm.end()
+    (message,) = ended.messages()
+    assert message.startswith("error: beta=-1") and ended.codes == [2, -signal.SIGTERM]
 
 
 def test_a_refusal_of_another_rank_alone_is_said_by_it(monkeypatch, capsys: pytest.CaptureFixture) -> None:

@@ -48,6 +48,13 @@ class Warm:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
+    def wait_for(self, words: str) -> None:
+        """Until rank 0 has written these words to stderr, five minutes at the most."""
+        path, give_up = self.here / "rank0.err", time.monotonic() + 300
+        while not (path.exists() and words in path.read_text()):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+
     def end(self) -> Ended:
         """Wait for the ranks."""
         said = json.loads(self.process.stdout.readline())

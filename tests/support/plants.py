@@ -88,6 +88,11 @@ def quick() -> None:
     pulses.IDLE_S, heartbeat.SILENCE_S = 3.0, 4.0
 
 
+def patient() -> None:
+    """A rank that refuses what rank 0 refuses waits until it is ended, however busy the machine is."""
+    heartbeat.ALIKE_S = 1000.0
+
+
 def deadlock(where: str, *, rank: int, step: int) -> None:
     """One rank waits for a message that the other does not send."""
     at(where, rank, step, lambda: dist.recv(torch.zeros(1), src=1 - rank, tag=99))

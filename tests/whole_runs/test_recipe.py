@@ -29,6 +29,10 @@ CPU = torch.device("cpu")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     rows = [json.loads(line) for line in (GSM8K / "test.jsonl").read_text().splitlines()[:400]]
+    (folder / "gsm8k").mkdir()
+    for split in ("train", "test"):  # some of it: each rank makes tokens of all prompts, 1,000 a piece with the shots
+        chosen = (GSM8K / f"{split}.jsonl").read_text().splitlines()[:60]
+        (folder / "gsm8k" / f"{split}.jsonl").write_text("\n".join(chosen))
     texts = [row["question"] + "\n" + row["answer"] for row in rows]
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=1024)
     torch.manual_seed(0)
@@ -49,7 +53,7 @@ def train(warm: Warm, folder: Path, *options: str) -> Path:
     """Two steps of the recipe, a checkpoint after each."""
     ended = warm.run(
         "--config", "recipes/qwen2.5-0.5b-gsm8k.yaml", "--model_name_or_path", str(folder / "model"),
-        "--train_dataset_id_or_path", str(GSM8K), "--output_dir", str(folder / "run"), "--report_to", "none",
+        "--train_dataset_id_or_path", str(folder / "gsm8k"), "--output_dir", str(folder / "run"), "--report_to", "none",
         "--reward_funcs", "format", "correctness", f"{folder / 'more.py'}:spaces", "--max_steps", "2", "--save_steps",
         "1", "--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "16",
         "--eval_examples", "2", *options)
@@ -92,7 +96,7 @@ def test_the_export_scores_in_plain_peft_as_in_our_decoder(folder: Path, output:
     plain = PeftModel.from_pretrained(
         load_base(model, load_in_4bit=True, dtype=torch.bfloat16, device=CPU), adapter, autocast_adapter_dtype=False
     )
-    example = load_examples(str(GSM8K), "test", num_shots=8, seed=0)[0]
+    example = load_examples(str(folder / "gsm8k"), "test", num_shots=8, seed=0)[0]
     tokens = torch.tensor([tokenizer.encode(example.prompt)])
     with torch.no_grad():
         expected = plain.train()(input_ids=tokens, use_cache=False).logits[0].float().log_softmax(-1)
