@@ -69,6 +69,15 @@ ENGINE = [
     ("the rate of the start", '            group["lr"] = learning_rate', "            pass"),
 ]
 
+LEDGER = [
+    ("a batch without its head", "together + self.head(num_tokens) + self.gathered()", "together + self.gathered()"),
+    ("a batch without gradients inside an MLP", "num_tokens * widest + (weight", "(weight"),
+    ("activations of all layers but one", "else layers * each)", "else (layers - 1) * each)"),
+    ("checkpointing saves no inputs", "layers * hidden + each if checkpointing", "each if checkpointing"),
+    ("ZeRO shards the scales", "(self.base(), trained, self.reference()))) + self.scales()",
+     "(self.base(), trained, self.reference()))) + self.scales() // self.num_ranks"),
+]
+
 CONFIG = [
     ("a completion without its prompt", "(self.max_prompt_length or 1) + self", "1 + self"),
 ]
@@ -112,6 +121,7 @@ RUN_GROUPS = [
     ("grpo/report/measures.py", ("test_update.py",), TALLY),
     ("grpo/trainer/zero.py", ("test_optimizer.py",), ZERO),
     ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
+    ("grpo/memory/ledger.py", ("test_ledger.py",), LEDGER),
     ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
     ("grpo/options/recipe.py", ("test_config.py", "test_bad_configs.py"), RECIPE),
     ("grpo/run/examples.py", ("test_run.py",), RUN),
