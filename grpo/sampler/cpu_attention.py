@@ -35,9 +35,9 @@ class Seating:
 
 
 class PartAttention:
-    """Attention of all slots to one part: N texts, each read by the same number of seats; without seats by slots in order.
+    """Attention of all slots to one part: N texts, each read by the same number of seats; None: slots in their order.
 
-    Each layer's queries are read from query_JMFD; the log-sums of exponentials are written to lse_MFJ.
+    Each layer's queries are read from query_JMFD, and the lse are written to lse_MFJ.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class PartAttention:
 class TreeAttention:
     """Attention of M slots to all three parts, for the steps in which completions keep their slots.
 
-    num_heads is (J * F, J). The prefix is one text, the rests are A, either may be empty; `bias_A11Q` hides what lies
-    behind the end of a rest.
+    num_heads is (J * F, J). The prefix is one text, the rests are A texts; either list may be empty. `bias_A11Q` hides
+    what lies behind the end of a rest.
     """
 
     def __init__(

@@ -25,10 +25,7 @@ Attention = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, heads_XED rot
 class KVCache:
     """Keys and values of one phase of sampling. Each `*_attention` stores a layer's new ones, then attends.
 
-    Args:
-        num_heads: (J * F, J).
-        prefix_length: P, may be 0.
-        rest_room: Q, may be 0.
+    num_heads is (J * F, J); P (prefix_length) and Q (rest_room) may be 0.
     """
 
     def __init__(
@@ -50,7 +47,6 @@ class KVCache:
         self.tree: TreeAttention | None = None  # until a slot or a place changes
 
     def nbytes(self) -> int:
-        """Bytes of all keys and values."""
         return self.prefix_YCJPD.nbytes + self.rest_YCAJQD.nbytes + self.own_YCSJTD.nbytes
 
     def seat(self, slot_X: torch.Tensor, place_X: torch.Tensor) -> None:
@@ -60,7 +56,6 @@ class KVCache:
         self.tree = None
 
     def move_slot(self, source: int, target: int) -> None:
-        """Give a completion another slot."""
         own_YCSJTD = self.own_YCSJTD[..., : self.num_clean, :]
         own_YCSJTD[:, :, target] = own_YCSJTD[:, :, source]
         self.place_S[target], self.column_S[target] = self.place_S[source], self.column_S[source]
@@ -176,7 +171,6 @@ def _by_layer(pair_YCXJLD: torch.Tensor) -> Stored:
 
 
 def kernel() -> ModuleType:
-    """The Triton kernel, imported late: a machine without a GPU may lack Triton."""
-    from kernels import decode_attention
+    from kernels import decode_attention  # late: a machine without a GPU may lack Triton
 
     return decode_attention

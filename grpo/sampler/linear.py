@@ -22,7 +22,6 @@ class PackedWeight(NamedTuple):
     dtype: torch.dtype
 
     def unpack(self) -> torch.Tensor:
-        """The weight [O, I]."""
         return bnb.functional.dequantize_4bit(self.data, self.quant_state).to(self.dtype)
 
 
@@ -48,7 +47,6 @@ class Blocks:
         return device.type == "cpu" and dtype == torch.float32 and wide
 
     def product(self, x_XI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
-        """[X, O] `x Wᵀ + b`."""
         rows_XI, num_blocks = padded(x_XI), len(self.weight_NIC)
         y_XNC = rows_XI.new_empty(len(rows_XI), num_blocks, self.COLUMNS)
         torch.bmm(rows_XI.expand(num_blocks, -1, -1), self.weight_NIC, out=y_XNC.transpose(0, 1))
@@ -66,8 +64,7 @@ class JoinedLinear:
     """`y = x Wᵀ + b + scaling · (x Aᵀ) Bᵀ` (Hu et al. 2021, arXiv 2106.09685), W and A stacked, B block-diagonal.
 
     Args:
-        names: modules in the order of their outputs.
-        weight: "<module>.weight" and, where it has one, "<module>.bias" of each.
+        names: modules in the order of their outputs; `weight` has "<module>.weight" and, for some, "<module>.bias".
         lora: branches by module, all of one scaling.
         form: "lora" as above. "merged": `x (W + scaling · B A)ᵀ + b` is one product, but W is stored twice, and in
             bfloat16 the sum is rounded. "nf4": packed weights are unpacked in every forward: slow but small.
@@ -118,7 +115,6 @@ class JoinedLinear:
 
     @property
     def A_IR(self) -> torch.Tensor:
-        """A of all branches."""
         return self.weight_IZ[:, self.num_outputs if self.holds_weight else 0 :]
 
     def __call__(self, x_XI: torch.Tensor) -> torch.Tensor:
@@ -139,13 +135,11 @@ class JoinedLinear:
         return y_XO[:, : self.num_outputs].addmm_(inner_XR, self.B_RO, alpha=self.scaling)
 
     def merge(self) -> None:
-        """See `Decoder.merge`."""
         if self.merged_IO is not None:
             factors = (self.A_IR.float(), self.B_RO.float())
             self.merged_IO.copy_(torch.addmm(self.weight_IO.float(), *factors, alpha=self.scaling))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """See `Decoder.tensors`."""
         views = {}
         for name, row in self.row.items():
             if self.holds_weight:
@@ -158,7 +152,6 @@ class JoinedLinear:
         return views
 
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
         stored = [getattr(self, name) for name in STACKED] + [part.data for part in self.packed] + [self.blocks]
         return sum(tensor.nbytes for tensor in stored if tensor is not None)
 

@@ -8,14 +8,7 @@ PREFILL_TOKENS = 4096  # of one forward over the rests of prompts: bounds its ac
 
 
 def check_supported(config: Any) -> None:
-    """Refuse what the sampler would silently compute wrong.
-
-    Args:
-        config: a transformers config, or one that was read without transformers.
-
-    Raises:
-        ValueError: what the config asks for, and what is implemented.
-    """
+    """ValueError for what the sampler would silently compute wrong; a config as transformers or `--plan` reads it."""
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
