@@ -40,13 +40,11 @@ def fused_logprob(
 
         logprob_l = log softmax(hidden_l weight^T / temperature)[token_l]
 
+    Final hidden state number l predicts token_L[l], int64 in [0, V). Tokens sampled at T are scored at T.
     Gradient: from every output to hidden_LH and weight_VH, each only if it needs one; none to the reference.
 
     Args:
-        hidden_LH: final hidden states; number l predicts token_L[l].
         weight_VH: the language-model head.
-        token_L: int64 in [0, V).
-        temperature: tokens sampled at T are scored at T.
         ref_weight_VH: the reference's head; None means weight_VH.
         kl: None, or "exact": over the whole vocabulary. `grpo.loss.kl_divergence` estimates it from the token alone.
         impl: "auto", "reference", "triton" or "hybrid"; see `choose`.

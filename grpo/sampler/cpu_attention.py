@@ -35,9 +35,9 @@ class Seating:
 
 
 class PartAttention:
-    """Attention of all slots to one part: N texts, each read by the same number of seats; None: slots in their order.
+    """Attention of all slots to one part: N texts, each read by the same number of seats.
 
-    Each layer's queries are read from query_JMFD, and the lse are written to lse_MFJ.
+    Each layer's queries are read from query_JMFD, its lse are written to lse_MFJ. Without seats, slots keep their order.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TreeAttention:
         self.joined_MJFD = torch.empty(self.num_slots, num_kv, num_shared, head_size)
         self.lse_ZMFJ = torch.empty(1 + bool(rest) + bool(prefix), self.num_slots, num_shared, num_kv)
         lse = iter(self.lse_ZMFJ)
-        # Its `stored` and `bias` change every step.
+        # The completions' own tokens: `stored` and `bias` change every step.
         self.own = PartAttention(self.query_JMFD, next(lse), self.num_slots, [])
         self.parts = [self.own]
         if rest:

@@ -98,8 +98,7 @@ class Decoder:
 
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
-        pair = 2 * self.config.num_key_value_heads * self.head_size
-        return self.config.num_hidden_layers * pair * self.dtype.itemsize
+        return self.config.num_hidden_layers * 2 * self.num_heads[1] * self.head_size * self.dtype.itemsize
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Views by name of every tensor that training may change, for `copy_`; branches as "….lora_A.weight"."""
@@ -138,10 +137,9 @@ class Decoder:
         return self._head(hidden_XH).unflatten(0, (num_texts, length))
 
     def new_cache(self, **sizes: int) -> KVCache:
-        """An empty cache for this model; `sizes` as `KVCache` takes them."""
-        return KVCache(
-            num_layers=self.config.num_hidden_layers, num_heads=self.num_heads, head_size=self.head_size,
-            dtype=self.dtype, device=self.device, **sizes)
+        """An empty cache; `sizes` as `KVCache` takes them."""
+        return KVCache(num_layers=self.config.num_hidden_layers, num_heads=self.num_heads, head_size=self.head_size,
+                       dtype=self.dtype, device=self.device, **sizes)
 
     @torch.inference_mode()
     def read_prefix(self, cache: KVCache, prefix: list[int]) -> None:
@@ -180,8 +178,7 @@ class Decoder:
         hidden_XH = F.embedding(token_X, self.plain["model.embed_tokens.weight"])
         angle_X1D = (position_X[:, None] * self.frequency_D)[:, None]
         cos, sin = angle_X1D.cos(), angle_X1D.sin()
-        rotary = (torch.cat(pair, dim=-1).to(hidden_XH.dtype) for pair in ((cos, cos), (-sin, sin)))
-        cos_X1D, signed_sin_X1D = rotary
+        cos_X1D, signed_sin_X1D = (torch.cat(pair, dim=-1).to(self.dtype) for pair in ((cos, cos), (-sin, sin)))
         update_XH = torch.zeros_like(hidden_XH)
         for index, layer in enumerate(self.layers):
             hidden_XH, normed_XH = self._add_norm(hidden_XH, update_XH, layer.norms["input_layernorm"])

@@ -37,7 +37,7 @@ class KVCache:
         self.prefix_YCJPD = torch.empty(num_layers, 2, self.num_kv_heads, prefix_length, head_size, **where)
         self.rest_YCAJQD = torch.zeros(num_layers, 2, num_places, self.num_kv_heads, rest_room, head_size, **where)
         self.own_YCSJTD = torch.empty(num_layers, 2, num_slots, self.num_kv_heads, own_room, head_size, **where)
-        self.prefix = _by_layer(self.prefix_YCJPD[:, :, None])
+        self.prefix = _by_layer(self.prefix_YCJPD[:, :, None]) if prefix_length else []
         self.fused = device.type == "cuda"  # attend with the Triton kernel
         self.num_clean = own_room if self.fused else 0  # columns of own_YCSJTD that hold no NaN
         self.length_A = torch.zeros(num_places, dtype=torch.int64, device=device)  # tokens of the rests
@@ -159,8 +159,7 @@ class KVCache:
         seats = Seating(place_M)
         padding_AQ = torch.arange(self.rest_YCAJQD.shape[4]) >= self.length_A[: seats.num_places, None]
         return TreeAttention(
-            seats, self.num_heads, self.prefix_YCJPD.shape[-1], self.prefix_YCJPD.dtype,
-            prefix=self.prefix if self.prefix_length else [],
+            seats, self.num_heads, self.prefix_YCJPD.shape[-1], self.prefix_YCJPD.dtype, prefix=self.prefix,
             rest=_by_layer(self.rest_YCAJQD[:, :, : seats.num_places]) if padding_AQ.shape[1] else [],
             bias_A11Q=(padding_AQ * HIDDEN).to(self.prefix_YCJPD.dtype)[:, None, None])
 

@@ -47,6 +47,7 @@ class Blocks:
         return device.type == "cpu" and dtype == torch.float32 and wide
 
     def product(self, x_XI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
+        """[X, O] `x Wᵀ + b`."""
         rows_XI, num_blocks = padded(x_XI), len(self.weight_NIC)
         y_XNC = rows_XI.new_empty(len(rows_XI), num_blocks, self.COLUMNS)
         torch.bmm(rows_XI.expand(num_blocks, -1, -1), self.weight_NIC, out=y_XNC.transpose(0, 1))
@@ -93,13 +94,8 @@ class JoinedLinear:
         self.bias_Z = None
         if self.has_bias:
             self.bias_Z = whole[0].new_zeros(width + sum(len(A_RI) for A_RI, _, _ in lora.values()))
-            for name in self.has_bias:
-                self.bias_Z[self.row[name]] = weight[f"{name}.bias"]
-        self._join_outputs(lora)
-        self.merged_IO = self.weight_IO.contiguous() if form == "merged" and lora else None
-        self.merge()
-
-    def _join_outputs(self, lora: dict[str, Branch]) -> None:
+        for name in self.has_bias:
+            self.bias_Z[self.row[name]] = weight[f"{name}.bias"]
         self.rank = dict(zip(lora, _slices([len(A_RI) for A_RI, _, _ in lora.values()])))
         self.B_RO = None
         if lora:
@@ -107,6 +103,8 @@ class JoinedLinear:
             self.B_RO = self.weight_IZ.new_zeros(self.A_IR.shape[1], self.num_outputs)
         for name, (_, B_OR, _) in lora.items():
             self.B_RO[self.rank[name], self.row[name]] = B_OR.T
+        self.merged_IO = self.weight_IO.contiguous() if form == "merged" and lora else None
+        self.merge()
 
     @property
     def weight_IO(self) -> torch.Tensor:

@@ -13,8 +13,7 @@ def check_supported(config: Any) -> None:
         raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise ValueError("use_sliding_window=True is not implemented in the sampler; set use_sliding_window to False")
-    if config.rope_parameters["rope_type"] not in ("default", "llama3"):
-        rope_type = config.rope_parameters["rope_type"]
+    if (rope_type := config.rope_parameters["rope_type"]) not in ("default", "llama3"):
         raise ValueError(f"rope_type={rope_type!r} is not implemented in the sampler; use 'default' or 'llama3'")
     if config.hidden_act != "silu":
         raise ValueError(f"hidden_act={config.hidden_act!r} is not implemented in the sampler; use 'silu'")

@@ -115,8 +115,7 @@ def _pass(
     ref_logit_L = launch.target(problem, reference=True) if ref else None
     shift_L = logit_L if shift_L is None else shift_L
     in_memory = problem.hybrid or stashed_LH is not None
-    height = BLOCK if in_memory else max(num_tokens, 1)
-    for block in _slices(num_tokens, height):
+    for block in _slices(num_tokens, BLOCK if in_memory else max(num_tokens, 1)):
         rows = problem.rows(block)
         shifts = None if online else (shift_L[block], ref_logit_L[block] if ref else None)
         width = max(TILE // len(rows.token_L) // problem.span, 1) * problem.span if in_memory else num_words

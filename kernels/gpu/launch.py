@@ -85,9 +85,8 @@ def target(problem: Problem, *, reference: bool = False) -> torch.Tensor:
     weight_VH = problem.ref_weight_VH if reference else problem.weight_VH
     num_words, hidden_size = weight_VH.shape
     logit_L = hidden_LH.new_empty(len(hidden_LH), dtype=torch.float32)
-    scale = LOG2E / problem.temperature
     inner = min(1024, triton.next_power_of_2(hidden_size))
-    args = (hidden_LH, weight_VH, problem.token_L, logit_L, num_words, scale)
+    args = (hidden_LH, weight_VH, problem.token_L, logit_L, num_words, LOG2E / problem.temperature)
     _launch(forward.target, (len(logit_L),), *args, H=hidden_size, INNER=inner)
     return logit_L
 
