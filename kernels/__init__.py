@@ -32,29 +32,19 @@ class LogprobOutput(NamedTuple):
 
 
 def fused_logprob(
-    hidden_LH: torch.Tensor,
-    weight_VH: torch.Tensor,
-    token_L: torch.Tensor,
-    *,
-    temperature: float = 1.0,
-    ref_hidden_LH: torch.Tensor | None = None,
-    ref_weight_VH: torch.Tensor | None = None,
-    kl: str | None = None,
-    entropy: bool = False,
-    impl: str = "auto",
+    hidden_LH: torch.Tensor, weight_VH: torch.Tensor, token_L: torch.Tensor, *, temperature: float = 1.0,
+    ref_hidden_LH: torch.Tensor | None = None, ref_weight_VH: torch.Tensor | None = None, kl: str | None = None,
+    entropy: bool = False, impl: str = "auto",
 ) -> LogprobOutput:
     """Log-probability, entropy and KL of tokens from hidden states, without ever storing the [L, V] logits.
 
         logprob_l = log softmax(hidden_l weight^T / temperature)[token_l]
 
+    Final hidden state number l predicts token_L[l], int64 in [0, V). Tokens sampled at T are scored at T.
     Gradient: from every output to hidden_LH and weight_VH, each only if it needs one; none to the reference.
 
     Args:
-        hidden_LH: final hidden states; number l predicts token_L[l].
         weight_VH: the language-model head.
-        token_L: int64 in [0, V).
-        temperature: divides the logits. Tokens sampled at T are scored at T.
-        ref_hidden_LH: the reference's hidden states, for the KL.
         ref_weight_VH: the reference's head; None means weight_VH.
         kl: None, or "exact": over the whole vocabulary. `grpo.loss.kl_divergence` estimates it from the token alone.
         impl: "auto", "reference", "triton" or "hybrid"; see `choose`.

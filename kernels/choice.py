@@ -14,11 +14,7 @@ IMPLEMENTATIONS = ("auto", "reference", "triton", "hybrid")
 def choose(
     impl: str, device: torch.device | str, *, dtype: torch.dtype, hidden_size: int, num_tokens: int
 ) -> tuple[str, str]:
-    """(name, reason) of the implementation that runs for these hidden states.
-
-    Raises:
-        ValueError: the name is unknown, or that implementation cannot run.
-    """
+    """(name, reason) of the implementation for these hidden states. ValueError: no such name, or it cannot run."""
     # Not by what needs a gradient: scores with and without one must agree bit for bit.
     device = torch.device(device)
     check_choice("impl", impl, IMPLEMENTATIONS)

@@ -21,12 +21,8 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(
-    grads: tuple[torch.Tensor | None, ...],
-    entropy_L: torch.Tensor | None,
-    kl_L: torch.Tensor | None,
-    like_L: torch.Tensor,
-    *,
-    temperature: float,
+    grads: tuple[torch.Tensor | None, ...], entropy_L: torch.Tensor | None, kl_L: torch.Tensor | None,
+    like_L: torch.Tensor, *, temperature: float,
 ) -> Coefficients:
     """The four numbers from the upstream gradients g, e and k (None means 0); `like_L` gives type and device."""
     zero_L = torch.zeros_like(like_L)

@@ -30,26 +30,17 @@ SPAN = 128  # tokens of the prefix: a shorter span is not worth joining
 
 
 def attend_tree(
-    query_MJFD: torch.Tensor,
-    pair_MCJD: torch.Tensor,
-    *,
-    prefix_CJPD: torch.Tensor,
-    rest_CAJQD: torch.Tensor,
-    length_A: torch.Tensor,
-    place_M: torch.Tensor,
-    own_CSJTD: torch.Tensor,
-    column_M: torch.Tensor,
+    query_MJFD: torch.Tensor, pair_MCJD: torch.Tensor, *, prefix_CJPD: torch.Tensor, rest_CAJQD: torch.Tensor,
+    length_A: torch.Tensor, place_M: torch.Tensor, own_CSJTD: torch.Tensor, column_M: torch.Tensor,
 ) -> torch.Tensor:
     """[M, J, F, D]: `softmax(q kᵀ / √D) v` of each m, over prefix[:], rest[place_m, :length] and own[m, :column_m + 1].
 
     The newest token is given as `pair` and stored first: own[m, column_m] = pair[m]. A completion that nobody reads
-    needs a valid place and column too. Nothing beyond a length is read.
+    needs a valid place and column too. Nothing beyond a length is read. Queries, keys and values are of one type,
+    float32, bfloat16 or float16. D is contiguous, and so are a head's tokens in prefix, rest and own.
 
     Args:
-        query_MJFD: float32, bfloat16 or float16. D is contiguous here and everywhere.
-        pair_MCJD: key and value of the newest token. Keys and values are of the query's type.
-        prefix_CJPD: P may be 0. The tokens of a head are contiguous here, in rest and in own.
-        rest_CAJQD: the prompts beyond the prefix.
+        prefix_CJPD: P may be 0.
         length_A: int64 contiguous in [0, Q], tokens of each rest.
         place_M: int64 contiguous in [0, A), prompt of each completion.
         own_CSJTD: S >= M, completion m is in slot m. Changed in place.
@@ -63,12 +54,11 @@ def attend_tree(
     num_completions, num_kv, num_shared, _ = query_MJFD.shape
     shared_NMJFD, lse_NMJF = attend_shared(query_MJFD, prefix_CJPD)
     out_MJFD = query_MJFD.new_empty(query_MJFD.shape)
-    args = (query_MJFD, pair_MCJD, shared_NMJFD, lse_NMJF, rest_CAJQD, length_A, place_M, own_CSJTD, column_M, out_MJFD,
-            len(lse_NMJF))
+    args = (query_MJFD, pair_MCJD, shared_NMJFD, lse_NMJF, rest_CAJQD, length_A, place_M, own_CSJTD, column_M, out_MJFD)
     strides = (*query_MJFD.stride()[:3], *pair_MCJD.stride()[:3], *rest_CAJQD.stride()[:3], *own_CSJTD.stride()[:3])
     heads = max(16, triton.next_power_of_2(num_shared))  # tl.dot takes no fewer
     with torch.cuda.device_of(query_MJFD):
-        _own[num_completions, num_kv](*args, *strides, ROWS=heads, **_constants(query_MJFD))
+        _own[num_completions, num_kv](*args, len(lse_NMJF), *strides, ROWS=heads, **_constants(query_MJFD))
     return out_MJFD
 
 

@@ -35,8 +35,6 @@ from kernels.coefficients import Coefficients, add_matmul, coefficients, matmul
 TILE_ELEMENTS = 2**22  # bounds a tile of logits and the slice of the weight behind it: 16 MiB each in float32
 LOW = -1e30  # a logit of probability 0 that can still be multiplied
 
-Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-
 
 class _Logits:
     """The logits of L tokens, computed one slice of the vocabulary at a time."""
@@ -48,7 +46,7 @@ class _Logits:
         self.temperature = temperature
 
     def slices(self) -> list[slice]:
-        """The slices of the vocabulary; equal shapes give equal slices."""
+        # Equal shapes give equal slices, so policy and reference are summed in the same order.
         num_words = len(self.weight_VH)
         width = max(1, TILE_ELEMENTS // max(self.hidden_LH.shape))
         return [slice(start, min(start + width, num_words)) for start in range(0, num_words, width)]
@@ -61,7 +59,6 @@ class _Logits:
         return matmul(self.hidden_LH, self.weight(words).T).div_(self.temperature).clamp_(min=LOW)
 
     def sums(self, token_L: torch.Tensor, *, entropy: bool, stash: bool) -> "_Sums":
-        """One sweep over the vocabulary."""
         top_L = self.hidden_LH.new_full(token_L.shape, LOW)
         sum_L, moment_L, target_L = self.hidden_LH.new_zeros(3, len(token_L))
         mean_LH = torch.zeros_like(self.hidden_LH) if stash else None
@@ -109,16 +106,10 @@ class FusedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_LH: torch.Tensor,
-        weight_VH: torch.Tensor,
-        token_L: torch.Tensor,
-        ref_hidden_LH: torch.Tensor | None,
-        ref_weight_VH: torch.Tensor,
-        temperature: float,
-        entropy: bool,
+        ctx: Any, hidden_LH: torch.Tensor, weight_VH: torch.Tensor, token_L: torch.Tensor,
+        ref_hidden_LH: torch.Tensor | None, ref_weight_VH: torch.Tensor, temperature: float, entropy: bool,
         stashes: bool,
-    ) -> Outputs:
+    ) -> tuple[torch.Tensor | None, ...]:
         policy = _Logits(hidden_LH, weight_VH, temperature)
         sums = policy.sums(token_L, entropy=entropy, stash=stashes)
         lse_L, entropy_L = sums.lse_L, sums.entropy_L if entropy else None

@@ -70,14 +70,14 @@ def bytes_per_step(decoder: Decoder, rollout: Rollout, num_slots: int) -> float:
     """What a step must read: norms, products, head; own keys and values at half their final length."""
     head = decoder.plain[decoder.head_name] if decoder.head is None else decoder.head
     norms = sum(tensor.nbytes for tensor in decoder.plain.values() if tensor.dim() == 1)
-    products = sum(_read_bytes(linear) for layer in decoder.layers for linear in layer.linears())
+    products = sum(_read_bytes(linear) for linear in decoder.linears())
     own = num_slots * float(rollout.length_N.double().mean()) / 2 * decoder.token_bytes()
     return norms + products + head.nbytes + own
 
 
 def operations_per_step(decoder: Decoder, num_slots: int) -> float:
     """Twice the weights of products and head for each row; attention is not counted."""
-    products = sum(linear.num_outputs * linear.num_inputs for layer in decoder.layers for linear in layer.linears())
+    products = sum(linear.num_outputs * linear.num_inputs for linear in decoder.linears())
     return 2 * num_slots * (products + decoder.config.vocab_size * decoder.config.hidden_size)
 
 

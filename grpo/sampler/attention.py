@@ -19,14 +19,9 @@ def attend(
     query_NJMD: torch.Tensor, key_NJLD: torch.Tensor, value_NJLD: torch.Tensor,
     *, bias: torch.Tensor | None = None, causal: bool = False,
 ) -> Part:
-    """On a CPU `softmax(q kᵀ / √D + bias) v` and `lse = log Σ exp` of its scores.
+    """On a CPU out [N, M, J, D] = `softmax(q kᵀ / √D + bias) v` and lse [N, M, J] float32 = `log Σ exp` of its scores.
 
-    Args:
-        bias: broadcasts to [N, J, M, L], of the queries' dtype.
-        causal: query m sees keys 0..m only; M equals L.
-
-    Returns:
-        out [N, M, J, D] and lse [N, M, J] float32, views.
+    The bias broadcasts to [N, J, M, L], in the queries' dtype. Causal: query m sees keys 0..m only, and M equals L.
     """
     # The kernel behind scaled_dot_product_attention, which drops lse.
     out_NJMD, lse_NJM = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -46,7 +41,7 @@ def attend_causally(query_NJLD: torch.Tensor, key_NJLD: torch.Tensor, value_NJLD
 
 
 def join(outs: Sequence[torch.Tensor], lse_Z: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention over all parts, `Σᵢ exp(lseᵢ − lse) outᵢ`, float32 [..., D], from outs [..., D] and lse [U, ...]."""
+    """Attention over all parts, `Σᵢ exp(lseᵢ − lse) outᵢ`, float32 [..., D], from outs [..., D] and lse [Z, ...]."""
     first, *others = outs
     share, *shares = lse_Z.softmax(0)[..., None].unbind()
     joined = torch.mul(first, share, out=into)

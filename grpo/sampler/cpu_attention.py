@@ -16,14 +16,7 @@ Stored = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values [N, J, L, D]
 class Seating:
     """Numbered seats for the slots of each place, so that the queries to a place form one rectangle.
 
-    Args:
-        place_M: int64, of each slot.
-
-    Attributes:
-        num_places: A, up to the last one in use.
-        slot_X: [X] int64 slot in each seat, X = A * seats of a place. An empty seat has 0: nobody reads its result.
-        seat_M: [M] int64 seat of each slot.
-        in_order: there is no empty seat, and slot m has seat m.
+    slot_X is the int64 slot in each seat, X = A * seats of a place, with A places up to the last one in use.
     """
 
     def __init__(self, place_M: torch.Tensor) -> None:
@@ -34,21 +27,17 @@ class Seating:
         self.num_places, num_seats = len(count), int(count.max())
         seat = np.empty_like(place)
         seat[order] = place[order] * num_seats + rank
-        slot = np.zeros(self.num_places * num_seats, dtype=np.int64)
+        slot = np.zeros(self.num_places * num_seats, dtype=np.int64)  # of an empty seat: nobody reads its result
         slot[seat] = np.arange(len(place))
         self.slot_X, self.seat_M = torch.from_numpy(slot), torch.from_numpy(seat)
+        # There is no empty seat, and slot m has seat m.
         self.in_order = len(slot) == len(seat) and bool((seat == np.arange(len(seat))).all())
 
 
 class PartAttention:
     """Attention of all slots to one part: N texts, each read by the same number of seats.
 
-    Args:
-        query_JMFD: the tensor that each layer's queries are written to.
-        lse_MFJ: the tensor that the logarithms of their sums of exponentials are written to.
-        num_texts: N.
-        stored: their keys and values.
-        seats: which slots read which text; None: slots in their own order.
+    Each layer's queries are read from query_JMFD, its lse are written to lse_MFJ. Without seats, slots keep their order.
     """
 
     def __init__(
@@ -80,15 +69,8 @@ class PartAttention:
 class TreeAttention:
     """Attention of M slots to all three parts, for the steps in which completions keep their slots.
 
-    Args:
-        seats: of the slots, by place.
-        num_heads: (J * F, J).
-        prefix: one text; empty without a prefix.
-        rest: A texts; empty where no prompt has a rest.
-        bias_A11Q: hides what lies behind the end of a rest.
-
-    Attributes:
-        own: the completions' own tokens; its `stored` and `bias` change every step.
+    num_heads is (J * F, J). The prefix is one text, the rests are A texts; either list may be empty. `bias_A11Q` hides
+    what lies behind the end of a rest.
     """
 
     def __init__(
@@ -100,12 +82,13 @@ class TreeAttention:
         self.joined_MJFD = torch.empty(self.num_slots, num_kv, num_shared, head_size)
         self.lse_ZMFJ = torch.empty(1 + bool(rest) + bool(prefix), self.num_slots, num_shared, num_kv)
         lse = iter(self.lse_ZMFJ)
+        # The completions' own tokens: `stored` and `bias` change every step.
         self.own = PartAttention(self.query_JMFD, next(lse), self.num_slots, [])
         self.parts = [self.own]
         if rest:
-            self.parts.append(PartAttention(
-                self.query_JMFD, next(lse), seats.num_places, rest, bias=bias_A11Q,
-                seats=None if seats.in_order else seats))
+            whose = None if seats.in_order else seats
+            self.parts.append(
+                PartAttention(self.query_JMFD, next(lse), seats.num_places, rest, bias=bias_A11Q, seats=whose))
         if prefix:
             self.parts.append(PartAttention(self.query_JMFD, next(lse), 1, prefix))
 

@@ -8,7 +8,7 @@ size, E = J * F + 2 * J heads: query (head h = j * F + f), key and value side by
 """
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 import torch
@@ -34,9 +34,6 @@ class Layer(NamedTuple):
     down: JoinedLinear
     norms: dict[str, str]
 
-    def linears(self) -> tuple[JoinedLinear, ...]:
-        return self[:4]
-
 
 class Decoder:
     """A causal language model for sampling; it owns copies of its tensors.
@@ -44,7 +41,7 @@ class Decoder:
     Args:
         weight: tensors by their Hugging Face names; "lm_head.weight" of a tied model is ignored.
         lora: branches by module name ("model.layers.0.self_attn.q_proj").
-        form: how weights are stored, see `JoinedLinear`.
+        form: see `JoinedLinear`.
         trained: names of the weights that `tensors()` must offer; a CPU may store the others in blocks. None: all.
 
     Raises:
@@ -67,9 +64,8 @@ class Decoder:
         names = [name for name in weight if "_proj." not in name and (name != "lm_head.weight" or name == head_name)]
         self.plain = {name: weight[name].detach().clone() for name in names}  # norms, embeddings, head
         self.trained = weight if trained is None else trained
-        self.layers = [
-            self._layer(f"model.layers.{index}", weight, lora, form) for index in range(config.num_hidden_layers)
-        ]
+        names = [f"model.layers.{index}" for index in range(config.num_hidden_layers)]
+        self.layers = [self._layer(name, weight, lora, form) for name in names]
         self.head_name, self.head = head_name, None
         if head_name not in self.trained and Blocks.serves(self.device, self.dtype, config.vocab_size):
             self.head = Blocks(self.plain[head_name])
@@ -83,56 +79,50 @@ class Decoder:
             frozen = not any(f"{one}.weight" in self.trained for one in names)
             return JoinedLinear(names, weight, lora, form=form, frozen=frozen)
 
+        norms = {norm: f"{name}.{norm}.weight" for norm in NORMS if f"{name}.{norm}.weight" in self.plain}
         return Layer(
             query_key_value=joined("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            output=joined("self_attn.o_proj"),
-            gate_up=joined("mlp.gate_proj", "mlp.up_proj"),
-            down=joined("mlp.down_proj"),
-            norms={norm: f"{name}.{norm}.weight" for norm in NORMS if f"{name}.{norm}.weight" in self.plain},
-        )
+            output=joined("self_attn.o_proj"), gate_up=joined("mlp.gate_proj", "mlp.up_proj"),
+            down=joined("mlp.down_proj"), norms=norms)
 
     @property
     def device(self) -> torch.device:
-        """Of all tensors."""
         return self.plain["model.embed_tokens.weight"].device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and activations."""
         return self.plain["model.embed_tokens.weight"].dtype
+
+    def linears(self) -> Iterator[JoinedLinear]:
+        return (linear for layer in self.layers for linear in layer[:4])  # all but the norms
 
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
-        pair = 2 * self.config.num_key_value_heads * self.head_size
-        return self.config.num_hidden_layers * pair * self.dtype.itemsize
+        return self.config.num_hidden_layers * 2 * self.num_heads[1] * self.head_size * self.dtype.itemsize
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Views by name of every tensor that training may change, for `copy_`; branches as "….lora_A.weight"."""
         views = dict(self.plain)
-        for layer in self.layers:
-            for linear in layer.linears():
-                views |= linear.tensors()
+        for linear in self.linears():
+            views |= linear.tensors()
         return views
 
     def merge(self) -> None:
         """Merge again, after new values were copied into `tensors()`; only the merged form has something to do."""
-        for layer in self.layers:
-            for linear in layer.linears():
-                linear.merge()
+        for linear in self.linears():
+            linear.merge()
 
     def nbytes(self) -> int:
         """Bytes of all weights."""
-        linears = (linear for layer in self.layers for linear in layer.linears())
         stored = [*self.plain.values(), *([self.head] if self.head else [])]
-        return sum(tensor.nbytes for tensor in stored) + sum(linear.nbytes() for linear in linears)
+        return sum(tensor.nbytes for tensor in stored) + sum(linear.nbytes() for linear in self.linears())
 
     def move(self, device: torch.device | str) -> None:
         """Move all tensors to another device, for instance out of the GPU during an update."""
         self.plain = {name: tensor.to(device) for name, tensor in self.plain.items()}
         self.frequency_D, self.eps = self.frequency_D.to(device), self.eps.to(device)
-        for layer in self.layers:
-            for linear in layer.linears():
-                linear.move(device)
+        for linear in self.linears():
+            linear.move(device)
 
     @torch.no_grad()
     def logits(self, token_NL: torch.Tensor) -> torch.Tensor:
@@ -147,10 +137,9 @@ class Decoder:
         return self._head(hidden_XH).unflatten(0, (num_texts, length))
 
     def new_cache(self, **sizes: int) -> KVCache:
-        """An empty cache for this model; `sizes` as `KVCache` takes them."""
-        return KVCache(
-            num_layers=self.config.num_hidden_layers, num_heads=self.num_heads,
-            head_size=self.head_size, dtype=self.dtype, device=self.device, **sizes)
+        """An empty cache; `sizes` as `KVCache` takes them."""
+        return KVCache(num_layers=self.config.num_hidden_layers, num_heads=self.num_heads, head_size=self.head_size,
+                       dtype=self.dtype, device=self.device, **sizes)
 
     @torch.inference_mode()
     def read_prefix(self, cache: KVCache, prefix: list[int]) -> None:
@@ -187,11 +176,13 @@ class Decoder:
     ) -> torch.Tensor | None:
         """Final hidden states [X, H]; with `stores` None, and nothing after the last layer's attention is computed."""
         hidden_XH = F.embedding(token_X, self.plain["model.embed_tokens.weight"])
-        cos, signed_sin = self._rotary(position_X, hidden_XH.dtype)
+        angle_X1D = (position_X[:, None] * self.frequency_D)[:, None]
+        cos, sin = angle_X1D.cos(), angle_X1D.sin()
+        cos_X1D, signed_sin_X1D = (torch.cat(pair, dim=-1).to(self.dtype) for pair in ((cos, cos), (-sin, sin)))
         update_XH = torch.zeros_like(hidden_XH)
         for index, layer in enumerate(self.layers):
             hidden_XH, normed_XH = self._add_norm(hidden_XH, update_XH, layer.norms["input_layernorm"])
-            heads_XED = self._heads(layer, normed_XH, cos, signed_sin)
+            heads_XED = self._heads(layer, normed_XH, cos_X1D, signed_sin_X1D)
             attended_XO = attention(index, heads_XED)
             if stores and layer is self.layers[-1]:
                 return None
@@ -200,14 +191,8 @@ class Decoder:
             update_XH = layer.down(swiglu(layer.gate_up(normed_XH)))
         return self._add_norm(hidden_XH, update_XH, "model.norm.weight")[1]
 
-    def _rotary(self, position_X: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [X, 1, D] of each position, as `rotate` takes them."""
-        angle_X1D = (position_X[:, None] * self.frequency_D)[:, None]
-        cos, sin = angle_X1D.cos(), angle_X1D.sin()
-        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
-
     def _heads(
-        self, layer: Layer, normed_XH: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor
+        self, layer: Layer, normed_XH: torch.Tensor, cos_X1D: torch.Tensor, signed_sin_X1D: torch.Tensor
     ) -> torch.Tensor:
         """Query, key and value heads [X, E, D]; query and key rotated, on Qwen3 normed first."""
         heads_XED = layer.query_key_value(normed_XH).unflatten(-1, (-1, self.head_size))
@@ -216,7 +201,7 @@ class Decoder:
             for norm, part in (("q_norm", slice(num_query)), ("k_norm", slice(num_query, num_query + num_kv))):
                 weight_D = self.plain[layer.norms[f"self_attn.{norm}"]]
                 heads_XED[:, part] = rms_norm(heads_XED[:, part], weight_D, self.eps)
-        return rotate(heads_XED, cos, signed_sin, num_kv)
+        return rotate(heads_XED, cos_X1D, signed_sin_X1D, num_kv)
 
     def _add_norm(
         self, hidden_XH: torch.Tensor, update_XH: torch.Tensor, name: str

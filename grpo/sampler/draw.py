@@ -19,11 +19,7 @@ def uniform(
     """Float64 in [0, 1): `u = (h >> 11) · 2⁻⁵³`, `h` the five parts of the key chained through SplitMix64.
 
     Finalizer and increment: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 13.
-
-    Args:
-        prompt_N: int64 index of the prompt in the step's global batch.
-        sample_N: int64 index of the completion within its group.
-        position_N: int64 index of the token within its completion; the three are broadcast.
+    The last three are int64 and broadcast: indices in the step's global batch, in the group, in the completion.
     """
     hash_N = torch.zeros_like(position_N)
     for part in (seed, step, prompt_N, sample_N, position_N):
@@ -36,14 +32,10 @@ def sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token each by inverse CDF: `token = min{v : Σ_{w≤v} p_w > u}`, `p = softmax(logits / temperature)`.
 
-    Args:
-        uniform_N: float64 in [0, 1).
-        temperature: 0 takes the most likely token, with the log-probability at temperature 1.
-        top_p: keep the fewest tokens whose probabilities sum to at least this. For evaluation only: the policy ratio
-            of training is taken under the whole distribution.
-
-    Returns:
-        token_N int64, and its logprob_N float32, nats, under the distribution it was drawn from.
+    Returns token_N int64, and logprob_N float32, nats, under the distribution it was drawn from. u is float64 in
+    [0, 1). Temperature 0 takes the most likely token, with the log-probability at temperature 1. `top_p` keeps the
+    fewest tokens whose probabilities sum to at least this; for evaluation only: the policy ratio of training is taken
+    under the whole distribution.
     """
     logits_NV = logits_NV.float()
     if temperature == 0:

@@ -37,21 +37,14 @@ def generate(
 ) -> Rollout:
     """Sample G completions for each of B prompts, until each one stops or is truncated.
 
+    Returns the B*G completions, prompt-major, on the CPU. Temperature and top_p as in `sample`; seed, step and the B
+    prompt_index as in `uniform`.
+
     Args:
-        prompts: B lists of token ids.
-        num_generations: G.
         max_completion_length: tokens after which a completion is truncated, at least 1.
-        temperature: see `sample`.
-        top_p: see `sample`.
         stop_strings: texts that end a completion and are cut from its text.
-        seed: of the noise, see `uniform`.
-        step: of the noise.
-        prompt_index: of the noise; B indices in the step's global batch.
         num_slots: completions decoded at the same time, which bounds the memory; None: all of them.
         progress: called with the numbers of sampled tokens and of finished completions so far.
-
-    Returns:
-        The B*G completions, prompt-major, on the CPU.
 
     Raises:
         ValueError: a prompt is empty.
@@ -65,11 +58,16 @@ def generate(
     num_completions = len(prompts) * num_generations
     stop = StopRule(tokenizer, stop_token_ids, stop_strings, vocab_size=decoder.config.vocab_size)
     sampled = _Sampled(num_completions, max_completion_length)
+    position_T = torch.arange(max_completion_length, device=decoder.device)
+
+    def noise(index_X: torch.Tensor) -> torch.Tensor:
+        # It belongs to (prompt, sample, position), so slots, order and sharing do not change the text.
+        prompt_X1, sample_X1 = prompt_index_B[index_X // num_generations][:, None], (index_X % num_generations)[:, None]
+        return uniform(seed=seed, step=step, prompt_N=prompt_X1, sample_N=sample_X1, position_N=position_T)
+
     slots = Slots(
         decoder, prompts, num_slots=min(num_slots or num_completions, num_completions),
-        num_generations=num_generations, room=max_completion_length,
-        # The noise belongs to (prompt, sample, position), so slots, order and sharing do not change the text.
-        noise=lambda index_X: _noise(seed, step, prompt_index_B, num_generations, index_X, max_completion_length),
+        num_generations=num_generations, room=max_completion_length, noise=noise,
         sample=partial(sample, temperature=temperature, top_p=top_p))
     windows: deque[Window] = deque()
     while sampled.num_done < num_completions:
@@ -119,26 +117,9 @@ class _Sampled:
         """The finished rollout, as long as its longest completion, 0 after each completion's end."""
         longest = int(self.length_N.max())
         completions = [token_T[:length].tolist() for token_T, length in zip(self.token_NT, self.length_N)]
+        cost = RolloutCost(num_slots=slots.num_slots, num_steps=slots.num_steps, prefill_s=slots.prefill_s(),
+                           warmup_s=slots.replay.warmup_s, seconds=seconds)
         return Rollout(
-            prompt_ids=prompts,
-            token_NT=torch.tensor(self.token_NT[:, :longest]),
-            length_N=torch.tensor(self.length_N),
-            sampler_logprob_NT=torch.tensor(self.logprob_NT[:, :longest]),
-            truncated_N=torch.tensor(self.truncated_N),
-            text=stop.texts(completions),
-            cost=RolloutCost(
-                num_slots=slots.num_slots, num_steps=slots.num_steps, prefill_s=slots.prefill_s(),
-                warmup_s=slots.replay.warmup_s, seconds=seconds),
-        )
-
-
-def _noise(
-    seed: int, step: int, prompt_index_B: torch.Tensor, num_generations: int, index_X: torch.Tensor, room: int
-) -> torch.Tensor:
-    return uniform(
-        seed=seed,
-        step=step,
-        prompt_N=prompt_index_B[index_X // num_generations][:, None],
-        sample_N=(index_X % num_generations)[:, None],
-        position_N=torch.arange(room, device=index_X.device),
-    )
+            prompt_ids=prompts, token_NT=torch.tensor(self.token_NT[:, :longest]), length_N=torch.tensor(self.length_N),
+            sampler_logprob_NT=torch.tensor(self.logprob_NT[:, :longest]), truncated_N=torch.tensor(self.truncated_N),
+            text=stop.texts(completions), cost=cost)

@@ -25,10 +25,7 @@ Attention = Callable[[int, torch.Tensor], torch.Tensor]  # (layer, heads_XED rot
 class KVCache:
     """Keys and values of one phase of sampling. Each `*_attention` stores a layer's new ones, then attends.
 
-    Args:
-        num_heads: (J * F, J).
-        prefix_length: P, may be 0.
-        rest_room: Q, may be 0.
+    num_heads is (J * F, J); P (prefix_length) and Q (rest_room) may be 0.
     """
 
     def __init__(
@@ -40,7 +37,7 @@ class KVCache:
         self.prefix_YCJPD = torch.empty(num_layers, 2, self.num_kv_heads, prefix_length, head_size, **where)
         self.rest_YCAJQD = torch.zeros(num_layers, 2, num_places, self.num_kv_heads, rest_room, head_size, **where)
         self.own_YCSJTD = torch.empty(num_layers, 2, num_slots, self.num_kv_heads, own_room, head_size, **where)
-        self.prefix = _by_layer(self.prefix_YCJPD[:, :, None])
+        self.prefix = _by_layer(self.prefix_YCJPD[:, :, None]) if prefix_length else []
         self.fused = device.type == "cuda"  # attend with the Triton kernel
         self.num_clean = own_room if self.fused else 0  # columns of own_YCSJTD that hold no NaN
         self.length_A = torch.zeros(num_places, dtype=torch.int64, device=device)  # tokens of the rests
@@ -50,7 +47,6 @@ class KVCache:
         self.tree: TreeAttention | None = None  # until a slot or a place changes
 
     def nbytes(self) -> int:
-        """Bytes of all keys and values."""
         return self.prefix_YCJPD.nbytes + self.rest_YCAJQD.nbytes + self.own_YCSJTD.nbytes
 
     def seat(self, slot_X: torch.Tensor, place_X: torch.Tensor) -> None:
@@ -60,7 +56,6 @@ class KVCache:
         self.tree = None
 
     def move_slot(self, source: int, target: int) -> None:
-        """Give a completion another slot."""
         own_YCSJTD = self.own_YCSJTD[..., : self.num_clean, :]
         own_YCSJTD[:, :, target] = own_YCSJTD[:, :, source]
         self.place_S[target], self.column_S[target] = self.place_S[source], self.column_S[source]
@@ -164,8 +159,7 @@ class KVCache:
         seats = Seating(place_M)
         padding_AQ = torch.arange(self.rest_YCAJQD.shape[4]) >= self.length_A[: seats.num_places, None]
         return TreeAttention(
-            seats, self.num_heads, self.prefix_YCJPD.shape[-1], self.prefix_YCJPD.dtype,
-            prefix=self.prefix if self.prefix_length else [],
+            seats, self.num_heads, self.prefix_YCJPD.shape[-1], self.prefix_YCJPD.dtype, prefix=self.prefix,
             rest=_by_layer(self.rest_YCAJQD[:, :, : seats.num_places]) if padding_AQ.shape[1] else [],
             bias_A11Q=(padding_AQ * HIDDEN).to(self.prefix_YCJPD.dtype)[:, None, None])
 
@@ -176,7 +170,6 @@ def _by_layer(pair_YCXJLD: torch.Tensor) -> Stored:
 
 
 def kernel() -> ModuleType:
-    """The Triton kernel, imported late: a machine without a GPU may lack Triton."""
-    from kernels import decode_attention
+    from kernels import decode_attention  # late: a machine without a GPU may lack Triton
 
     return decode_attention

@@ -22,7 +22,6 @@ class PackedWeight(NamedTuple):
     dtype: torch.dtype
 
     def unpack(self) -> torch.Tensor:
-        """The weight [O, I]."""
         return bnb.functional.dequantize_4bit(self.data, self.quant_state).to(self.dtype)
 
 
@@ -66,8 +65,7 @@ class JoinedLinear:
     """`y = x Wᵀ + b + scaling · (x Aᵀ) Bᵀ` (Hu et al. 2021, arXiv 2106.09685), W and A stacked, B block-diagonal.
 
     Args:
-        names: modules in the order of their outputs.
-        weight: "<module>.weight" and, where it has one, "<module>.bias" of each.
+        names: modules in the order of their outputs; `weight` has "<module>.weight" and, for some, "<module>.bias".
         lora: branches by module, all of one scaling.
         form: "lora" as above. "merged": `x (W + scaling · B A)ᵀ + b` is one product, but W is stored twice, and in
             bfloat16 the sum is rounded. "nf4": packed weights are unpacked in every forward: slow but small.
@@ -96,13 +94,8 @@ class JoinedLinear:
         self.bias_Z = None
         if self.has_bias:
             self.bias_Z = whole[0].new_zeros(width + sum(len(A_RI) for A_RI, _, _ in lora.values()))
-            for name in self.has_bias:
-                self.bias_Z[self.row[name]] = weight[f"{name}.bias"]
-        self._join_outputs(lora)
-        self.merged_IO = self.weight_IO.contiguous() if form == "merged" and lora else None
-        self.merge()
-
-    def _join_outputs(self, lora: dict[str, Branch]) -> None:
+        for name in self.has_bias:
+            self.bias_Z[self.row[name]] = weight[f"{name}.bias"]
         self.rank = dict(zip(lora, _slices([len(A_RI) for A_RI, _, _ in lora.values()])))
         self.B_RO = None
         if lora:
@@ -110,6 +103,8 @@ class JoinedLinear:
             self.B_RO = self.weight_IZ.new_zeros(self.A_IR.shape[1], self.num_outputs)
         for name, (_, B_OR, _) in lora.items():
             self.B_RO[self.rank[name], self.row[name]] = B_OR.T
+        self.merged_IO = self.weight_IO.contiguous() if form == "merged" and lora else None
+        self.merge()
 
     @property
     def weight_IO(self) -> torch.Tensor:
@@ -118,7 +113,6 @@ class JoinedLinear:
 
     @property
     def A_IR(self) -> torch.Tensor:
-        """A of all branches."""
         return self.weight_IZ[:, self.num_outputs if self.holds_weight else 0 :]
 
     def __call__(self, x_XI: torch.Tensor) -> torch.Tensor:
@@ -139,13 +133,11 @@ class JoinedLinear:
         return y_XO[:, : self.num_outputs].addmm_(inner_XR, self.B_RO, alpha=self.scaling)
 
     def merge(self) -> None:
-        """See `Decoder.merge`."""
         if self.merged_IO is not None:
             factors = (self.A_IR.float(), self.B_RO.float())
             self.merged_IO.copy_(torch.addmm(self.weight_IO.float(), *factors, alpha=self.scaling))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """See `Decoder.tensors`."""
         views = {}
         for name, row in self.row.items():
             if self.holds_weight:
@@ -158,7 +150,6 @@ class JoinedLinear:
         return views
 
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
         stored = [getattr(self, name) for name in STACKED] + [part.data for part in self.packed] + [self.blocks]
         return sum(tensor.nbytes for tensor in stored if tensor is not None)
 

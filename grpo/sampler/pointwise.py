@@ -8,14 +8,10 @@ import torch
 import torch.nn.functional as F
 
 
-def allow_recompiling() -> None:
-    """Let torch.compile make a version of a function for each of many shapes; beyond its limit it stops compiling."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-
-
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, on a GPU compiled to one kernel: at the first call, and once more when its first axis changes."""
-    allow_recompiling()
+    # One version for each of many shapes: beyond this limit torch.compile would stop compiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     compiled = torch.compile(function)
 
     @functools.wraps(function)

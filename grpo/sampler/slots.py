@@ -20,22 +20,14 @@ Sample = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor
 
 
 class Window(NamedTuple):
-    """What some completions sampled in W consecutive steps; after a GPU's work it is valid once `wait` has returned.
+    """What some completions sampled in W consecutive steps; after a GPU's work it is valid once `wait` has returned."""
 
-    Args:
-        index_M: int64 index n of each completion, on the CPU.
-        token_WM: int64.
-        logprob_WM: float32, nats.
-        event: of the copies to the CPU.
-    """
-
-    index_M: torch.Tensor
-    token_WM: torch.Tensor
-    logprob_WM: torch.Tensor
-    event: torch.cuda.Event | None
+    index_M: torch.Tensor  # int64 index n of each completion, on the CPU
+    token_WM: torch.Tensor  # int64
+    logprob_WM: torch.Tensor  # float32, nats
+    event: torch.cuda.Event | None  # of the copies to the CPU
 
     def wait(self) -> "Window":
-        """This window, complete."""
         if self.event is not None:
             self.event.synchronize()
         return self
@@ -44,12 +36,8 @@ class Window(NamedTuple):
 class Slots:
     """The completions being decoded, their keys and values, and the step that gives each one more token.
 
-    Args:
-        prompts: B lists of token ids, none empty.
-        num_generations: G completions for each prompt, prompt-major.
-        room: tokens of the longest completion.
-        noise: from index_X, on the decoder's device, to the uniform numbers [X, room] of these completions.
-        sample: from logits_MV and uniform_M to tokens and their log-probs.
+    None of the prompts is empty. `room` is the tokens of the longest completion. `noise` gives the uniform numbers
+    [X, room] of the completions index_X, which is on the decoder's device.
     """
 
     def __init__(
@@ -57,7 +45,7 @@ class Slots:
         noise: Callable[[torch.Tensor], torch.Tensor], sample: Sample,
     ) -> None:
         self.decoder, self.prompts, self.num_generations, self.noise = decoder, prompts, num_generations, noise
-        self.num_slots = num_slots
+        self.num_slots, self.sample = num_slots, sample
         self.pending = deque(range(len(prompts) * num_generations))
         self.completions: list[int] = []  # index n of the completion in slots 0, 1, 2, ...
         self.places: list[int] = []  # index b of the prompt in places 0, 1, 2, ...
@@ -69,7 +57,6 @@ class Slots:
         self.token_S = torch.zeros(num_slots, dtype=torch.int64, device=decoder.device)
         self.logprob_S = torch.zeros(num_slots, device=decoder.device)
         self.uniform_ST = torch.zeros(num_slots, room, dtype=torch.float64, device=decoder.device)
-        self.sample = sample
         self.replay = Replay(decoder.device)
         self.num_steps = 0
         self.prefills: list[Callable[[], float]] = []

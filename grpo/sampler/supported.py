@@ -8,20 +8,12 @@ PREFILL_TOKENS = 4096  # of one forward over the rests of prompts: bounds its ac
 
 
 def check_supported(config: Any) -> None:
-    """Refuse what the sampler would silently compute wrong.
-
-    Args:
-        config: a transformers config, or one that was read without transformers.
-
-    Raises:
-        ValueError: what the config asks for, and what is implemented.
-    """
+    """ValueError for what the sampler would silently compute wrong; a config as transformers or `--plan` reads it."""
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"model_type={config.model_type!r} is not one of {', '.join(MODEL_TYPES)}")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise ValueError("use_sliding_window=True is not implemented in the sampler; set use_sliding_window to False")
-    if config.rope_parameters["rope_type"] not in ("default", "llama3"):
-        rope_type = config.rope_parameters["rope_type"]
+    if (rope_type := config.rope_parameters["rope_type"]) not in ("default", "llama3"):
         raise ValueError(f"rope_type={rope_type!r} is not implemented in the sampler; use 'default' or 'llama3'")
     if config.hidden_act != "silu":
         raise ValueError(f"hidden_act={config.hidden_act!r} is not implemented in the sampler; use 'silu'")

@@ -36,25 +36,16 @@ BLOCK = 4096  # tokens at a time where a tile goes through memory, so that U sta
 TILE = 2**24  # numbers in such a tile
 OVERFLOW = 2.0**100  # of a sum of E: the token is less likely than 2^-100
 
-Outputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-
 
 class FusedLogprob(torch.autograd.Function):
     """As `kernels.reference.FusedLogprob`; with `hybrid`, cuBLAS multiplies."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_LH: torch.Tensor,
-        weight_VH: torch.Tensor,
-        token_L: torch.Tensor,
-        ref_hidden_LH: torch.Tensor | None,
-        ref_weight_VH: torch.Tensor,
-        temperature: float,
-        entropy: bool,
-        stashes: bool,
-        hybrid: bool,
-    ) -> Outputs:
+        ctx: Any, hidden_LH: torch.Tensor, weight_VH: torch.Tensor, token_L: torch.Tensor,
+        ref_hidden_LH: torch.Tensor | None, ref_weight_VH: torch.Tensor, temperature: float, entropy: bool,
+        stashes: bool, hybrid: bool,
+    ) -> tuple[torch.Tensor | None, ...]:
         problem = Problem.of(hidden_LH, weight_VH, token_L, ref_hidden_LH, ref_weight_VH, temperature, hybrid)
         stashed_LH = torch.empty_like(problem.hidden_LH) if stashes else None
         logprob_L, entropy_L, lse_L, _, *ref = score(problem, stashed_LH)
@@ -112,10 +103,7 @@ def score(problem: Problem, stashed_LH: torch.Tensor | None = None) -> torch.Ten
 
 
 def _pass(
-    problem: Problem,
-    *,
-    shift_L: torch.Tensor | None = None,
-    online: bool = False,
+    problem: Problem, *, shift_L: torch.Tensor | None = None, online: bool = False,
     stashed_LH: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`score` around one shift: the given one, or the running maximum, or by default the token's own logit."""
@@ -127,8 +115,7 @@ def _pass(
     ref_logit_L = launch.target(problem, reference=True) if ref else None
     shift_L = logit_L if shift_L is None else shift_L
     in_memory = problem.hybrid or stashed_LH is not None
-    height = BLOCK if in_memory else max(num_tokens, 1)
-    for block in _slices(num_tokens, height):
+    for block in _slices(num_tokens, BLOCK if in_memory else max(num_tokens, 1)):
         rows = problem.rows(block)
         shifts = None if online else (shift_L[block], ref_logit_L[block] if ref else None)
         width = max(TILE // len(rows.token_L) // problem.span, 1) * problem.span if in_memory else num_words

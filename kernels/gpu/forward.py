@@ -84,16 +84,13 @@ def sweep(hidden, weight, ref_hidden, ref_weight, shift, ref_shift, stats, emitt
     if REF:
         ref_weight_o = operand(ref_weight, num_words, H, WORDS, INNER, DESCRIPTORS)
         ref_hidden_o = ref_hidden if GIVEN else operand(ref_hidden, num_rows, H, ROWS, INNER, DESCRIPTORS)
-    top_R = tl.full((ROWS,), LOW, tl.float32)
-    ref_top_R = tl.full((ROWS,), LOW, tl.float32)
+    top_R, ref_top_R = tl.full((ROWS,), LOW, tl.float32), tl.full((ROWS,), LOW, tl.float32)
     if not ONLINE:
         top_R = tl.load(shift + rows, mask=inside_R, other=0.0)
         if REF:
             ref_top_R = tl.load(ref_shift + rows, mask=inside_R, other=0.0)
-    sum_R = tl.zeros((ROWS,), tl.float32)
-    moment_R = tl.zeros((ROWS,), tl.float32)
-    ref_sum_R = tl.zeros((ROWS,), tl.float32)
-    cross_R = tl.zeros((ROWS,), tl.float32)
+    sum_R, moment_R = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    ref_sum_R, cross_R = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
     num_tiles = 1 if TILED else tl.cdiv(stop - start, WORDS)  # a loop of one is none: without it E costs no registers
     for index in tl.range(0, num_tiles):
         word = start + index * WORDS
@@ -140,12 +137,9 @@ def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < num_rows
-    top = tl.full((ROWS,), LOW, tl.float32)
-    ref_top = tl.full((ROWS,), LOW, tl.float32)
-    sums = tl.zeros((ROWS,), tl.float32)
-    moment = tl.zeros((ROWS,), tl.float32)
-    ref_sums = tl.zeros((ROWS,), tl.float32)
-    cross = tl.zeros((ROWS,), tl.float32)
+    top, ref_top = tl.full((ROWS,), LOW, tl.float32), tl.full((ROWS,), LOW, tl.float32)
+    sums, moment = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    ref_sums, cross = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
     first = tl.program_id(1) * group
     for part in tl.range(first, tl.minimum(first + group, num_parts)):
         place = stats + part * stride_part + rows
@@ -153,8 +147,7 @@ def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_
         part_sum = tl.load(place + stride_stat, mask=inside, other=0.0)
         part_moment = tl.load(place + 2 * stride_stat, mask=inside, other=0.0)
         new = tl.maximum(top, part_top)
-        old_scale = tl.exp2(top - new)
-        part_scale = tl.exp2(part_top - new)
+        old_scale, part_scale = tl.exp2(top - new), tl.exp2(part_top - new)
         moment = old_scale * (moment + (top - new) * sums) + part_scale * (part_moment + (part_top - new) * part_sum)
         sums = old_scale * sums + part_scale * part_sum
         top = new
@@ -163,8 +156,7 @@ def merge(stats, merged, logit, num_rows, num_parts, group, stride_stat, stride_
             ref_part_sum = tl.load(place + 4 * stride_stat, mask=inside, other=0.0)
             part_cross = tl.load(place + 5 * stride_stat, mask=inside, other=0.0)
             new = tl.maximum(ref_top, ref_part_top)
-            ref_old_scale = tl.exp2(ref_top - new)
-            ref_part_scale = tl.exp2(ref_part_top - new)
+            ref_old_scale, ref_part_scale = tl.exp2(ref_top - new), tl.exp2(ref_part_top - new)
             ref_sums = ref_old_scale * ref_sums + ref_part_scale * ref_part_sum
             ref_top = new
             cross = old_scale * cross + part_scale * part_cross

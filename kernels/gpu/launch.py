@@ -31,14 +31,8 @@ class Problem:
 
     @classmethod
     def of(
-        cls,
-        hidden_LH: torch.Tensor,
-        weight_VH: torch.Tensor,
-        token_L: torch.Tensor,
-        ref_hidden_LH: torch.Tensor | None,
-        ref_weight_VH: torch.Tensor,
-        temperature: float,
-        hybrid: bool,
+        cls, hidden_LH: torch.Tensor, weight_VH: torch.Tensor, token_L: torch.Tensor,
+        ref_hidden_LH: torch.Tensor | None, ref_weight_VH: torch.Tensor, temperature: float, hybrid: bool,
     ) -> "Problem":
         # The tile and the span follow from the sizes: calls with and without gradient add up in the same order.
         ref_hidden_LH = None if ref_hidden_LH is None else ref_hidden_LH.contiguous()
@@ -72,20 +66,14 @@ class Problem:
     @property
     def flags(self) -> dict[str, Any]:
         """The compile-time arguments of `sweep` and `slope`."""
-        tile, dtype = self.tile, self.hidden_LH.dtype
-        mixed = dtype != self.weight_VH.dtype
+        tile = self.tile
+        mixed = self.hidden_LH.dtype != self.weight_VH.dtype
         return {
-            "H": self.hidden_LH.shape[1],
-            "ROWS": tile.rows,
-            "WORDS": tile.words,
-            "INNER": tile.inner,
-            "DESCRIPTORS": tile.descriptors,
-            "WARP_SPECIALIZE": tile.warp_specialize,
+            "H": self.hidden_LH.shape[1], "ROWS": tile.rows, "WORDS": tile.words, "INNER": tile.inner,
+            "DESCRIPTORS": tile.descriptors, "WARP_SPECIALIZE": tile.warp_specialize,
             "UPCAST": mixed or not self.hidden_LH.is_cuda,  # the interpreter multiplies bfloat16 wrongly
-            "GIVEN": self.hybrid,
-            "REF": self.ref_hidden_LH is not None,
-            "num_warps": tile.num_warps,
-            "num_stages": tile.num_stages,
+            "GIVEN": self.hybrid, "REF": self.ref_hidden_LH is not None,
+            "num_warps": tile.num_warps, "num_stages": tile.num_stages,
             # z - r must be 0 where the two are equal, which a multiplication fused into the subtraction breaks.
             "enable_fp_fusion": False,
         }
@@ -97,20 +85,15 @@ def target(problem: Problem, *, reference: bool = False) -> torch.Tensor:
     weight_VH = problem.ref_weight_VH if reference else problem.weight_VH
     num_words, hidden_size = weight_VH.shape
     logit_L = hidden_LH.new_empty(len(hidden_LH), dtype=torch.float32)
-    scale = LOG2E / problem.temperature
     inner = min(1024, triton.next_power_of_2(hidden_size))
-    args = (hidden_LH, weight_VH, problem.token_L, logit_L, num_words, scale)
+    args = (hidden_LH, weight_VH, problem.token_L, logit_L, num_words, LOG2E / problem.temperature)
     _launch(forward.target, (len(logit_L),), *args, H=hidden_size, INNER=inner)
     return logit_L
 
 
 def sweep(
-    problem: Problem,
-    words: slice,
-    part_KPL: torch.Tensor,
-    shifts: tuple[torch.Tensor, torch.Tensor | None] | None,
-    *,
-    emit: bool,
+    problem: Problem, words: slice, part_KPL: torch.Tensor, shifts: tuple[torch.Tensor, torch.Tensor | None] | None,
+    *, emit: bool,
 ) -> torch.Tensor | None:
     """Write the sums of some words to part_KPL, span by span, around the shifts or, without any, the running maximum.
 

@@ -52,7 +52,6 @@ def test_a_step_reads_each_weight_once_and_merged_branches_not_at_all():
     weights = sum(tensor.nbytes for name, tensor in weight.items() if name != "model.embed_tokens.weight")
     own = 4 * 3 * decoders["merged"].token_bytes()
     # Where projections are joined, their B lie in a matrix with zeros beside the blocks, and that is read.
-    linears = [linear for layer in decoders["lora"].layers for linear in layer.linears()]
-    inner = sum(linear.A_IR.nbytes + linear.B_RO.nbytes for linear in linears)
+    inner = sum(linear.A_IR.nbytes + linear.B_RO.nbytes for linear in decoders["lora"].linears())
     inner += len(decoders["lora"].layers) * 3 * 2 * 4  # zeros for the columns of A behind the bias of q, k and v
     assert read == {"lora": weights + own + inner, "merged": weights + own}
