@@ -128,24 +128,16 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
         segment += 1
         length = int(rollout.length_N[n])
         begin = packed.append(
-            rollout.token_NT[n, :length].tolist(), start=len(prompt), segment=segment, parent=prompt_segment
-        )
+            rollout.token_NT[n, :length].tolist(), start=len(prompt), segment=segment, parent=prompt_segment)
         # A hidden state predicts the token after it, so each token's source stands one before it on its branch.
         source += [last_prompt_token, *range(begin, begin + length - 1)]
         scored += [(n, t) for t in range(length)]
         mask_UT[n, :length] = True
     completion_K, place_K = torch.tensor(scored).T
     return Batch(
-        token_L=torch.tensor(packed.token),
-        position_L=torch.tensor(packed.position),
-        segment_L=torch.tensor(packed.segment),
-        parent_L=torch.tensor(packed.parent),
-        source_K=torch.tensor(source),
-        target_K=rollout.token_NT[completion_K, place_K],
-        completion_K=completion_K,
-        place_K=place_K,
-        mask_UT=mask_UT,
-    )
+        token_L=torch.tensor(packed.token), position_L=torch.tensor(packed.position),
+        segment_L=torch.tensor(packed.segment), parent_L=torch.tensor(packed.parent), source_K=torch.tensor(source),
+        target_K=rollout.token_NT[completion_K, place_K], completion_K=completion_K, place_K=place_K, mask_UT=mask_UT)
 
 
 def pack(rollout: Rollout, keep_U: torch.Tensor, *, max_tokens: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
@@ -179,13 +171,6 @@ def filler(rollout: Rollout) -> Batch:
     # Their loss is 0 but stays connected to the parameters.
     zero_1 = torch.zeros(1, dtype=torch.int64)
     return Batch(
-        token_L=torch.tensor(rollout.prompt_ids[0][-1:]),
-        position_L=zero_1,
-        segment_L=zero_1 + 1,
-        parent_L=zero_1,
-        source_K=zero_1,
-        target_K=rollout.token_NT[0, :1],
-        completion_K=zero_1,
-        place_K=zero_1,
-        mask_UT=torch.zeros(rollout.token_NT.shape, dtype=torch.bool),
-    )
+        token_L=torch.tensor(rollout.prompt_ids[0][-1:]), position_L=zero_1, segment_L=zero_1 + 1, parent_L=zero_1,
+        source_K=zero_1, target_K=rollout.token_NT[0, :1], completion_K=zero_1, place_K=zero_1,
+        mask_UT=torch.zeros(rollout.token_NT.shape, dtype=torch.bool))
