@@ -161,8 +161,7 @@ def open_log(run: Run) -> Log:
     """The log of a run, which starts or goes on."""
     return Log(
         run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps, first_step=run.first_step,
-        settings=dataclasses.asdict(run.config), logging_steps=run.config.logging_steps,
-    )
+        settings=dataclasses.asdict(run.config), logging_steps=run.config.logging_steps)
 
 
 def run_or_fail(config: Config) -> int:

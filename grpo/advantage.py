@@ -29,13 +29,8 @@ def group_advantages(
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale="none")
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
 
-    Args:
-        reward_BG: any real dtype, computed on in float32; G >= 2, every group complete.
-        eps: in units of reward.
-        batch_std: for "batch", the std of the rewards of all ranks; None takes it from reward_BG.
-
-    Returns:
-        [B, G] float32, exactly 0 in a group whose rewards are all equal.
+    Computed in float32, G >= 2; exactly 0 in a group whose rewards are all equal. For "batch", `batch_std` is the std
+    of the rewards of all ranks; None takes it from reward_BG.
 
     Raises:
         ValueError: the scale is unknown.
@@ -55,7 +50,7 @@ def group_advantages(
 
 
 def gate_advantages(advantage_BG: torch.Tensor, right_BG: torch.Tensor, *, gate: str) -> torch.Tensor:
-    """Set the advantages of groups without a right answer to 0, if the gate is "outcome".
+    """Set the advantages of groups without a right answer (True in `right_BG`) to 0, if the gate is "outcome".
 
         outcome   A_bg = A_bg if any_g right_bg else 0
         none      A_bg = A_bg
@@ -66,9 +61,6 @@ def gate_advantages(advantage_BG: torch.Tensor, right_BG: torch.Tensor, *, gate:
 
     >>> gate_advantages(torch.tensor([[1.5, -1.5]]), torch.tensor([[False, False]]), gate="outcome")
     tensor([[0., 0.]])
-
-    Args:
-        right_BG: bool, True where the completion's answer is right.
 
     Raises:
         ValueError: the gate is unknown.

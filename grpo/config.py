@@ -76,8 +76,7 @@ class Config:
     num_generations: int = option(
         8, "Completions sampled per prompt (G).", unit="completions", within="[2, inf)",
         why="a completion is judged against the others of its group")
-    max_completion_length: int = option(
-        256, "A longer completion is cut.", unit="tokens", within="[1, inf)")
+    max_completion_length: int = option(256, "A longer completion is cut.", unit="tokens", within="[1, inf)")
     temperature: float = option(
         1.0, "Logits are divided by it, in sampling and in the loss.", within="(0, inf)",
         why="greedy text has no exploration and no log-probability")

@@ -83,7 +83,7 @@ def world_size() -> int:
 
 
 def _reduce(values: dict[str, float], operation: dist.ReduceOp) -> dict[str, float]:
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL reduces nothing on a CPU
     reduced = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(reduced, op=operation)
     return dict(zip(values, reduced.tolist()))

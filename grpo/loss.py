@@ -1,12 +1,12 @@
 """The loss of GRPO: ratio, clip, sampler correction, KL, and what the sum is divided by. Pure functions of tensors.
 
-The loss is a sum over tokens divided by a number that is known before any forward pass (`loss_denominator`) and counted
-over the whole global batch. So splitting the batch over packed batches and ranks changes no gradient. DeepSeekMath
-(arXiv 2402.03300) and DAPO (arXiv 2503.14476) write a mean; code that takes the mean of each piece gets another loss.
+The loss is a sum over tokens divided by a number that is counted over the whole global batch, before any forward pass:
+`loss_denominator`. So splitting the batch over packed batches and ranks changes no gradient. DeepSeekMath (arXiv
+2402.03300) and DAPO (arXiv 2503.14476) write a mean; code that takes the mean of each piece gets another loss.
 
-N are the completions in the tensors given here, T their tokens; in an update they are U, those of all ranks.
-Log-probabilities, log-ratios and KL are float32 or float64, in nats. True in `mask_NT` means "counts in the loss";
-where it is False, the other tensors may hold anything.
+N are the completions in the tensors given here; in an update they are U, those of all ranks. Log-probabilities,
+log-ratios and KL are float32 or float64, in nats. True in `mask_NT` means "counts in the loss"; where it is False, the
+other tensors may hold anything.
 """
 
 from typing import NamedTuple
@@ -22,20 +22,11 @@ MAX_LOG_RATIO = 20.0  # exp(20) = 4.9e8 still squares in float32
 
 
 def policy_loss(
-    logprob_NT: torch.Tensor,
-    old_logprob_NT: torch.Tensor | None,
-    advantage_N: torch.Tensor,
-    mask_NT: torch.Tensor,
-    *,
-    loss_type: str,
-    epsilon: float,
-    epsilon_high: float,
-    denominator: float,
-    kl_NT: torch.Tensor | None = None,
-    beta: float = 0.0,
-    weight_NT: torch.Tensor | None = None,
+    logprob_NT: torch.Tensor, old_logprob_NT: torch.Tensor | None, advantage_N: torch.Tensor, mask_NT: torch.Tensor,
+    *, loss_type: str, epsilon: float, epsilon_high: float, denominator: float, kl_NT: torch.Tensor | None = None,
+    beta: float = 0.0, weight_NT: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What these completions contribute to the clipped policy loss of the global batch, KL penalty included.
+    """What these completions contribute to the clipped policy loss of the global batch, KL penalty included: 0-d.
 
         ratio_nt = exp(clamp(logprob_nt - old_logprob_nt, -20, 20))
         l_nt     = -weight_nt min(ratio_nt A_n, clip(ratio_nt, 1 - epsilon, 1 + epsilon_high) A_n) + beta kl_nt
@@ -44,14 +35,12 @@ def policy_loss(
 
     arXiv 2402.03300 equation 3, with the two clip bounds of DAPO, arXiv 2503.14476 equation 10. There weight_nt is 1.
 
+    The losses of disjoint masks that make up the batch add up to the loss of the batch. A mask has whole completions:
+    the tokens of one completion never come in two calls.
+
     Args:
         old_logprob_NT: under the policy that is improved upon; None means logprob_NT itself, so every ratio is 1.
-        mask_NT: whole completions: one completion's tokens never come in two calls.
-        denominator: `loss_denominator` of the global batch.
-        weight_NT: `correction_weight`, at least 0; None means 1. It scales neither the KL nor the divisors.
-
-    Returns:
-        0-d tensor. The losses of disjoint masks that make up the batch add up to the loss of the batch.
+        weight_NT: `correction_weight`; None means 1. It scales neither the KL nor the divisors.
 
     Raises:
         ValueError: the loss type is unknown or refused, or beta is given without kl_NT.
@@ -86,9 +75,7 @@ def loss_denominator(loss_type: str, *, num_tokens: int, num_sequences: int, max
         grpo      num_sequences                           every sequence weighs the same, arXiv 2402.03300
         dr_grpo   max_completion_length * num_sequences   a constant, so long answers are not favoured, 2503.20783
 
-    Args:
-        num_tokens: tokens that count, over all packed batches and ranks of the step.
-        num_sequences: completions of all ranks, those without any token that counts included.
+    `num_tokens` that count and `num_sequences` are of all ranks, sequences without any token that counts included.
 
     Raises:
         ValueError: the loss type is unknown or refused.
@@ -99,12 +86,7 @@ def loss_denominator(loss_type: str, *, num_tokens: int, num_sequences: int, max
 
 
 def correction_weight(
-    logprob_NT: torch.Tensor,
-    sampler_logprob_NT: torch.Tensor,
-    mask_NT: torch.Tensor,
-    *,
-    correction: str,
-    cap: float,
+    logprob_NT: torch.Tensor, sampler_logprob_NT: torch.Tensor, mask_NT: torch.Tensor, *, correction: str, cap: float
 ) -> torch.Tensor:
     """Importance weight of each token for the gap between the sampler, which drew it, and the trainer, which scores it.
 
@@ -117,12 +99,10 @@ def correction_weight(
     w has mean 1, and a gradient weighted by w has the mean that it would have over the trainer's tokens, given the text
     before each token. The cap trades some of that for a bounded variance.
 
-    Args:
-        logprob_NT: the trainer's, under the policy that sampled: those of the first iteration.
-        cap: the largest weight, at least 1.
+    `logprob_NT` is the trainer's, under the policy that sampled: that of the first iteration.
 
     Returns:
-        [N, T] in [0, cap]; 1 where masked.
+        [N, T] in [0, cap], cap at least 1; 1 where masked.
 
     Raises:
         ValueError: the correction is unknown.
@@ -150,10 +130,8 @@ def kl_divergence(logprob_NT: torch.Tensor, ref_logprob_NT: torch.Tensor, *, est
     In a loss the gradient counts, not the value. k3 is the paper's, arXiv 2402.03300 equation 4: the right value, the
     gradient of another divergence. "The gradient of KL" is that of each token's own distribution, given the text before
     it, and holds on policy. From the second iteration on (num_iterations > 1) the tokens are the old policy's, and
-    value and gradient of every estimator are averages under the old policy.
-
-    Returns:
-        The inputs' shape, nats; exactly 0 where the two log-probabilities are equal.
+    value and gradient of every estimator are averages under the old policy. Every estimator is exactly 0 where the two
+    log-probabilities are equal.
 
     Raises:
         ValueError: the estimator is unknown. "exact" needs hidden states: see `kernels.fused_logprob`.
@@ -185,13 +163,8 @@ class RatioStats(NamedTuple):
 
 @torch.no_grad()
 def ratio_stats(
-    logprob_NT: torch.Tensor,
-    old_logprob_NT: torch.Tensor | None,
-    advantage_N: torch.Tensor,
-    mask_NT: torch.Tensor,
-    *,
-    epsilon: float,
-    epsilon_high: float,
+    logprob_NT: torch.Tensor, old_logprob_NT: torch.Tensor | None, advantage_N: torch.Tensor, mask_NT: torch.Tensor,
+    *, epsilon: float, epsilon_high: float,
 ) -> RatioStats:
     """Count the tokens whose gradient the clip of `policy_loss` stops. Takes the same arguments."""
     ratio_NT = torch.where(mask_NT, _log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp(), 0.0)
@@ -200,9 +173,7 @@ def ratio_stats(
     return RatioStats(low_NT.sum(), high_NT.sum(), ratio_NT.max())
 
 
-def _log_ratio(
-    logprob_NT: torch.Tensor, old_logprob_NT: torch.Tensor | None, mask_NT: torch.Tensor
-) -> torch.Tensor:
+def _log_ratio(logprob_NT: torch.Tensor, old_logprob_NT: torch.Tensor | None, mask_NT: torch.Tensor) -> torch.Tensor:
     old_logprob_NT = (logprob_NT if old_logprob_NT is None else old_logprob_NT).detach()
     # Masked and clamped before exp: neither nan nor infinity of a token can reach the sum.
     log_ratio_NT = torch.where(mask_NT, logprob_NT - old_logprob_NT, 0.0)

@@ -28,12 +28,8 @@ def plan(
     """Which completions go into which packed batch of which rank: the same answer on every rank that asks.
 
     Every rank gets the same number of batches, as few as possible, and the i-th ones cost about the same on all ranks:
-    in every layer of a sharded model the ranks wait for each other. A batch costs its tokens, at most `max_tokens`.
-
-    Args:
-        rollout: the completions of all ranks.
-        keep_U: bool, completions that count in the loss; the others cost nothing.
-        prefix: length of the segment that all prompts share, repeated in every batch.
+    in every layer of a sharded model the ranks wait for each other. A batch costs its tokens, at most `max_tokens`; a
+    completion that does not count (`keep_U`) costs nothing. All batches repeat the `prefix` that all prompts share.
 
     Returns:
         For each rank one list of completions n per batch; an empty list is a filler's. No lists if none is kept.
@@ -54,7 +50,7 @@ def plan(
 
 
 def _pieces(rollout: Rollout, keep_U: torch.Tensor, budget: int, prefix: int) -> list[tuple[int, list[int]]]:
-    """What stays together, a group or a part of one that does not fit whole: tokens without prefix, completions."""
+    """What stays together, a group or a part of one that does not fit: tokens without the prefix, completions."""
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
     length_U, pieces = rollout.length_N.tolist(), []
     for b, prompt in enumerate(rollout.prompt_ids):
@@ -68,7 +64,7 @@ def _fill(pieces: list[tuple[int, list[int]]], count: int, budget: int) -> list[
     """The pieces in `count` bins, longest first into the emptiest; None if one does not fit."""
     bins = [(0, index, []) for index in range(count)]
     for cost, completions in sorted(pieces, key=lambda piece: -piece[0]):
-        # A piece beyond the budget is a single completion, which is never cut: it gets an empty bin.
+        # A piece beyond the budget is a single completion, which is never split: it gets an empty bin.
         if not bins or bins[0][0] and bins[0][0] + cost > budget:
             return None
         used, index, inside = heapq.heappop(bins)
@@ -77,9 +73,8 @@ def _fill(pieces: list[tuple[int, list[int]]], count: int, budget: int) -> list[
 
 
 def _chunks(completions: list[int], length_U: list[int], budget: int) -> list[list[int]]:
-    """The completions in order, in as few chunks of at most `budget` tokens as that allows: one, if the group fits."""
-    chunks: list[list[int]] = []
-    used = 0
+    """The completions in order, in as few chunks of at most `budget` tokens as possible: one, if the group fits."""
+    chunks, used = [], 0
     for n in completions:
         if not chunks or used + length_U[n] > budget:
             chunks.append([])
@@ -113,8 +108,7 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
     packed = _Tokens()
     packed.append(rollout.prompt_ids[0][:prefix], start=0, segment=0, parent=0)
-    source: list[int] = []
-    scored: list[tuple[int, int]] = []
+    source, scored = [], []
     mask_UT = torch.zeros(rollout.token_NT.shape, dtype=torch.bool)
     segment, prompt_segment, last_prompt_token, open_prompt = 0, 0, 0, -1
     for n in completions:
@@ -128,24 +122,16 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
         segment += 1
         length = int(rollout.length_N[n])
         begin = packed.append(
-            rollout.token_NT[n, :length].tolist(), start=len(prompt), segment=segment, parent=prompt_segment
-        )
+            rollout.token_NT[n, :length].tolist(), start=len(prompt), segment=segment, parent=prompt_segment)
         # A hidden state predicts the token after it, so each token's source stands one before it on its branch.
         source += [last_prompt_token, *range(begin, begin + length - 1)]
         scored += [(n, t) for t in range(length)]
         mask_UT[n, :length] = True
     completion_K, place_K = torch.tensor(scored).T
     return Batch(
-        token_L=torch.tensor(packed.token),
-        position_L=torch.tensor(packed.position),
-        segment_L=torch.tensor(packed.segment),
-        parent_L=torch.tensor(packed.parent),
-        source_K=torch.tensor(source),
-        target_K=rollout.token_NT[completion_K, place_K],
-        completion_K=completion_K,
-        place_K=place_K,
-        mask_UT=mask_UT,
-    )
+        token_L=torch.tensor(packed.token), position_L=torch.tensor(packed.position),
+        segment_L=torch.tensor(packed.segment), parent_L=torch.tensor(packed.parent), source_K=torch.tensor(source),
+        target_K=rollout.token_NT[completion_K, place_K], completion_K=completion_K, place_K=place_K, mask_UT=mask_UT)
 
 
 def pack(rollout: Rollout, keep_U: torch.Tensor, *, max_tokens: int, rank: int = 0, num_ranks: int = 1) -> list[Batch]:
@@ -159,18 +145,16 @@ def merge(rollouts: list[Rollout]) -> Rollout:
     """The rollouts of all ranks as one, in rank order, without their cost."""
     longest = max(rollout.token_NT.shape[1] for rollout in rollouts)
 
-    def padded(name: str) -> torch.Tensor:
-        return torch.cat([F.pad(tensor, (0, longest - tensor.shape[1]))
-                          for tensor in (getattr(rollout, name) for rollout in rollouts)])
+    def padded(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([F.pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])
 
     return Rollout(
         prompt_ids=[prompt for rollout in rollouts for prompt in rollout.prompt_ids],
-        token_NT=padded("token_NT"),
+        token_NT=padded([rollout.token_NT for rollout in rollouts]),
         length_N=torch.cat([rollout.length_N for rollout in rollouts]),
-        sampler_logprob_NT=padded("sampler_logprob_NT"),
+        sampler_logprob_NT=padded([rollout.sampler_logprob_NT for rollout in rollouts]),
         truncated_N=torch.cat([rollout.truncated_N for rollout in rollouts]),
-        text=[text for rollout in rollouts for text in rollout.text],
-    )
+        text=[text for rollout in rollouts for text in rollout.text])
 
 
 def filler(rollout: Rollout) -> Batch:
@@ -179,13 +163,6 @@ def filler(rollout: Rollout) -> Batch:
     # Their loss is 0 but stays connected to the parameters.
     zero_1 = torch.zeros(1, dtype=torch.int64)
     return Batch(
-        token_L=torch.tensor(rollout.prompt_ids[0][-1:]),
-        position_L=zero_1,
-        segment_L=zero_1 + 1,
-        parent_L=zero_1,
-        source_K=zero_1,
-        target_K=rollout.token_NT[0, :1],
-        completion_K=zero_1,
-        place_K=zero_1,
-        mask_UT=torch.zeros(rollout.token_NT.shape, dtype=torch.bool),
-    )
+        token_L=torch.tensor(rollout.prompt_ids[0][-1:]), position_L=zero_1, segment_L=zero_1 + 1, parent_L=zero_1,
+        source_K=zero_1, target_K=rollout.token_NT[0, :1], completion_K=zero_1, place_K=zero_1,
+        mask_UT=torch.zeros(rollout.token_NT.shape, dtype=torch.bool))

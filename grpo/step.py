@@ -1,4 +1,7 @@
-"""One step of GRPO (Shao et al. 2024, arXiv 2402.03300): `collect` has its numbers 1 to 3, `grpo_step` 4 and 5."""
+"""One step of GRPO (Shao et al. 2024, arXiv 2402.03300), numbered as in README.
+
+`grpo_step` is the whole step; `collect` has its numbers 1 to 3, which `--doctor` needs too.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -26,30 +29,21 @@ PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """This rank's completions of a step, and what they are worth.
+    """This rank's completions of a step, and what they are worth."""
 
-    Args:
-        examples: B problems.
-        rollout: their N = B * G completions.
-        reward_BG: [B, G] float32 total rewards.
-        scored: what they are made of.
-        advantage_BG: [B, G] float32.
-        metrics: of the rewards, over all ranks.
-    """
-
-    examples: list[Example]
-    rollout: Rollout
-    reward_BG: torch.Tensor
+    examples: list[Example]  # B problems
+    rollout: Rollout  # their N = B * G completions
+    reward_BG: torch.Tensor  # float32, totals of what is in `scored`
     scored: Scored
-    advantage_BG: torch.Tensor
-    metrics: dict[str, float]
+    advantage_BG: torch.Tensor  # float32
+    metrics: dict[str, float]  # of the rewards, over all ranks
 
     def columns(self) -> dict[str, list]:
         """This rank's part of completions.jsonl."""
         rollout, parts = self.rollout, self.scored.parts
         num_generations = len(rollout.text) // len(self.examples)
         return {
-            # Not the whole prompt: with eight examples in front the file would be mostly those.
+            # Not the whole prompt: with eight solved examples in front the file would be mostly those.
             "question": [one.question or one.prompt for one in self.examples for _ in range(num_generations)],
             "completion": rollout.text,
             "reward": self.reward_BG.flatten().tolist(),
@@ -62,25 +56,24 @@ class Collected:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a step has to say: its metrics over all ranks, this rank's completions, and what the policy learnt from."""
+    """The result of a step."""
 
-    metrics: dict[str, float]
-    collected: Collected
-    update: Update
+    metrics: dict[str, float]  # over all ranks
+    collected: Collected  # of this rank
+    update: Update  # what the gradient was computed from
 
 
 def grpo_step(run: Run, step: int) -> Step:
-    """One step: sample, score, compare, ask the reference, move the policy.
+    """Sample, score, compare, ask the reference, move the policy. Collective: every rank, once per step.
 
     Raises:
         Stopped: the run was asked to stop before the policy had moved; on every rank.
-
-    Collective: every rank, once per step.
     """
     config, clock = run.config, Clock(step)
     # 1 to 3. Sample completions, score them, compare each with its group.
     collected = collect(run, step, clock)
-    work = prepare(collected.rollout, collected.advantage_BG.flatten(), config, run.limit, run.device)
+    # The completions of all ranks are dealt out again, so that every rank has the same amount of work.
+    work = prepare(collected.rollout, collected.advantage_BG.flatten(), config, run.limit)
     # 4. Ask the reference: what would the policy of step 0 say of them?
     clock.enter("reference")
     if config.beta > 0:
@@ -98,7 +91,7 @@ def grpo_step(run: Run, step: int) -> Step:
 
 
 def collect(run: Run, step: int, clock: Clock) -> Collected:
-    """The first three numbers of a step. Collective: every rank.
+    """Sample, score, compare. Collective: every rank.
 
     Raises:
         Stopped: the run was asked to stop; on every rank.
@@ -108,7 +101,7 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
     examples, places = my_prompts(run, step)
     run.sync()
     with stop_request.may_end_this():
-        # 1. Sample G completions of each prompt from the policy as it is; no rank waits for another.
+        # 1. Sample G completions of each prompt from the current policy; no rank waits for another.
         clock.enter("rollout")
         rollout = sample(run, examples, places, step)
         # 2. Score them with programs.
@@ -127,7 +120,7 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
 
 
 def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
-    """This rank's share of the step's prompts, and the place of each in the whole step, which keys its noise."""
+    """This rank's prompts, and the place of each in the step, on which the noise of its sampling depends."""
     num_prompts, share = run.config.prompts_per_step, run.config.prompts_per_step // world_size()
     chosen = prompts_of_step(len(run.train_examples), step, prompts_per_step=num_prompts, seed=run.config.seed)
     places = list(range(rank() * share, (rank() + 1) * share))
@@ -135,38 +128,26 @@ def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
 
 
 def sample(run: Run, examples: list[Example], places: list[int], step: int) -> Rollout:
-    """G completions of each prompt; a bar shows where a long phase stands."""
+    """G completions of each prompt; a progress bar if it takes long."""
     config = run.config
-    num_completions = len(examples) * config.num_generations
-    with tqdm(total=num_completions, desc=f"sample step {step}", unit="row", delay=PATIENCE_S, leave=False,
-              disable=rank() > 0) as bar:
-
+    with tqdm(total=len(examples) * config.num_generations, desc=f"sample step {step}", unit="completion",
+              delay=PATIENCE_S, leave=False, disable=rank() > 0) as bar:
         def show(tokens: int, finished: int) -> None:
             bar.set_postfix(tokens=tokens, refresh=False)
             bar.update(finished - bar.n)
 
         rollout = generate(
-            run.decoder,
-            [run.tokenizer.encode(example.prompt) for example in examples],
-            tokenizer=run.tokenizer,
-            num_generations=config.num_generations,
-            max_completion_length=config.max_completion_length,
-            temperature=config.temperature,
-            stop_token_ids=run.stop_token_ids,
-            stop_strings=STOP_STRINGS,
-            seed=config.seed,
-            step=step,
-            prompt_index=places,
-            num_slots=run.num_slots,
-            progress=show,
-        )
+            run.decoder, [run.tokenizer.encode(example.prompt) for example in examples], tokenizer=run.tokenizer,
+            num_generations=config.num_generations, max_completion_length=config.max_completion_length,
+            temperature=config.temperature, stop_token_ids=run.stop_token_ids, stop_strings=STOP_STRINGS,
+            seed=config.seed, step=step, prompt_index=places, num_slots=run.num_slots, progress=show)
     if not config.rollout_keep:
         run.decoder.move("cpu")
     return rollout
 
 
 def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Scored:
-    """The total reward of each completion, and what it is made of; functions that failed are named in a warning.
+    """The reward of each completion; a warning names functions that failed.
 
     Raises:
         Stopped: this process was asked to stop.
@@ -181,7 +162,7 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Sco
         prompts=[one.prompt for one in asked], completions=rollout.text, columns=columns,
         seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
     for name, (count, reason) in scored.failures.items():
-        # On a line of its own: the progress bar holds the current one.
+        # On a new line: the progress bar is on the current one.
         print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(asked)} "
               f"completions ({spelled_out(reason)})" + (": they get 0" if count else ""), file=sys.stderr, flush=True)
     return scored

@@ -37,26 +37,17 @@ class RolloutCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What one rank sampled in one step: G completions for each of its B prompts. All tensors are on the CPU.
+    """What one rank sampled in one step: G completions for each of its B prompts. All tensors are on the CPU."""
 
-    Args:
-        prompt_ids: B lists of prompt tokens.
-        token_NT: int64, 0 beyond length_N. Tokens that complete a stop string and the end-of-sequence token were
-            sampled too, so they are part of the completion.
-        length_N: int64, number of sampled tokens, at least 1.
-        sampler_logprob_NT: float32, nats, under the sampler's own distribution; 0.0 beyond length_N.
-        truncated_N: bool, True where max_completion_length ended the completion, not the policy.
-        text: N strings, what the rewards read: decoded without special tokens, cut before the stop string.
-        cost: None where it was not sampled here.
-    """
-
-    prompt_ids: list[list[int]]
+    prompt_ids: list[list[int]]  # B lists of tokens
+    # int64, 0 beyond length_N. Tokens that complete a stop string and the end-of-sequence token were sampled too, so
+    # they are part of the completion.
     token_NT: torch.Tensor
-    length_N: torch.Tensor
-    sampler_logprob_NT: torch.Tensor
-    truncated_N: torch.Tensor
-    text: list[str]
-    cost: RolloutCost | None = None
+    length_N: torch.Tensor  # int64, number of sampled tokens, at least 1
+    sampler_logprob_NT: torch.Tensor  # float32, nats, under the sampler's own distribution; 0.0 beyond length_N
+    truncated_N: torch.Tensor  # bool, True where max_completion_length ended the completion, not the policy
+    text: list[str]  # N strings, what the rewards read: without special tokens, cut before the stop string
+    cost: RolloutCost | None = None  # None for merged rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,27 +57,21 @@ class Batch:
     It holds each shared segment once. Segment 0 is the prefix common to all prompts (it may be empty); then come one
     segment per prompt and one per completion. A token sees what comes before it in its own segment, in the parent of
     that segment (the prompt that a completion continues) and in segment 0: its ancestors in the tree, nothing else.
-
-    Args:
-        position_L: int64, index of the token on its own branch, from 0: the rotary position.
-        segment_L: int64, segment of the token.
-        parent_L: int64, the segment that the token's segment continues; 0 for prefix and prompt tokens.
-        source_K: int64, index into L of the hidden state that predicts a scored token. The last prompt token predicts
-            the first token of all its completions, so indices repeat.
-        target_K: int64, the scored tokens.
-        completion_K, place_K: int64, indices of each scored token in the step's [U, T] tensors.
-        mask_UT: True where this batch counts a token in the loss. No token counts in two batches of a step, and none
-            in a filler, the batch that a rank runs to keep step with the others.
+    All indices are int64.
     """
 
     token_L: torch.Tensor
-    position_L: torch.Tensor
+    position_L: torch.Tensor  # index of the token on its own branch, from 0: the rotary position
     segment_L: torch.Tensor
-    parent_L: torch.Tensor
+    parent_L: torch.Tensor  # the segment that the token's segment continues; 0 for prefix and prompt tokens
+    # Index into L of the hidden state that predicts a scored token. The last prompt token predicts the first token of
+    # all its completions, so indices repeat.
     source_K: torch.Tensor
-    target_K: torch.Tensor
-    completion_K: torch.Tensor
-    place_K: torch.Tensor
+    target_K: torch.Tensor  # the scored tokens
+    completion_K: torch.Tensor  # where each scored token is in the step's [U, T] tensors: its completion
+    place_K: torch.Tensor  # and its place in it
+    # True where this batch counts a token in the loss. No token counts in two batches of a step, and none in a filler,
+    # the batch that a rank runs to keep step with the others.
     mask_UT: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -41,8 +41,7 @@ def end_of_text(run: Run) -> list[Finding]:
     other = "tokenizer_name_or_path=one with an end token that the model knows"
     doubt = {
         other: not inside or tokenizer.eos_token_id is None,
-        f"an eos_token_id in generation_config.json without {beyond}, which the head cannot produce": beyond,
-    }
+        f"an eos_token_id in generation_config.json without {beyond}, which the head cannot produce": beyond}
     return [
         judge("end tokens", f"{inside or 'none'} of {vocabulary:,} end a text, {beyond or 'none'} lie beyond the head; "
               f"the tokenizer's is {tokenizer.eos_token_id}", warn=next(filter(doubt.get, doubt), ""),

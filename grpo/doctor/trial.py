@@ -41,7 +41,7 @@ def first_step(run: Run) -> list[Finding]:
     collected = collect(run, 0, clock)
     advantage_N = collected.advantage_BG.flatten()
     findings = completions(run, collected.rollout, collected.metrics | rollout_metrics(collected.rollout, clock))
-    work = update.prepare(collected.rollout, advantage_N, run.config, run.limit, run.device)
+    work = update.prepare(collected.rollout, advantage_N, run.config, run.limit)
     if run.config.beta > 0:
         update.ask_reference(run.engine, work, run.config)
     findings += scores(run, work, advantage_N, collected.rollout)
@@ -118,7 +118,7 @@ def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) 
 
     longest = int(global_max({"longest": max(len(batch.token_L) for batch in work.micro_batches)})["longest"])
     limit = TokenLimit(max(longest // 2, 1), needed=run.limit.needed, device=run.device)
-    other = update.prepare(rollout, advantage_N, config, limit, run.device)
+    other = update.prepare(rollout, advantage_N, config, limit)
     ratio_UT = (logprobs(run, other) - logprob_UT).exp()
     far = float((~((ratio_UT - 1).abs() <= NOISE)).sum()) / max(work.num_tokens, 1)  # NaN is far, too
     findings.append(judge(
@@ -154,10 +154,8 @@ def gradient(run: Run, work: Update) -> Finding:
     moved = global_sum({"moved": sum(value != before[name] for name, value in checksum(run).items())})["moved"]
     flat = not work.advantage_U.any()
     cures = {
-        "torch_dtype=float32": norm == float("inf"),
-        "deepspeed without what changes the optimizer": moved,
-        "lora_target_modules that the loss reaches": norm == 0 and not flat,
-    }
+        "torch_dtype=float32": norm == float("inf"), "deepspeed without what changes the optimizer": moved,
+        "lora_target_modules that the loss reaches": norm == 0 and not flat}
     return judge("gradient", f"norm {norm:.3g}{', as all groups are flat' if flat else ''}; at a learning rate of 0 "
                  f"{moved:.0f} tensors moved", fail=next(filter(cures.get, cures), ""),
                  warn="as of groups" if flat else "")

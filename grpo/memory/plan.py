@@ -141,8 +141,7 @@ def memory_lines(ledger: Ledger, lengths: Lengths, gpu: int) -> tuple[list[str],
     return [
         "memory     bytes of a rank:",
         *(f"  {item.name:<14}{size(item.num_bytes):>12}  {item.words}" for item in items),
-        f"  {'total':<14}{size(total):>12}  {100 * total / gpu:.0f} % of the GPU",
-    ], budget, room.num_slots
+        f"  {'total':<14}{size(total):>12}  {100 * total / gpu:.0f} % of the GPU"], budget, room.num_slots
 
 
 def time_lines(ledger: Ledger, lengths: Lengths, budget: Budget, num_slots: int) -> list[str]:

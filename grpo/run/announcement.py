@@ -21,8 +21,7 @@ def announce(
     dtype = ledger.dtype
     hidden_size, num_tokens = decoder.config.hidden_size, config.micro_batch_tokens
     implementation, reason = kernels.choose(
-        config.logprob_impl, device, dtype=dtype, hidden_size=hidden_size, num_tokens=num_tokens
-    )
+        config.logprob_impl, device, dtype=dtype, hidden_size=hidden_size, num_tokens=num_tokens)
     synced = engine.num_trained() * dtype.itemsize
     quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
     example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)

@@ -18,14 +18,7 @@ from grpo import distributed
 from grpo.config import Config
 from grpo.distributed import free_bytes, global_max, world_size
 from grpo.loading.adapter import add_adapter
-from grpo.loading.model import (
-    build_decoder,
-    dtype_of,
-    load_base,
-    load_tokenizer,
-    sampling_dtype,
-    stop_token_ids,
-)
+from grpo.loading.model import build_decoder, dtype_of, load_base, load_tokenizer, sampling_dtype, stop_token_ids
 from grpo.loading.model_config import read_config
 from grpo.memory.batch_length import Budget, choose_budget
 from grpo.memory.concurrency import Lengths, Room, choose_slots

@@ -62,7 +62,7 @@ def work_of(split):
     return Update(
         micro_batches=[packed(completions, mask_UT) for completions in split], advantage_U=torch.tensor([1.0, -1.0]),
         sampler_logprob_UT=torch.tensor([[0.5, 0.3], [0.4, math.nan]]).log(), denominator=3, num_tokens=3,
-        **dict.fromkeys(("rollout", "keep_U", "limit", "device")),  # for packing
+        **dict.fromkeys(("rollout", "keep_U", "limit")),  # for packing
     )
 
 
@@ -105,6 +105,6 @@ def test_a_masked_completion_is_a_sequence_without_tokens(loss_type, denominator
         prompt_ids=[[5, 6], [5, 7]], token_NT=torch.full((4, 4), 9), length_N=torch.tensor([2, 3, 4, 1]),
         sampler_logprob_NT=torch.zeros(4, 4), truncated_N=torch.tensor([False, True, False, True]), text=[""] * 4)
     limit = TokenLimit(100, needed=lambda num_tokens: 0, device=torch.device("cpu"))
-    work = prepare(rollout, torch.ones(4), config, limit, torch.device("cpu"))
+    work = prepare(rollout, torch.ones(4), config, limit)
     assert (work.denominator, work.num_tokens) == (denominator, 6)
     assert sum(batch.mask_UT for batch in work.micro_batches).sum(1).tolist() == [2, 0, 4, 0]
