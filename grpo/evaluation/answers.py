@@ -43,7 +43,6 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
 
     Args:
         temperature: 0 decodes greedily.
-        seed: of the sampling noise; with the same seed before and after training the two are easier to compare.
         prompt_index: place of each example in the set of all ranks; None: 0, 1, 2, ...
         num_slots: completions decoded at the same time, which limits the memory; None: all.
         progress: label of a progress bar; None shows none.
@@ -80,16 +79,10 @@ def _score(rollout: Rollout, examples: list[Example], indices: list[int], num_sa
     gold = [example.final_answer for _, example in asked]
     correct, formatted = correctness_reward(rollout.text, gold), format_reward(rollout.text)
     return [
-        Answer(
-            index=index,
-            question=example.question or example.prompt,
-            final_answer=gold[n],
-            completion=rollout.text[n],
-            strict=correct[n] > 0,
-            lenient=correct[n] > 0 or last_number_right(rollout.text[n], gold[n]),
-            format=formatted[n] > 0,
-            truncated=bool(rollout.truncated_N[n]),
-        )
+        Answer(index=index, question=example.question or example.prompt, final_answer=gold[n],
+               completion=rollout.text[n], strict=correct[n] > 0,
+               lenient=correct[n] > 0 or last_number_right(rollout.text[n], gold[n]),
+               format=formatted[n] > 0, truncated=bool(rollout.truncated_N[n]))
         for n, (index, example) in enumerate(asked)
     ]
 

@@ -21,10 +21,7 @@ def num_right(answers: list[Answer], score: str = "strict") -> list[int]:
 
 
 def wilson_interval(share: float, num: float) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson 1927): all p with |share - p| <= z sqrt(p (1 - p) / num).
-
-    `num` is the number of independent answers; an effective number may be a fraction.
-    """
+    """95 % confidence interval of a share (Wilson 1927): all p with |share - p| <= z sqrt(p (1 - p) / num)."""
     middle = (share + Z_95**2 / (2 * num)) / (1 + Z_95**2 / num)
     half = Z_95 / (1 + Z_95**2 / num) * math.sqrt(share * (1 - share) / num + Z_95**2 / (4 * num**2))
     # Shares of 0 and 1 are ends of their own interval; rounding would miss them slightly.
@@ -50,11 +47,8 @@ def paired_test(before: Sequence[int], after: Sequence[int]) -> float:
 
     If that were true, each problem's difference would have either sign with chance 1/2. The p value is the chance, over
     all 2^B choices of signs, of a total at least as far from 0 as the observed one (Fisher 1935), exact by convolution.
-    With one answer per problem this is McNemar's exact test.
-
-    Args:
-        before: right answers to each of the B problems.
-        after: the same for the same problems in the same order, with the same number of answers to each.
+    With one answer per problem this is McNemar's exact test. `before` and `after` are right answers to each of the B
+    problems, in the same order and out of the same number.
     """
     differences = [y - x for x, y in zip(before, after, strict=True) if x != y]
     total = sum(abs(difference) for difference in differences)
@@ -82,8 +76,5 @@ def summarize(answers: list[Answer]) -> dict[str, Any]:
 def compare(before: list[Answer], after: list[Answer]) -> dict[str, float]:
     """The strict accuracy of both, and the p value of the paired test on the same problems."""
     right_before, right_after = num_right(before), num_right(after)
-    return {
-        "accuracy_before": sum(right_before) / len(before),
-        "accuracy_after": sum(right_after) / len(after),
-        "p_value": paired_test(right_before, right_after),
-    }
+    return {"accuracy_before": sum(right_before) / len(before), "accuracy_after": sum(right_after) / len(after),
+            "p_value": paired_test(right_before, right_after)}

@@ -51,15 +51,13 @@ class Log:
 
     Args:
         report_to: names of SINKS.
-        total_steps: of the whole run, for the progress bar.
         first_step: the step this process starts with; greater than 0 when a run is resumed.
         settings: the options of the run; the sinks show them, and some healthy ranges depend on them.
         logging_steps: the sinks get one step in this many; `metrics.jsonl` gets all.
     """
 
-    def __init__(self, output_dir: str | Path, *, report_to: list[str], total_steps: int, first_step: int,
+    def __init__(self, output_dir: Path, *, report_to: list[str], total_steps: int, first_step: int,
                  settings: dict[str, Any], logging_steps: int = 1) -> None:
-        output_dir = Path(output_dir)
         self.files = {name: JsonLines(output_dir / f"{name}.jsonl", first_step) for name in ("metrics", "completions")}
         self.watch = Watch(settings)
         for record in read(output_dir / "metrics.jsonl"):

@@ -44,36 +44,27 @@ def global_std(value_N: torch.Tensor) -> float:
 def is_right(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> torch.Tensor:
     """[B, G] bool, which completions are right: correctness > 0, or reward > 0 without such a function.
 
-    Args:
-        reward_BG: total rewards.
-        parts: [N] values by reward function, before their weights; NaN where a function did not apply.
+    `parts` has [N] values by reward function, before their weights; NaN where a function did not apply.
     """
     if "correctness" not in parts:
         return reward_BG > 0
     return (torch.tensor(parts["correctness"], dtype=torch.float64) > 0).view(reward_BG.shape)
 
 
-def reward_metrics(
-    reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tensor, advantage_BG: torch.Tensor
-) -> dict[str, float]:
-    """The metrics of the rewards and of the groups, over all ranks.
-
-    Args:
-        reward_BG: total rewards.
-        scored: the same by reward function, and what failed.
-        right_BG: bool, from `is_right`.
-        advantage_BG: as the update gets them, after the gate.
+def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tensor,
+                   advantage_BG: torch.Tensor) -> dict[str, float]:
+    """The metrics of the total rewards and of the groups, over all ranks; the advantages are those after the gate.
 
     Collective: every rank, once per step.
     """
     part = {name: torch.tensor(values, dtype=torch.float64) for name, values in scored.parts.items()}
     flat_B = reward_BG.amax(dim=1) == reward_BG.amin(dim=1)  # the std of equal rewards may be rounded
     mass_B = advantage_BG.abs().sum(dim=1, dtype=torch.float64)
-    sums = {"groups": float(len(reward_BG)), "completions": float(reward_BG.numel())}
-    sums |= {"reward": float(reward_BG.sum()), "right": float(right_BG.sum())}
-    sums["std"] = float(reward_BG.std(dim=1).sum())
-    sums["flat"], sums["flat_right"] = float(flat_B.sum()), float((flat_B & right_BG.all(dim=1)).sum())
-    sums["mass"], sums["phantom"] = float(mass_B.sum()), float(mass_B[~right_BG.any(dim=1)].sum())
+    sums = {
+        "groups": float(len(reward_BG)), "completions": float(reward_BG.numel()), "reward": float(reward_BG.sum()),
+        "right": float(right_BG.sum()), "std": float(reward_BG.std(dim=1).sum()), "flat": float(flat_B.sum()),
+        "flat_right": float((flat_B & right_BG.all(dim=1)).sum()), "mass": float(mass_B.sum()),
+        "phantom": float(mass_B[~right_BG.any(dim=1)].sum())}
     for name, value_N in part.items():  # NaN where a function did not apply
         sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
         sums[f"failed/{name}"] = float(scored.failures.get(name, (0, ""))[0])
@@ -117,18 +108,9 @@ class Tally:
         """Forget what was added since that copy."""
         self.sums, self.maxima = copy
 
-    def add(
-        self,
-        batch: Batch,
-        loss: torch.Tensor,
-        logprob_UT: torch.Tensor,
-        old_logprob_UT: torch.Tensor | None,
-        *,
-        entropy_K: torch.Tensor | None,
-        kl_UT: torch.Tensor | None,
-        weight_UT: torch.Tensor | None,
-        first: bool,
-    ) -> None:
+    def add(self, batch: Batch, loss: torch.Tensor, logprob_UT: torch.Tensor, old_logprob_UT: torch.Tensor | None, *,
+            entropy_K: torch.Tensor | None, kl_UT: torch.Tensor | None, weight_UT: torch.Tensor | None,
+            first: bool) -> None:
         """Measure one micro-batch of one iteration; the last three tensors are read in the first iteration only."""
         stats = ratio_stats(logprob_UT, old_logprob_UT, self.advantage_U, batch.mask_UT, epsilon=self.epsilon,
                             epsilon_high=self.epsilon_high)
@@ -187,13 +169,9 @@ def rollout_metrics(rollout: Rollout, clock: Clock) -> dict[str, float]:
     """Lengths over all ranks, and the seconds of the slowest rank. Collective: every rank, once per step."""
     cost = rollout.cost
     sums = global_sum({
-        "completions": float(len(rollout.length_N)),
-        "tokens": float(rollout.length_N.sum()),
-        "truncated": float(rollout.truncated_N.sum()),
-        "slot_steps": float(cost.num_slots * cost.num_steps),
-        "prefill_s": cost.prefill_s,
-        "seconds": cost.seconds,
-    })
+        "completions": float(len(rollout.length_N)), "tokens": float(rollout.length_N.sum()),
+        "truncated": float(rollout.truncated_N.sum()), "slot_steps": float(cost.num_slots * cost.num_steps),
+        "prefill_s": cost.prefill_s, "seconds": cost.seconds})
     on_gpu = torch.cuda.is_available()  # else the process's own memory, which Linux counts in KiB
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step_s = time.perf_counter() - clock.start

@@ -42,9 +42,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 13px
 Evaluations = dict[str, tuple[list[Answer], list[Answer]]]
 
 
-def write_report(output_dir: str | Path) -> Path:
+def write_report(output_dir: Path) -> Path:
     """Write `report.html` and `curves.png` into the output folder of a run, and return the path of the first."""
-    output_dir = Path(output_dir)
     config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
     records = read(output_dir / "metrics.jsonl")
     evaluations = _read_evaluations(output_dir)
@@ -149,14 +148,12 @@ def _cell(value: Any) -> str:
 
 
 def _read_evaluations(output_dir: Path) -> Evaluations:
-    """The modes that were scored both before and after training."""
     paths = {mode: [answers_path(output_dir, mode, when) for when in ("before", "after")] for mode in MODES}
     return {mode: (load_answers(before), load_answers(after))
             for mode, (before, after) in paths.items() if before.exists() and after.exists()}
 
 
 def _completions_table(evaluations: Evaluations) -> str:
-    """The first problems, with the first completion of each."""
     mode, (before, after) = next(iter(evaluations.items()))
     rows = []
     for index in sorted({answer.index for answer in before})[:NUM_SHOWN]:

@@ -17,11 +17,7 @@ RANGES = [(name, healthy) for name, row in METRICS.items() for healthy in row.ra
 
 
 class Watch:
-    """Looks at each step's metrics, from the run's first step on.
-
-    Args:
-        settings: the options of the run by name, as in config.yaml.
-    """
+    """Looks at each step's metrics, from the run's first step on; `settings` are its options, as in config.yaml."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         automatic = "bfloat16" if torch.cuda.is_available() else "float32"
@@ -34,11 +30,8 @@ class Watch:
         self.num_outside: Counter[tuple[str, Range]] = Counter()  # steps in a row
 
     def look(self, record: dict[str, Any]) -> list[str]:
-        """One line for each range that its metric has been outside of for as many steps as the range's patience.
-
-        Args:
-            record: the step and its metrics by name; a metric that is missing, null or not finite is not checked.
-        """
+        """One line for each range that its metric has been outside of for as many steps as the range's patience."""
+        # A metric that is missing, null or not finite is not checked.
         record = {name: value for name, value in record.items() if value is not None and math.isfinite(value)}
         applying = self.lasting | {"later" if record["step"] else "at step 0"}
         if record.get("surrogate") or record.get("kl"):

@@ -27,8 +27,7 @@ WRITE_ERRORS = (OSError, SafetensorError)
 
 
 def export(engine: Engine, parent: Path, peft_config: PeftConfig | None) -> Path:
-    """Write the trained weights into a folder of `parent` and return it: `adapter` in peft's layout, or, where there is
-    no peft_config, `model` in transformers' layout.
+    """Write the trained weights to `adapter` in peft's layout, or without peft_config to `model` in transformers'.
 
     Raises:
         OSError: the disk did not take them, or what was read back is not what was trained; on every rank.
@@ -51,16 +50,9 @@ def export(engine: Engine, parent: Path, peft_config: PeftConfig | None) -> Path
     return folder
 
 
-def save(
-    engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig | None, facts: dict[str, Any],
-    save_total_limit: int | None = None,
-) -> str:
-    """Write `checkpoints/step-N` under another name, then rename it: a folder of that name is complete.
-
-    Args:
-        step: number of steps done.
-        facts: what a resumed run is compared with, see continuation.py.
-        save_total_limit: how many checkpoints are kept, the newest ones; None: all.
+def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig | None, facts: dict[str, Any],
+         save_total_limit: int | None = None) -> str:
+    """Write `checkpoints/step-N`, with `facts` of continuation.py; a folder of that name is complete.
 
     Returns:
         Why it could not be written, the same on every rank; empty when it was. Older checkpoints stay as they were.
@@ -89,7 +81,9 @@ def save(
             seal(partial)  # last, so that a checkpoint with a whole list of checksums is whole
             _publish(partial, final)
             for old in _superfluous(output_dir, step, save_total_limit):
-                _remove(old)
+                doomed = old.with_name(f".{old.name}.old")
+                os.replace(old, doomed)  # a half removed folder must not have a checkpoint's name
+                shutil.rmtree(doomed)
         except WRITE_ERRORS as error:
             problem = str(error)
             shutil.rmtree(partial, ignore_errors=True)
@@ -122,7 +116,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def restore(engine: Engine, folder: Path) -> int:
-    """Load float32 masters and AdamW's moments into the engine, and return the number of steps done.
+    """Load float32 masters and AdamW's moments, and return the number of steps done.
 
     Raises:
         ValueError: the checkpoint has other trained tensors than this run.
@@ -148,9 +142,8 @@ def _trained_tensors(engine: Engine) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().cpu().clone().contiguous() for name, parameter in trained.items()}
 
 
-def _write_weights(
-    engine: Engine, folder: Path, tensors: dict[str, torch.Tensor], peft_config: PeftConfig | None
-) -> None:
+def _write_weights(engine: Engine, folder: Path, tensors: dict[str, torch.Tensor],
+                   peft_config: PeftConfig | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if peft_config is None:
@@ -178,12 +171,6 @@ def _publish(partial: Path, final: Path) -> None:
     os.replace(partial, final)
     sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    doomed = folder.with_name(f".{folder.name}.old")
-    os.replace(folder, doomed)  # a half removed folder must not have a checkpoint's name
-    shutil.rmtree(doomed)
 
 
 def _numbered(output_dir: Path) -> list[Path]:

@@ -60,12 +60,12 @@ def check(folder: Path, then: dict[str, Any], config: Config, examples: list[Exa
     names = [name for name in now["recipe"] if name not in free]
     differing = [name for name in names if then["recipe"].get(name) != now["recipe"][name]]
     if differing:
-        listed = ", ".join(
-            f"{name} ({then['recipe'].get(name)!r} then, {now['recipe'][name]!r} now)" for name in differing)
+        listed = ", ".join(f"{name} ({then['recipe'].get(name)!r} then, {now['recipe'][name]!r} now)"
+                           for name in differing)
         raise ValueError(
             f"resume=True with another recipe than {folder}: {listed}; nearest valid value: the values of then, or "
             "a new output_dir with adapter_name_or_path set to the checkpoint's adapter")
-    if "adapter" in then and then["adapter"] != now["adapter"]:  # older checkpoints lack it
+    if then["adapter"] != now["adapter"]:
         raise ValueError(
             f"resume=True with another adapter than {folder}: the files of adapter_name_or_path="
             f"{config.adapter_name_or_path!r} are not those that the run started from, and its reference needs them; "

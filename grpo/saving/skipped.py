@@ -10,11 +10,7 @@ from safetensors.torch import save_file
 
 
 def dump(output_dir: Path, step: int, tensors: dict[str, torch.Tensor], texts: dict[str, list], *, where: str) -> None:
-    """Write `skipped/step-N.safetensors` and `skipped/step-N.json`; a disk that does not take them costs a warning.
-
-    Args:
-        where: how the warning begins.
-    """
+    """Write `skipped/step-N.safetensors` and `.json`; on a full disk, print a warning that begins with `where`."""
     folder = output_dir / "skipped"
     files = [folder / f"step-{step}.safetensors", folder / f"step-{step}.json"]
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

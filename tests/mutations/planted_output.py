@@ -22,7 +22,7 @@ PREFLIGHT = [
 ]
 
 CONTINUATION = [
-    ("another adapter goes on", 'if "adapter" in then and then["adapter"] != now["adapter"]:', "if False:"),
+    ("another adapter goes on", 'if then["adapter"] != now["adapter"]:', "if False:"),
     ("the adapter's description alone", '("adapter_config.json", "adapter_model.safetensors")',
      '("adapter_config.json",)'),
 ]
