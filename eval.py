@@ -1,4 +1,4 @@
-"""Score a model, or an adapter on it, on held-out problems: one table, and a report where --output is given.
+"""Score a model, or an adapter on it, on held-out problems: one table, and a report if --output is given.
 
     python eval.py --model Qwen/Qwen2.5-0.5B --adapter outputs/run/adapter --data openai/gsm8k --num_shots 0 2 4 8
 
@@ -48,8 +48,7 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
     """
     examples = {
         shots: load_examples(settings.data, settings.split, num_shots=shots, seed=settings.seed)[:settings.limit]
-        for shots in settings.num_shots
-    }
+        for shots in settings.num_shots}
     if not all(example.final_answer for group in examples.values() for example in group):
         refuse("data", settings.data, "needs a final answer to every problem", "a dataset with a column final_answer")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,21 +69,18 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
     return answers
 
 
-def slots(
-    settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example]
-) -> int:
+def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> int:
     """How many completions to decode at the same time: as asked for, or as memory allows.
 
     Raises:
         ValueError: the number asked for does not fit into memory.
     """
-    most = settings.rollout_slots or MOST_SLOTS
     prompts = [tokenizer.encode(example.prompt) for example in examples]
     prefix = common_prefix_length(prompts)
     lengths = Lengths(prefix, max(map(len, prompts)) - prefix, settings.max_completion_length)
-    return choose_slots(
-        settings.rollout_slots, decoder, lengths, free=free_bytes(decoder.device),
-        num_rows=min(most, len(examples) * settings.num_samples), num_generations=settings.num_samples).num_slots
+    num_rows = min(settings.rollout_slots or MOST_SLOTS, len(examples) * settings.num_samples)
+    return choose_slots(settings.rollout_slots, decoder, lengths, free=free_bytes(decoder.device), num_rows=num_rows,
+                        num_generations=settings.num_samples).num_slots
 
 
 def records_of(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, Any]]:
@@ -99,12 +95,9 @@ def records_of(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, A
 
 def table_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The records as text under HEADER."""
-    return [
-        (record["model"], str(record["num_shots"]), f"{record['num_problems']} x {record['num_samples']}",
-         *(percent(record, name) for name in SCORES),
-         f"{record['p_value']:.2g}" if "p_value" in record else "")
-        for record in records
-    ]
+    return [(record["model"], str(record["num_shots"]), f"{record['num_problems']} x {record['num_samples']}",
+             *(percent(record, name) for name in SCORES), f"{record['p_value']:.2g}" if "p_value" in record else "")
+            for record in records]
 
 
 def chart(records: list[dict[str, Any]]) -> "Figure":
@@ -150,9 +143,9 @@ def run(settings: Settings) -> int:
         return 2
     records = records_of(answers)
     lines = [HEADER, *table_rows(records)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
     if settings.output is not None:
         write(settings, answers, records)
         print(f"wrote {Path(settings.output) / 'eval.html'}")

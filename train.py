@@ -48,25 +48,26 @@ from grpo.step import Step, grpo_step
 
 
 def train(run: Run) -> int:
-    """A run, from where its last checkpoint left off to the adapter and the report.
-
-    Returns:
-        The exit code, 0.
+    """A run, from where its last checkpoint left off to the adapter and the report; the exit code, 0.
 
     Raises:
-        SystemExit: a run that does not learn is given up (`end_if_rewards_fail`, `take_steps`), or a stop was asked for
-            and not saved.
+        SystemExit: as `take_steps`; or a stop was asked for, and no checkpoint could be saved.
 
     Collective: every rank.
     """
     start, position, log = time.perf_counter(), Position(run.first_step), None
     if rank() == 0:
-        begin_output(run)
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
+        print("\n".join(run.announcement), flush=True)
     try:
         if run.test_examples and run.first_step == 0:
             heldout.solve(run, "before")
         pulse.enter("log")
-        log = open_log(run) if rank() == 0 else None
+        if rank() == 0:
+            log = Log(run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps,
+                      first_step=run.first_step, settings=dataclasses.asdict(run.config),
+                      logging_steps=run.config.logging_steps)
         take_steps(run, position, log)
         pulse.enter("export")
         exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
@@ -86,13 +87,11 @@ def train(run: Run) -> int:
 
 
 def take_steps(run: Run, position: Position, log: Log | None) -> None:
-    """The steps that are left, each logged, and saved when it is due.
+    """The steps that are left, each logged, and saved when it is due. Collective: every rank.
 
     Raises:
         Stopped: the run was asked to stop; on every rank.
         SystemExit: too many steps in a row had a gradient that was not finite, or rewards failed too often.
-
-    Collective: every rank.
     """
     num_skipped, limit = 0, run.config.max_skipped_steps
     with suppress(Stopped):
@@ -114,7 +113,7 @@ def take_steps(run: Run, position: Position, log: Log | None) -> None:
 
 
 def take_step(run: Run, step: int, log: Log | None) -> bool:
-    """One step of GRPO, written down; whether its gradient was finite."""
+    """One step of GRPO, and its record; was its gradient finite?"""
     torch.manual_seed(run.config.seed * 1_000_003 + step)  # dropout too is a function of the step
     taken = grpo_step(run, step)
     end_if_rewards_fail(run.config.max_reward_failures, taken, step)
@@ -131,12 +130,10 @@ def take_step(run: Run, step: int, log: Log | None) -> bool:
 
 
 def end_if_rewards_fail(limit: float, taken: Step, step: int) -> None:
-    """End the run when a reward function failed on more than `limit` of all ranks' completions.
+    """End the run when a reward function failed on more than `limit` of all ranks' completions. Collective: every rank.
 
     Raises:
         SystemExit: where and why, the same on every rank.
-
-    Collective: every rank.
     """
     share = taken.metrics["reward_failures"]
     if share <= limit:
@@ -150,25 +147,8 @@ def end_if_rewards_fail(limit: float, taken: Step, step: int) -> None:
         f"({reason}), more than max_reward_failures={limit:g}")
 
 
-def begin_output(run: Run) -> None:
-    """Make the output folder, keep the recipe in it, and say what runs here."""
-    run.output_dir.mkdir(parents=True, exist_ok=True)
-    dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
-    print("\n".join(run.announcement), flush=True)
-
-
-def open_log(run: Run) -> Log:
-    """The log of a run, which starts or goes on."""
-    return Log(
-        run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps, first_step=run.first_step,
-        settings=dataclasses.asdict(run.config), logging_steps=run.config.logging_steps)
-
-
 def run_or_fail(config: Config) -> int:
-    """Run, and answer what ends it early with one message and the exit code: 2 for a user's mistake, else 1.
-
-    Collective: every rank.
-    """
+    """Run; what ends it early becomes one message and an exit code, 2 for a user's mistake, else 1. Collective."""
     with ExitStack() as opened:
         try:
             distributed.start(config.ddp_timeout)

@@ -33,31 +33,24 @@ EVEN = 0.8  # the least free memory of a rank, as a share of the most
 
 
 def admit(run: Run) -> Run:
-    """The short form: the run, with what is doubtful about it in its start-up block.
+    """The short form: the run, with every warning in its start-up block. Collective: every rank, once.
 
     Raises:
         ValueError: something about it is known to fail.
-
-    Collective: every rank, once, before anything is written.
     """
     findings = look(run, own_rewards=False)
     failed = failures(findings)
     if failed:
         more = f" ({len(failed) - 1} more: see --doctor)" if failed[1:] else ""
         raise ValueError(f"{failed[0].check}: {failed[0].words}; cure: {failed[0].cure}{more}")
-    doubtful = [str(one) for one in findings if one.level == "warn"]
-    lines = [f"checks     checked {len(findings)} things; --doctor tries a step as well", *doubtful]
-    return replace(run, announcement=[*run.announcement, *lines])
+    line = f"checks     checked {len(findings)} things; --doctor tries a step as well"
+    return replace(run, announcement=[*run.announcement, line, *(str(one) for one in findings if one.level == "warn")])
 
 
 def look(run: Run, *, own_rewards: bool) -> list[Finding]:
-    """Every check that needs neither a completion nor a forward.
+    """Every check that needs neither a completion nor a forward. Collective: every rank, once.
 
-    Args:
-        run: fresh from `build`.
-        own_rewards: call the user's own rewards too, which can be slow, cost money, or count their calls.
-
-    Collective: every rank, once.
+    `own_rewards` calls the user's own rewards too, which can be slow, cost money, or count their calls.
     """
     findings = [*of_problems(run, own_rewards=own_rewards), *weights(run), schedule(run), memory(run)]
     if rank() == 0:  # which alone writes
@@ -176,7 +169,6 @@ def disk(run: Run) -> list[Finding]:
     each = 12 * trained + export  # a float32 master and two moments, and the adapter
     needed = number * each + export
     folder = next(path for path in (run.output_dir, *run.output_dir.absolute().parents) if path.exists())
-    words = f"{number:,} checkpoints of {size(each)} and an export of {size(export)}"
     lost = "save_strategy=steps with save_steps=20" if number == 0 and run.num_steps >= LONG_RUN else ""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -186,7 +178,8 @@ def disk(run: Run) -> list[Finding]:
         return [judge("disk", f"{folder} cannot be written: {error.strerror}", fail="output_dir=a folder of yours")]
     return [
         judge("checkpoints", f"{number:,} in {run.num_steps:,} steps", warn=lost),
-        judge("disk", f"{words} take {size(needed)}; {size(free)} are free in {folder}",
+        judge("disk", f"{number:,} checkpoints of {size(each)} and an export of {size(export)} take {size(needed)}; "
+              f"{size(free)} are free in {folder}",
               fail="output_dir on a larger disk, or fewer checkpoints by save_total_limit" if needed > free else ""),
     ]
 

@@ -8,19 +8,12 @@ LEVELS = ("ok", "warn", "fail")
 
 
 class Finding(NamedTuple):
-    """The result of one check.
+    """The result of one check."""
 
-    Args:
-        level: ok, warn or fail.
-        check: its name; a rank has one finding of a name.
-        words: what was looked at, with its numbers.
-        cure: the option to set and its value, or what else to change; empty where all is well.
-    """
-
-    level: str
-    check: str
-    words: str
-    cure: str = ""
+    level: str  # one of LEVELS
+    check: str  # its name; a rank has one finding of a name
+    words: str  # what was looked at, with its numbers
+    cure: str = ""  # the option to set and its value, or what else to change; empty where all is well
 
     def __str__(self) -> str:
         return f"{self.level:<11}{self.check}: {self.words}" + (f"; cure: {self.cure}" if self.cure else "")
@@ -32,10 +25,7 @@ def judge(check: str, words: str, *, warn: str = "", fail: str = "") -> Finding:
 
 
 def agree(findings: list[Finding]) -> list[Finding]:
-    """Of each check the worst finding of all ranks, with the ranks that have it where others fare better.
-
-    Collective: every rank, whatever it has found.
-    """
+    """Of each check the worst finding, with the ranks that have it if not all do. Collective: every rank."""
     everyone = gather_objects(findings)
     agreed = []
     for check in dict.fromkeys(one.check for part in everyone for one in part):

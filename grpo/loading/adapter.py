@@ -33,8 +33,7 @@ STARTS = (True, False, "gaussian", "orthogonal", "eva")  # values of init_lora_w
 def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> PeftConfig:
     """Inject LoRA into the base, in place: fresh, or from `adapter_name_or_path` with a frozen copy as the reference.
 
-    Returns:
-        peft's description of the adapter, which an export writes next to the weights.
+    Returns peft's description of the adapter, which an export writes next to the weights.
 
     Raises:
         ValueError: as `read_adapter`; or `lora_r` or `lora_modules_to_save` do not fit the model.
@@ -45,14 +44,10 @@ def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
         _check_modules("lora_modules_to_save", config.lora_modules_to_save, model, kinds=("Linear4bit",))
         tied = bool(model.config.tie_word_embeddings and config.lora_modules_to_save)
         lora = LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=list(config.lora_target_modules),
-            modules_to_save=list(config.lora_modules_to_save) or None,
+            r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+            target_modules=list(config.lora_target_modules), modules_to_save=list(config.lora_modules_to_save) or None,
             ensure_weight_tying=tied,  # else the two copies of a tied weight train apart
-            task_type="CAUSAL_LM",
-        )
+            task_type="CAUSAL_LM")
         peft_model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     else:
         peft_model = read_adapter(model, config.adapter_name_or_path, is_trainable=True)
@@ -116,8 +111,8 @@ def read_adapter_config(path: str) -> PeftConfig:
 def _check_kind(path: str, kind: PeftConfig, written: dict[str, Any]) -> None:
     """Refuse an adapter that is not plain LoRA on named linear layers."""
     if type(kind) is not LoraConfig:  # AdaLoRA's is a subclass
-        kind_name = written.get("peft_type")
-        refuse("adapter_name_or_path", path, f"is not plain LoRA: peft_type is {kind_name}", SAVED_ADAPTER)
+        refuse("adapter_name_or_path", path, f"is not plain LoRA: peft_type is {written.get('peft_type')}",
+               SAVED_ADAPTER)
     default = LoraConfig().to_dict()
     # The file may have fields of a newer peft, which this one ignores; set, they change what the adapter computes.
     for name, value in (written | kind.to_dict()).items():
@@ -125,8 +120,7 @@ def _check_kind(path: str, kind: PeftConfig, written: dict[str, Any]) -> None:
         if value and not plain and value != default.get(name):
             refuse("adapter_name_or_path", path, f"is not plain LoRA: {name} is {SHORT.repr(value)}", SAVED_ADAPTER)
     if not kind.target_modules or kind.task_type not in (None, "CAUSAL_LM"):
-        refuse("adapter_name_or_path", path, "must be LoRA of target_modules, for the task CAUSAL_LM",
-               SAVED_ADAPTER)
+        refuse("adapter_name_or_path", path, "must be LoRA of target_modules, for the task CAUSAL_LM", SAVED_ADAPTER)
 
 
 def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor]) -> None:

@@ -35,14 +35,10 @@ def dtype_of(torch_dtype: str, device: torch.device) -> torch.dtype:
 def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         # ZeRO-3 shards the packed bytes like any parameter. DeepSpeed casts a module to the engine's type and gathers
         # by type: packed bytes of another type are refused, or converted by value, which destroys the weights.
-        bnb_4bit_quant_storage=dtype,
-    )
+        bnb_4bit_quant_storage=dtype)
 
 
 def load_base(
@@ -56,17 +52,12 @@ def load_base(
     model_config = read_config(name, load_in_4bit=load_in_4bit, **hub)
     with refusing("model_name_or_path", name, "cannot be loaded", SAVED_MODEL):
         model, found = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=model_config,
-            dtype=dtype,
-            attn_implementation="sdpa",
+            name, config=model_config, dtype=dtype, attn_implementation="sdpa",
             quantization_config=quantization(dtype) if load_in_4bit else None,
             device_map={"": device} if load_in_4bit else None,
             use_safetensors=True,  # a .bin would be unpickled
             ignore_mismatched_sizes=True,  # check_weights names them
-            output_loading_info=True,
-            **hub,
-        )
+            output_loading_info=True, **hub)
     check_weights(name, model, found)
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -83,8 +74,7 @@ def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
     """
     with refusing("tokenizer_name_or_path", name, "cannot be loaded", SAVED_MODEL):
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-    trusted = hub.get("trust_remote_code", False)
-    check_code("tokenizer_name_or_path", name, tokenizer.init_kwargs, trust_remote_code=trusted)
+    check_code("tokenizer_name_or_path", name, tokenizer.init_kwargs, trusted=hub.get("trust_remote_code", False))
     check_tokenizer(name, tokenizer)
     return tokenizer
 
@@ -123,12 +113,9 @@ def sampling_dtype(model: PreTrainedModel) -> tuple[torch.dtype, str]:
 
 @torch.no_grad()
 def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dtype | None = None) -> Decoder:
-    """The sampler's copy of a model that is not sharded yet.
+    """The sampler's copy of a model that is not sharded yet; `form` as for `grpo.sampler.linear.JoinedLinear`.
 
-    Args:
-        model: as the engine will train it.
-        form: how the copy stores its weights, see `grpo.sampler.linear.JoinedLinear`.
-        dtype: of the copy, see `sampling_dtype`; None: the model's.
+    `dtype` is that of the copy, see `sampling_dtype`; None: the model's.
     """
     dtype = dtype or model.dtype
     weight: dict[str, Weight] = {}
@@ -142,10 +129,9 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
             lora[name] = A_RI.to(dtype), B_OR.to(dtype), module.scaling[TRAINED]
         for leaf, parameter in module.named_parameters(recurse=False):
             value = parameter.data
-            if isinstance(parameter, bnb.nn.Params4bit):
-                weight[public_name(f"{name}.{leaf}")] = PackedWeight(value, parameter.quant_state, dtype)
-            else:
-                weight[public_name(f"{name}.{leaf}")] = value.to(dtype)
+            packed = isinstance(parameter, bnb.nn.Params4bit)
+            weight[public_name(f"{name}.{leaf}")] = (
+                PackedWeight(value, parameter.quant_state, dtype) if packed else value.to(dtype))
     if model.config.tie_word_embeddings:
         weight.pop("lm_head.weight", None)
     return Decoder(model.config, weight, lora, form=form, trained=trained)

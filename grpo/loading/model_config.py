@@ -41,8 +41,7 @@ def read_config(name: str, *, load_in_4bit: bool, **hub: Any) -> "PretrainedConf
 
     with refusing("model_name_or_path", name, "is no model", SAVED_MODEL):
         model_config = AutoConfig.from_pretrained(name, **hub)
-    trusted = hub.get("trust_remote_code", False)
-    check_code("model_name_or_path", name, model_config.to_dict(), trust_remote_code=trusted)
+    check_code("model_name_or_path", name, model_config.to_dict(), trusted=hub.get("trust_remote_code", False))
     check_supported(model_config)
     if load_in_4bit:
         _check_dimensions(model_config)
@@ -55,18 +54,18 @@ def read_sizes(name: str, *, load_in_4bit: bool, **hub: Any) -> "PretrainedConfi
     Raises:
         ValueError: as `read_config`.
     """
-    said = _plain(Path(name) / "config.json")
-    if said is None:
+    plain = _plain(Path(name) / "config.json")
+    if plain is None:
         return read_config(name, load_in_4bit=load_in_4bit, **hub)
-    config = SimpleNamespace(**said)
+    config = SimpleNamespace(**plain)
     if load_in_4bit:
         _check_dimensions(config)
     return config
 
 
-def check_code(name: str, value: str, settings: Any, *, trust_remote_code: bool) -> None:
+def check_code(name: str, value: str, settings: dict[str, Any], *, trusted: bool) -> None:
     """Refuse files whose config.json or tokenizer_config.json (`settings`) names code to run, unless it is trusted."""
-    if settings.get("auto_map") and not trust_remote_code:
+    if settings.get("auto_map") and not trusted:
         refuse(name, value, "brings its own code (auto_map), which is not run",
                "a model without code, or trust_remote_code=True")
 
@@ -77,29 +76,29 @@ def _plain(path: Path) -> dict[str, Any] | None:
     No default of transformers is repeated here: a file that leaves a size to them is not plain.
     """
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    if type(said) is not dict or not {"model_type", "tie_word_embeddings", *SIZES} <= said.keys():
+    if type(found) is not dict or not {"model_type", "tie_word_embeddings", *SIZES} <= found.keys():
         return None
     if any(type(value) not in PLAIN_TYPES.get(name, ()) or value not in PLAIN_VALUES.get(name, (value,))
-           for name, value in said.items()):
+           for name, value in found.items()):
         return None
-    heads, rest = divmod(said["hidden_size"], max(said["num_attention_heads"], 1))
-    head_dim = said.get("head_dim", None if said["model_type"] == "qwen3" else heads)
-    rope = said.get("rope_parameters", {"rope_type": "default", "rope_theta": 1.0})
+    heads, rest = divmod(found["hidden_size"], max(found["num_attention_heads"], 1))
+    head_dim = found.get("head_dim", None if found["model_type"] == "qwen3" else heads)
+    rope = found.get("rope_parameters", {"rope_type": "default", "rope_theta": 1.0})
     plain = (
-        min(said[name] for name in SIZES) > 0 and rest == 0 and head_dim and head_dim % 2 == 0
-        and set(map(type, said.get("architectures", []))) <= {str}
-        and said.get("layer_types") in (None, ["full_attention"] * said["num_hidden_layers"])
+        min(found[name] for name in SIZES) > 0 and rest == 0 and head_dim and head_dim % 2 == 0
+        and set(map(type, found.get("architectures", []))) <= {str}
+        and found.get("layer_types") in (None, ["full_attention"] * found["num_hidden_layers"])
         and rope.keys() == {"rope_type", "rope_theta"} and rope["rope_type"] == "default"
         and type(rope["rope_theta"]) in (int, float))
-    return said if plain else None
+    return found if plain else None
 
 
 def _check_dimensions(model_config: Any) -> None:
     for field in ("hidden_size", "intermediate_size"):
         value = getattr(model_config, field)
         if value % NF4_BLOCK:
-            rule = f"needs a {field} that is a multiple of {NF4_BLOCK}; the model has {field}={value}"
-            refuse("load_in_4bit", True, rule, False)
+            refuse("load_in_4bit", True,
+                   f"needs a {field} that is a multiple of {NF4_BLOCK}; the model has {field}={value}", False)

@@ -1,6 +1,7 @@
 """How long a packed batch may be, and whether its activations are recomputed: chosen from the free memory."""
 
 from bisect import bisect_right
+from functools import partial
 from typing import NamedTuple
 
 from grpo.memory.concurrency import SHARE, Lengths
@@ -13,7 +14,7 @@ _ON = {"true": "on", "false": "off"}
 
 
 class Budget(NamedTuple):
-    """The two options as chosen, and why."""
+    """The two options as chosen, and why in words."""
 
     micro_batch_tokens: int
     gradient_checkpointing: str
@@ -55,10 +56,7 @@ def choose_budget(ledger: Ledger, lengths: Lengths, *, free: int) -> Budget:
 
 def _longest(ledger: Ledger, most: int, room: int, *, checkpointing: bool) -> int:
     """The longest packed batch of at most `most` tokens that needs at most `room` bytes; 0 if none does."""
-    def needed(num_tokens: int) -> int:
-        return ledger.update(num_tokens, checkpointing=checkpointing)
-
-    return bisect_right(range(1, most + 1), room, key=needed)
+    return bisect_right(range(1, most + 1), room, key=partial(ledger.update, checkpointing=checkpointing))
 
 
 def _refuse(ledger: Ledger, lengths: Lengths, room: int, checkpointing: str, recomputed: int) -> None:

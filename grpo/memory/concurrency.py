@@ -37,7 +37,7 @@ class Lengths(NamedTuple):
 
 
 class Room(NamedTuple):
-    """The number of slots, what they take in words, and in bytes."""
+    """The number of slots, and what they take."""
 
     num_slots: int
     words: str
@@ -49,25 +49,22 @@ def slot_bytes(decoder: Sampler, room: int) -> int:
 
     `token` is a token's keys and values in all layers, I the inner size of the MLP.
     """
-    config = decoder.config
-    logits = 12 * config.vocab_size  # in float32, their exponentials, and one copy
+    logits = 12 * decoder.config.vocab_size  # in float32, their exponentials, and one copy
     sampled = 20 * room  # noise, tokens and log-probs
-    activations = 16 * (config.hidden_size + config.intermediate_size)  # the most in a layer
-    return room * decoder.token_bytes() + logits + sampled + activations
+    return room * decoder.token_bytes() + logits + sampled + _activations(decoder)
+
+
+def _activations(decoder: Sampler) -> int:
+    """Bytes of one token's activations in a layer, at most."""
+    return 16 * (decoder.config.hidden_size + decoder.config.intermediate_size)
 
 
 def choose_slots(
-    asked: int | None, decoder: Sampler, lengths: Lengths, *, free: int, num_rows: int, num_generations: int,
+    asked: int | None, decoder: Sampler, lengths: Lengths, *, free: int, num_rows: int, num_generations: int
 ) -> Room:
-    """The number of slots, and what they take.
+    """The number of slots, and what they take, for `num_rows` completions in `free` bytes.
 
-    Args:
-        asked: by the user; None: one for each completion, or as many as fit in half of the free memory.
-        decoder: the sampler.
-        lengths: of the run's prompts and completions.
-        free: bytes, see `free_bytes`.
-        num_rows: completions that are sampled together; more slots are of no use.
-        num_generations: G.
+    `asked` is the user's number; None: one for each completion, or as many as fit in half of the free memory.
 
     Raises:
         ValueError: not one slot fits, or not as many as asked.
@@ -78,9 +75,7 @@ def choose_slots(
         refuse("num_generations", num_generations, f"makes {num_rows:,} completions here, whose tokens need "
                f"{sampled / MIB:,.0f} MiB, and they may take at most half of the {free / MIB:,.0f} MiB that are free",
                "fewer, or fewer prompts_per_step")
-    config = decoder.config
-    reading = max(prefix, PREFILL_TOKENS) * 16 * (config.hidden_size + config.intermediate_size)
-    fixed = prefix * decoder.token_bytes() + reading
+    fixed = prefix * decoder.token_bytes() + max(prefix, PREFILL_TOKENS) * _activations(decoder)
     each, place = slot_bytes(decoder, longest), rest * decoder.token_bytes()
     num_places = -(-num_rows // num_generations)
     # Up to the number of prompts each slot may need a prompt of its own in memory; more slots share prompts.

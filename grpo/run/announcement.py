@@ -17,13 +17,14 @@ def announce(
     config: Config, device: torch.device, engine: Engine, decoder: Decoder, ledger: Ledger,
     chosen: dict[str, list[str]], left_out: int,
 ) -> list[str]:
-    """The start-up block: what runs here, why, and what it costs in memory."""
+    """The lines; `chosen` holds what was chosen for this machine, and why."""
     dtype = ledger.dtype
-    hidden_size, num_tokens = decoder.config.hidden_size, config.micro_batch_tokens
     implementation, reason = kernels.choose(
-        config.logprob_impl, device, dtype=dtype, hidden_size=hidden_size, num_tokens=num_tokens)
+        config.logprob_impl, device, dtype=dtype, hidden_size=decoder.config.hidden_size,
+        num_tokens=config.micro_batch_tokens)
     synced = engine.num_trained() * dtype.itemsize
     quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
+    # One group by hand, so that a reader sees what scale_rewards does; 0.5 is the std of this group.
     example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
     advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
     lines = [
@@ -47,7 +48,8 @@ def announce(
 
 
 def _memory(config: Config, engine: Engine, decoder: Decoder, ledger: Ledger) -> list[str]:
-    """The ledger in brief, formula / measured where it can be measured before the first step."""
+    """The ledger in brief."""
+    # Before the first step only the two kinds of weights exist, so only they can be measured.
     row = of_a_row(ledger, config.micro_batch_tokens, checkpointing=config.gradient_checkpointing == "true")
     return [
         f"memory     formula / measured on rank 0: weights {size(ledger.weights())} / {size(engine.held_bytes())}, "

@@ -40,12 +40,10 @@ from rewards.pool import RewardPool
 
 
 def build(config: Config) -> Run:
-    """Build every part; nothing is written to disk. Whoever has the run closes its `rewards` in the end.
+    """Build every part; writes nothing to disk. The caller closes the run's `rewards`. Collective: every rank, once.
 
     Raises:
         ValueError: the data, the rewards, the model or the adapter do not fit the configuration.
-
-    Collective: every rank, once.
     """
     device = distributed.start(config.ddp_timeout)
     _quiet()
@@ -56,7 +54,7 @@ def build(config: Config) -> Run:
     try:
         return _build(config, device, rewards)
     except BaseException:
-        rewards.close()
+        rewards.close()  # else its process would live on
         raise
 
 
@@ -68,7 +66,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
     dtype = dtype_of(config.torch_dtype, device)
     torch.manual_seed(config.seed)  # the start of the LoRA weights
-    # The quick refusals come before the weights.
+    # What can be refused without weights comes before they are loaded.
     model_config = read_config(config.model_name_or_path, load_in_4bit=config.load_in_4bit, **hub)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, **hub)
     context = model_config.max_position_embeddings
@@ -80,32 +78,25 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     if peft_config is None:
         model.requires_grad_(True)
     rollout_dtype, why = sampling_dtype(model)
+    # The sampler's copy is made while every rank still has whole weights: the engine shards them.
     decoder = build_decoder(model, form=config.rollout_weights, dtype=rollout_dtype)
-    frozen_copy = peft_config is None and config.beta > 0
+    frozen_copy = peft_config is None and config.beta > 0  # with LoRA the base is the reference, or its start adapter
     policy = Policy(model, temperature=config.temperature, frozen_copy=frozen_copy, impl=config.logprob_impl)
     engine = build_engine(policy, config, dtype)
     copy_line = f"{config.rollout_weights} weights in {str(rollout_dtype).removeprefix('torch.')} ({why})"
     ledger = ledger_of(
         config, model.config, num_ranks=world_size(), dtype=dtype, rollout_dtype=rollout_dtype,
         on_gpu=device.type == "cuda")
+    # Measured now, when all that stays between steps has been allocated.
     room, budget = _fit_memory(ledger, decoder, prompts)
     asked, config = config, replace(
         config, micro_batch_tokens=budget.micro_batch_tokens, gradient_checkpointing=budget.gradient_checkpointing)
     if config.gradient_checkpointing == "true":
         model.gradient_checkpointing_enable({"use_reentrant": False, **(config.gradient_checkpointing_kwargs or {})})
     return Run(
-        asked=asked,
-        config=config,
-        output_dir=Path(config.output_dir),
-        device=device,
-        engine=engine,
-        decoder=decoder,
-        tokenizer=tokenizer,
-        stop_token_ids=stop_token_ids(model, tokenizer),
-        train_examples=train_examples,
-        test_examples=test_examples[: config.eval_examples],
-        rewards=rewards,
-        peft_config=peft_config,
+        asked=asked, config=config, output_dir=Path(config.output_dir), device=device, engine=engine, decoder=decoder,
+        tokenizer=tokenizer, stop_token_ids=stop_token_ids(model, tokenizer), train_examples=train_examples,
+        test_examples=test_examples[: config.eval_examples], rewards=rewards, peft_config=peft_config,
         start_adapter=continuation.adapter_fingerprint(config.adapter_name_or_path),
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
         num_steps=total_steps(
@@ -115,11 +106,9 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
-        ledger=ledger,
-        left_out=left_out,
+        ledger=ledger, left_out=left_out,
         announcement=announce(config, device, engine, decoder, ledger, {
-            "rollout": [room.words, copy_line], "update": [budget.words], "resume": passed_over}, left_out),
-    )
+            "rollout": [room.words, copy_line], "update": [budget.words], "resume": passed_over}, left_out))
 
 
 def build_engine(policy: Policy, config: Config, dtype: torch.dtype) -> Engine:
@@ -128,15 +117,14 @@ def build_engine(policy: Policy, config: Config, dtype: torch.dtype) -> Engine:
     Raises:
         ValueError: DeepSpeed does not take the user's `deepspeed` mapping.
     """
-    settings = zero_config(config, bf16=dtype == torch.bfloat16)
     # DeepSpeed refuses some settings only when it starts.
     asked = refusing("deepspeed", config.deepspeed, "does not start", "without it")
     with asked if config.deepspeed else nullcontext():
-        return Engine(policy, settings, adamw_settings(config))
+        return Engine(policy, zero_config(config, bf16=dtype == torch.bfloat16), adamw_settings(config))
 
 
 def _quiet() -> None:
-    """Silence what the libraries say about themselves; our own start-up block says what matters."""
+    """Silence the libraries; the start-up block says what matters."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -144,30 +132,25 @@ def _quiet() -> None:
 
 
 def _find_checkpoint(config: Config, train_examples: list[Example]) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a resumed run starts from, and one line each for it and for every damaged one.
-
-    `train_examples` are those trained on, without those left out for their length: so a checkpoint records them.
+    """The checkpoint that a resumed run starts from, and one line each for it and for every damaged one. Collective.
 
     Raises:
         ValueError: no checkpoint is whole, or the newest whole one is of a run that computes something else.
-
-    Collective: every rank, once.
     """
     if not config.resume:
         return None, []
     folder, lines = checkpoint.find(Path(config.output_dir))
     if folder is None:
         refuse("resume", True, f"needs a whole checkpoint: {'; '.join(lines)}", "False, with a new output_dir")
+    # A checkpoint records the examples without those that are left out for their length.
     continuation.check(folder, checkpoint.record(folder), config, train_examples)
     return folder, [*lines, f"goes on from {folder}"]
 
 
 def _fit_memory(ledger: Ledger, decoder: Decoder, prompts: list[list[int]]) -> tuple[Room, Budget]:
-    """Completions sampled at the same time, and length of a packed batch, by the rank with least free memory.
-
-    Collective: every rank, once, when it has allocated all that stays between steps.
-    """
+    """Completions sampled at the same time, and length of a packed batch. Collective: every rank, once."""
     config = ledger.run
+    # The rank with least free memory decides for all.
     free = -int(global_max({"minus_free": -float(free_bytes(decoder.device))})["minus_free"])
     prefix = common_prefix_length(prompts)
     lengths = Lengths(prefix, max(map(len, prompts)) - prefix, config.max_completion_length)

@@ -16,6 +16,7 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
     options: dict[str, Any] = {
         "num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
     train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
+    # A final_answer that is no number would show only as a reward that is always 0.
     for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
         if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
             refuse("train_dataset_id_or_path", config.train_dataset_id_or_path, f"row {number} has the final_answer "
@@ -45,11 +46,11 @@ def fit_context(
     encoded = [tokenizer.encode(example.prompt) for example in examples]
     length = [len(prompt) for prompt in encoded]
     kept = [example for example, tokens in zip(examples, length) if tokens <= limit]
+    # Problems are never left out without being asked to.
     if examples and (not kept or len(kept) < len(examples) and config.max_prompt_length is None):
         raise ValueError(
             f"max_completion_length={config.max_completion_length} with a prompt of {max(length)} tokens: together "
             f"they must fit in {limit + config.max_completion_length} tokens (the model's context is {context}); "
             f"nearest valid: max_completion_length={max(context - max(length), 1)}, fewer num_shots, "
-            f"or max_prompt_length={max(room, 1)} to leave such problems out"
-        )
+            f"or max_prompt_length={max(room, 1)} to leave such problems out")
     return kept, [prompt for prompt in encoded if len(prompt) <= limit], len(examples) - len(kept)

@@ -18,14 +18,10 @@ from rewards.pool import RewardPool
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The parts of a run.
+    """The parts of a run."""
 
-    `asked` is its configuration as the user gave it, `config` with what was derived from it; `start_adapter` the
-    fingerprint of the adapter's files.
-    """
-
-    asked: Config
-    config: Config
+    asked: Config  # as the user gave it
+    config: Config  # with what was derived from it
     output_dir: Path
     device: torch.device
     engine: Engine
@@ -36,17 +32,17 @@ class Run:
     test_examples: list[Example]
     rewards: RewardPool
     peft_config: PeftConfig | None
-    start_adapter: str | None
-    first_step: int
-    num_steps: int
-    num_slots: int
+    start_adapter: str | None  # fingerprint of its files
+    first_step: int  # 0, or where a resumed run goes on
+    num_steps: int  # of the whole run
+    num_slots: int  # completions decoded at the same time
     limit: TokenLimit
     ledger: Ledger
-    left_out: int
+    left_out: int  # problems with too long a prompt
     announcement: list[str]
 
     def sync(self) -> None:
         """Bring the policy's weights, as they are, to the sampler. Collective: every rank, once per sampling phase."""
-        self.decoder.move(self.device)
+        self.decoder.move(self.device)  # with rollout_keep=False it is in CPU memory between steps
         self.engine.copy_to(self.decoder.tensors())
         self.decoder.merge()

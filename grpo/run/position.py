@@ -10,14 +10,10 @@ from grpo.saving import checkpoint, continuation
 
 
 class Position:
-    """Steps done, and how many of them the newest checkpoint holds; None where there is none.
-
-    Args:
-        first_step: where a resumed run starts; 0 for a new one.
-    """
+    """Steps done, and how many of them are in the newest checkpoint."""
 
     def __init__(self, first_step: int) -> None:
-        self.done, self.saved = first_step, first_step or None
+        self.done, self.saved = first_step, first_step or None  # None: there is no checkpoint
         if first_step:
             last_words.advise(self._advice())
 
@@ -29,12 +25,10 @@ class Position:
         return run.config.save_strategy == "steps" and self.done % run.config.save_steps == 0
 
     def save(self, run: Run, *, must: bool) -> None:
-        """Save what is done; a disk that does not take it costs a warning, unless this is the last chance.
+        """Save what is done; a disk that does not take it costs a warning. Collective: every rank.
 
         Raises:
             SystemExit: it `must` be saved, since the run stops, and could not be; on every rank.
-
-        Collective: every rank.
         """
         pulse.enter("save")
         problem = "" if self.saved == self.done else checkpoint.save(

@@ -17,12 +17,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names of m and v
 
 
 class Engine:
-    """A policy sharded by DeepSpeed, with its AdamW.
-
-    Args:
-        policy: scores packed batches; its forward touches every weight.
-        settings: DeepSpeed's configuration, see `zero_config`.
-        adamw: arguments of torch.optim.AdamW.
+    """A policy sharded by DeepSpeed, with its AdamW; `settings` as `zero_config` gives them.
 
     Collective: building it, every call, `backward`, `step` and `gathered`.
     """
@@ -65,10 +60,9 @@ class Engine:
             self.deepspeed.optimizer.empty_partition_cache()
 
     def step(self, learning_rate: float) -> float:
-        """Clip and apply the summed gradient; all ranks drop a gradient that is not finite.
+        """Clip and apply the summed gradient; its global norm before clipping.
 
-        Returns:
-            The gradient's global norm before clipping; inf if it was not finite.
+        A gradient that is not finite is dropped on all ranks, and its norm is inf.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -92,7 +86,7 @@ class Engine:
         return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write else None)
 
     def num_trained(self) -> int:
-        """Number of trained parameters, all ranks' shards together."""
+        """Number of trained parameters, whole, not of a shard."""
         return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.trainable.values())
 
     def held_bytes(self) -> int:
@@ -115,7 +109,7 @@ class Engine:
         with self.gathered(self.trainable.values()):
             for name, parameter in self.trainable.items():
                 target[name].copy_(parameter)
-        # Sampling from different weights on different ranks would show in no metric.
+        # No metric would show that ranks sample from different weights.
         checksum = float(sum(target[name].sum(dtype=torch.float64) for name in self.trainable))
         if not math.isfinite(checksum):
             raise FloatingPointError("a trained weight is not finite: lower learning_rate, from the last checkpoint")

@@ -14,10 +14,7 @@ from grpo.types import Batch
 
 
 class TokenLimit:
-    """How many tokens a packed batch may have; the same on every rank.
-
-    `needed` gives the bytes of a forward and backward from the tokens of a packed batch.
-    """
+    """How many tokens a packed batch may have, the same on every rank; `needed` gives its bytes from its tokens."""
 
     def __init__(self, max_tokens: int, *, needed: Callable[[int], int], device: torch.device) -> None:
         self.max_tokens, self.needed, self.device = max_tokens, needed, device
@@ -44,12 +41,9 @@ class TokenLimit:
 def retry(
     attempt: Callable[[], torch.Tensor], *, shorten: Callable[[int], list[Batch]], batches: list[Batch]
 ) -> torch.Tensor:
-    """What `attempt` gives, tried again with shorter packed batches each time that memory ends in it.
+    """What `attempt`, a pass over `batches`, returns; after running out of memory it is tried again on shorter batches.
 
-    Args:
-        attempt: a pass over the packed batches.
-        shorten: takes back what an attempt has done, and packs batches shorter than so many tokens.
-        batches: those of the first attempt.
+    `shorten` undoes what an attempt has done, and packs batches shorter than the number of tokens that it is given.
 
     Raises:
         SystemExit: no shorter batch helps, or other ranks wait for this one in the middle of a layer.
@@ -58,7 +52,8 @@ def retry(
         try:
             return attempt()
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            # A GPU's allocator raises a type of its own, a CPU's a RuntimeError with these words.
+            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
                 raise
             longest = max(len(batch.token_L) for batch in batches)
             if world_size() > 1 or all(len(batch.completion_K.unique()) == 1 for batch in batches):
@@ -66,9 +61,3 @@ def retry(
                     f"\nerror: [rank {rank()}] out of memory with a packed batch of {longest:,} tokens; nearest valid: "
                     f"micro_batch_tokens={longest // 2}, or gradient_checkpointing=true") from error
         batches = shorten(longest)  # not above, where the error still holds what the attempt had allocated
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Did memory run out?"""
-    # A GPU's allocator raises a type of its own, a CPU's a RuntimeError with these words.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -122,11 +122,8 @@ class Tree:
 
 
 def block_mask(tree: list[Part], segment_L: torch.Tensor, parent_L: torch.Tensor) -> BlockMask:
-    """FlexAttention's form of a tree: for each block of queries, the blocks of keys with a visible pair.
-
-    L is a multiple of BLOCK.
-    """
-    count = len(segment_L) // BLOCK
+    """FlexAttention's form of a tree: for each block of queries, the blocks of keys with a visible pair."""
+    count = len(segment_L) // BLOCK  # a multiple: on a GPU a batch is padded
     some, full = np.zeros((2, count, count), dtype=bool)
     for part in tree:
         some[_blocks(part.query), _blocks(part.key)] = True
@@ -178,10 +175,9 @@ def tree_attention(
     module: torch.nn.Module, query_1HLD: torch.Tensor, key_1JLD: torch.Tensor, value_1JLD: torch.Tensor,
     attention_mask: None, *, scaling: float, tree: Tree, **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it; `tree` comes from the call of the model. H is J * F heads here.
+    """Attention as transformers calls it: [1, L, H, D], H = J * F heads, and None for weights, which nobody stores.
 
-    Returns:
-        [1, L, H, D], and None, because attention weights are never stored.
+    `tree` comes from the call of the model.
     """
     if tree.blocks is not None:
         flex = _compiled(query_1HLD.shape[2])

@@ -41,8 +41,7 @@ class Head(nn.Module):
 
     def __init__(self, lm_head: nn.Module, frozen_lm_head: nn.Module | None) -> None:
         super().__init__()
-        self.lm_head = lm_head
-        self.frozen_lm_head = frozen_lm_head
+        self.lm_head, self.frozen_lm_head = lm_head, frozen_lm_head
 
     def weight(self, *, reference: bool) -> torch.Tensor:
         """[V, H] the head's weight in the policy, or in its reference."""
@@ -74,11 +73,8 @@ class Scores(NamedTuple):
 class Policy(nn.Module):
     """Scores packed batches, as the policy or as its reference.
 
-    Args:
-        model: a transformers causal language model, with peft's LoRA layers or without.
-        temperature: tokens are scored at the temperature at which they were sampled.
-        frozen_copy: keep a second, frozen model as the reference; for training without an adapter.
-        impl: of the log-probabilities, see `kernels.fused_logprob`.
+    Tokens are scored at the temperature at which they were sampled. `frozen_copy` keeps a second, frozen model as the
+    reference, for training without an adapter; `impl` as for `kernels.fused_logprob`.
     """
 
     def __init__(
@@ -94,13 +90,9 @@ class Policy(nn.Module):
     def forward(
         self, batch: Batch, *, reference: bool = False, ref_hidden_KH: torch.Tensor | None = None, entropy: bool = False
     ) -> Scores:
-        """Score the K tokens of a packed batch.
+        """Score the K tokens of a packed batch; `reference`: as the policy of step 0, without gradient.
 
-        Args:
-            batch: on the policy's device.
-            reference: answer as the policy of step 0, without gradient.
-            ref_hidden_KH: the reference's hidden states of this batch; with them kl_K is computed.
-            entropy: also compute the entropy of each token's distribution.
+        kl_K is computed if `ref_hidden_KH` is given, the reference's hidden states of this batch.
 
         Collective: under ZeRO-3 every rank calls this equally often, with the same values of `reference`.
         """
