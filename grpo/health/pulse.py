@@ -62,12 +62,7 @@ class Pulse:
         }
 
     def trouble(self, mine: dict[str, Any], others: list[dict[str, Any]] | None = None) -> str:
-        """Why this rank must be ended; empty if it need not be.
-
-        Args:
-            mine: from `take`.
-            others: the last `take` of all other ranks; only rank 0 knows them.
-        """
+        """Why this rank must be ended, or ""; `others` are the last pulses of all other ranks, which rank 0 has."""
         idle = mine["idle_s"] > IDLE_S and mine["phase"] not in UNHURRIED
         if idle and not mine["waits"]:
             return f"stands still: nothing has moved for {IDLE_S:.0f} s at {mine['place']}"
