@@ -6,9 +6,8 @@ from data.example import Example
 from data.prompts import build_prompt
 
 
-def load_examples(
-    path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt"
-) -> list[Example]:
+def load_examples(path_or_name: str, split: str, *, num_shots: int, seed: int,
+                  prompt_column: str = "prompt") -> list[Example]:
     """The examples of one split of any dataset; its columns reach the reward functions by name.
 
     Rows with `prompt_column` are used as they are. Rows without it must have GSM8K's question and answer, and get our
@@ -29,7 +28,5 @@ def load_examples(
         return gsm8k.load(path_or_name, split, num_shots=num_shots, seed=seed, prompt_column=prompt_column)
     examples = wordproblems.load(split, num_examples=wordproblems.MAX_EXAMPLES, seed=seed)
     prompts = [build_prompt(example.question, num_shots) for example in examples]
-    return [
-        replace(example, prompt=prompt, columns=example.columns | {"prompt": prompt})
-        for example, prompt in zip(examples, prompts, strict=True)
-    ]
+    return [replace(example, prompt=prompt, columns=example.columns | {"prompt": prompt})
+            for example, prompt in zip(examples, prompts, strict=True)]

@@ -50,8 +50,7 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
     if has_prompts and source != split:
         raise ValueError(
             f"dataset={path_or_name!r}: has no split 'validation', and rows with ready prompts are not split again; "
-            "nearest valid value: a folder with train.json and validation.json, or a second file for evaluation"
-        )
+            "nearest valid value: a folder with train.json and validation.json, or a second file for evaluation")
     if has_prompts or source != "train":
         return rows
     # The same shuffle for both splits, so train and validation share no row.
@@ -80,17 +79,15 @@ def find_splits(path_or_name: str, split: str) -> dict[str, Callable[[], list[Ro
     if path.suffix in SUFFIXES or path_or_name.startswith((".", "/", "~")):
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         nearest = [str(path.with_name(name)) for name in get_close_matches(path.name, siblings, n=1)]
-        raise ValueError(
-            f"dataset={path_or_name!r}: no such file or folder; nearest valid value: {(nearest or ['openai/gsm8k'])[0]}"
-        )
+        raise ValueError(f"dataset={path_or_name!r}: no such file or folder; "
+                         f"nearest valid value: {(nearest or ['openai/gsm8k'])[0]}")
     return _hub_splits(path_or_name)
 
 
 def read_file(path: Path) -> list[Row]:
     """The rows of a file of JSON objects, one a line or all in one list; a key that a row lacks becomes None.
 
-    Raises:
-        ValueError: there is something else in the file; the message starts with file:line.
+    ValueError, whose message starts with file:line, if there is something else in the file.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
@@ -163,8 +160,7 @@ def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], p
         nearest = get_close_matches(prompt_column, rows[0], n=1, cutoff=0.0)
         raise ValueError(
             f"dataset={path_or_name!r}: needs the column prompt_column={prompt_column!r}, or question and answer; "
-            f"it has {', '.join(rows[0])}; nearest valid value: prompt_column={(nearest or ['prompt'])[0]}"
-        )
+            f"it has {', '.join(rows[0])}; nearest valid value: prompt_column={(nearest or ['prompt'])[0]}")
     for column in RESERVED:
         if column in rows[0]:
             raise ValueError(f"dataset={path_or_name!r}: the column {column!r} has the name of what reward functions "
@@ -172,6 +168,5 @@ def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], p
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip() or _SURROGATE.search(row[column]):
-                raise ValueError(
-                    f"dataset={path_or_name!r}: row {number}, column {column!r} must be text, is {row[column]!r:.40}"
-                )
+                raise ValueError(f"dataset={path_or_name!r}: row {number}, column {column!r} must be text, "
+                                 f"is {row[column]!r:.40}")

@@ -63,7 +63,8 @@ def problems(split: str, *, rng: random.Random) -> Iterator[Problem]:
         template = rng.choice(TEMPLATES)
         while True:
             numbers = tuple(rng.choice(numbers) for numbers in template.ranges)
-            if _split_holds(split, numbers) and _stays_small(template, numbers):
+            in_split = zlib.crc32(repr(numbers).encode()) % 10 in SPLITS[split]
+            if in_split and _stays_small(template, numbers):
                 break
         yield Problem(template, rng.choice(NAMES), numbers)
 
@@ -98,16 +99,9 @@ def load(split: str, *, num_examples: int, seed: int) -> list[Example]:
 
 def _example(problem: Problem) -> Example:
     reasoning, result = solve(problem)
-    row = {
-        "question": problem.question,
-        "answer": COMPLETION.format(reasoning=reasoning, final_answer=result).strip(),
-        "final_answer": str(result),
-    }
+    answer = COMPLETION.format(reasoning=reasoning, final_answer=result).strip()
+    row = {"question": problem.question, "answer": answer, "final_answer": str(result)}
     return Example(**row, prompt=build_prompt(problem.question), columns=row)
-
-
-def _split_holds(split: str, numbers: tuple[int, ...]) -> bool:
-    return zlib.crc32(repr(numbers).encode()) % 10 in SPLITS[split]
 
 
 def _stays_small(template: Template, numbers: tuple[int, ...]) -> bool:

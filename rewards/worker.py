@@ -37,9 +37,7 @@ class Keeper:
 
     Args:
         parent: process id of the trainer.
-        wanted: arguments of `rewards.load`.
-        import_s: seconds that a new runner may take to load the functions.
-        timeout_s: seconds that a call may take.
+        wanted: arguments of `rewards.load`, which a new runner may take import_s for; a call may take timeout_s.
         memory_bytes: resident memory of all the runner's processes together.
     """
 
@@ -58,8 +56,7 @@ class Keeper:
         while True:
             _tell(call, reply if isinstance(reply, bytes) else json.dumps(reply).encode())
             self._idle()
-            asked = read(sys.stdin.buffer)
-            if asked is None:
+            if (asked := read(sys.stdin.buffer)) is None:
                 return self._leave()
             call, request = asked
             reply = self._answer(call, request)

@@ -92,7 +92,7 @@ def merge(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[str]]:
-    """A recipe or a command line in the names and types of `cls` and of TRL's batch sizes; a line for each without effect.
+    """A recipe or a command line in the names and types of `cls` and of TRL's batch sizes; one line per unused value.
 
     Raises:
         ValueError: an unknown name, a value of another type, or two names that contradict each other.
