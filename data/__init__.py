@@ -19,8 +19,7 @@ def load_examples(path_or_name: str, split: str, *, num_shots: int, seed: int,
         split: train, validation or test. Use validation, not test, to evaluate on held-out rows of the same file.
         seed: of the generator, or of the shuffle that divides train from validation.
 
-    Raises:
-        ValueError: num_shots outside 0 to 8, or a dataset that is missing, broken, empty or lacks columns.
+    ValueError for num_shots outside 0 to 8, or a dataset that is missing, broken, empty or lacks columns.
     """
     from data import gsm8k, wordproblems  # not above: `python -m data.gsm8k` must not have been imported already
 

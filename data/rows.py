@@ -32,9 +32,8 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
             the split it is named after, with any other name it is train; all but train can also be asked for as test.
         split: train, validation, test, or another split that a Hub dataset has.
 
-    Raises:
-        ValueError: no such dataset or split, a line that is not JSON, no rows, a row without the needed columns, or a
-            column nested too deeply.
+    ValueError for a missing dataset or split, a line that is not JSON, no rows, a row that lacks a needed column, or a
+    column nested too deeply.
     """
     splits = find_splits(path_or_name, split)
     hold_out = "validation" not in splits and split in ("train", "validation")
@@ -71,8 +70,7 @@ def find_splits(path_or_name: str, split: str) -> dict[str, Callable[[], list[Ro
         return {path.stem if path.stem in SPLITS else "train": partial(read_file, path)}
     if path.is_dir():
         files = [path / (name + suffix) for name in SPLITS for suffix in SUFFIXES]
-        splits: dict[str, Callable[[], list[Row]]] = {
-            file.stem: partial(read_file, file) for file in files if file.is_file()}
+        splits = {file.stem: partial(read_file, file) for file in files if file.is_file()}
         if not splits:
             raise ValueError(f"dataset={path_or_name!r}: a folder must hold one of {', '.join(f.name for f in files)}")
         return splits
@@ -135,9 +133,8 @@ def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
         loaded = datasets.load_dataset(name, HUB_CONFIG.get(name))
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either: {reason}"
-        ) from None
+        raise ValueError(f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either: "
+                         f"{reason}") from None
     return {split: rows.to_list for split, rows in loaded.items()}
 
 

@@ -80,11 +80,7 @@ def solve(problem: Problem, *, slips: Sequence[int] | None = None) -> tuple[str,
 
 
 def load(split: str, *, num_examples: int, seed: int) -> list[Example]:
-    """Different examples of one split; the same arguments give the same list.
-
-    Raises:
-        ValueError: an unknown split, or more than MAX_EXAMPLES examples.
-    """
+    """Different examples of one split, at most MAX_EXAMPLES; the same arguments give the same list."""
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: wordproblems has {', '.join(SPLITS)}; nearest valid value: test")
     if not 1 <= num_examples <= MAX_EXAMPLES:

@@ -63,9 +63,8 @@ class RewardPool:
         A function is called once with all of them. If that call fails, it is called again for each one alone, so that
         only those at fault lose their reward; after three more failures the rest is not tried.
 
-        Args:
-            seed: of Python's and NumPy's random numbers in each call, so that a resumed run draws the same.
-            on_wait: called about once a second while a function runs.
+        `seed` is that of Python's and NumPy's random numbers in each call, so that a resumed run draws the same.
+        `on_wait` is called about once a second while a function runs.
         """
         arguments = {**columns, "prompts": prompts, "completions": completions}
         total, parts, failures = [0.0] * len(completions), {}, {}

@@ -33,11 +33,11 @@ LEAVE_S = 2.0  # at the end of a run, for the runner to flush its files and exit
 
 
 class Keeper:
-    """Keeps one runner at a time.
+    """Keeps one runner at a time. A new one may take import_s to load the functions, a call timeout_s.
 
     Args:
         parent: process id of the trainer.
-        wanted: arguments of `rewards.load`, which a new runner may take import_s for; a call may take timeout_s.
+        wanted: arguments of `rewards.load`.
         memory_bytes: resident memory of all the runner's processes together.
     """
 

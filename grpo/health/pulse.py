@@ -55,11 +55,9 @@ class Pulse:
         self.taken, self.used_s = now, used_s
         frame = sys._current_frames()[threading.main_thread().ident]
         file = frame.f_code.co_filename
-        return {
-            "rank": self.rank, "step": self.step, "phase": self.phase,
-            "place": f"{file}:{frame.f_lineno} in {frame.f_code.co_name}", "quiet_s": now - self.progressed,
-            "idle_s": now - self.moved, "waits": any(part in file for part in WAITING),
-        }
+        return {"rank": self.rank, "step": self.step, "phase": self.phase,
+                "place": f"{file}:{frame.f_lineno} in {frame.f_code.co_name}", "quiet_s": now - self.progressed,
+                "idle_s": now - self.moved, "waits": any(part in file for part in WAITING)}
 
     def trouble(self, mine: dict[str, Any], others: list[dict[str, Any]] | None = None) -> str:
         """Why this rank must be ended, or ""; `others` are the last pulses of all other ranks, which rank 0 has."""

@@ -19,12 +19,11 @@ def command_line(*classes: type, usage: str) -> "_Parser":
         group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
         for one in options(cls).values():
             kind, _ = kind_of(one)
+            count: dict[str, Any] = {}
             if get_origin(kind) is list:
-                count: dict[str, Any] = {"nargs": "*"}
+                count = {"nargs": "*"}
             elif kind is bool or "true" in one.metadata["choices"]:
                 count = {"nargs": "?", "const": "true"}
-            else:
-                count = {}
             type_name = " ".join(part.__name__.upper() for part in get_args(kind) or [kind])
             group.add_argument(f"--{one.name}", metavar=type_name, help=_help(one), **count)
     return parser

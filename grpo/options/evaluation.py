@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> Settings:
         refuse("num_samples", settings.num_samples, "greedy samples are all the same: needs temperature > 0", 1)
     if settings.compare_base and settings.adapter is None:
         refuse("compare_base", True, "needs an adapter to compare the model with", False)
-    if settings.output is not None and (Path(settings.output) / "eval.json").exists():
+    if settings.output is not None and Path(settings.output, "eval.json").exists():
         refuse("output", settings.output, "holds another evaluation, which is not written over", f"{settings.output}-2")
     if settings.output is not None:
         check_writable("output", Path(settings.output))

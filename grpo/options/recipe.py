@@ -94,8 +94,7 @@ def merge(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[str]]:
     """A recipe or a command line in the names and types of `cls` and of TRL's batch sizes; one line per unused value.
 
-    Raises:
-        ValueError: an unknown name, a value of another type, or two names that contradict each other.
+    ValueError for an unknown name, a value of another type, or two names that contradict each other.
     """
     own, foreign = options(cls), options(ForeignNames)
     result, notes = {}, []
@@ -125,10 +124,8 @@ def derive(values: dict[str, Any], *, num_generations: int, max_completion_lengt
 
         prompts_per_step = per_device_train_batch_size * world_size * gradient_accumulation_steps / num_generations
 
-    Returns a line on the prompts_per_step that batch sizes give, if any were given.
-
-    Raises:
-        ValueError: a rank's share is not a whole number of groups, or two options contradict each other.
+    Returns a line on the prompts_per_step that batch sizes give, if any were given. ValueError if a rank's share is not
+    a whole number of groups, or two options contradict each other.
     """
     longest = values.pop("max_seq_length", None)
     if longest is not None:

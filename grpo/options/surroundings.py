@@ -121,5 +121,5 @@ def check_output_dir(path: Path, *, resume: bool) -> None:
 
 
 def _holds(path: Path) -> bool:
-    """Whether it is a file, or a folder that is not empty."""
+    # An empty folder is nothing yet.
     return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)
