@@ -6,9 +6,8 @@ from data.example import Example
 from data.prompts import build_prompt
 
 
-def load_examples(
-    path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt"
-) -> list[Example]:
+def load_examples(path_or_name: str, split: str, *, num_shots: int, seed: int,
+                  prompt_column: str = "prompt") -> list[Example]:
     """The examples of one split of any dataset; its columns reach the reward functions by name.
 
     Rows with `prompt_column` are used as they are. Rows without it must have GSM8K's question and answer, and get our
@@ -20,8 +19,7 @@ def load_examples(
         split: train, validation or test. Use validation, not test, to evaluate on held-out rows of the same file.
         seed: of the generator, or of the shuffle that divides train from validation.
 
-    Raises:
-        ValueError: num_shots outside 0 to 8, or a dataset that is missing, broken, empty or lacks columns.
+    ValueError for num_shots outside 0 to 8, or a dataset that is missing, broken, empty or lacks columns.
     """
     from data import gsm8k, wordproblems  # not above: `python -m data.gsm8k` must not have been imported already
 
@@ -29,7 +27,5 @@ def load_examples(
         return gsm8k.load(path_or_name, split, num_shots=num_shots, seed=seed, prompt_column=prompt_column)
     examples = wordproblems.load(split, num_examples=wordproblems.MAX_EXAMPLES, seed=seed)
     prompts = [build_prompt(example.question, num_shots) for example in examples]
-    return [
-        replace(example, prompt=prompt, columns=example.columns | {"prompt": prompt})
-        for example, prompt in zip(examples, prompts, strict=True)
-    ]
+    return [replace(example, prompt=prompt, columns=example.columns | {"prompt": prompt})
+            for example, prompt in zip(examples, prompts, strict=True)]

@@ -22,9 +22,7 @@ ANSWER_MARK = "####"
 PREPARED_COLUMNS = ("prompt", "question", "answer", "final_answer")
 
 
-def load(
-    path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt"
-) -> list[Example]:
+def load(path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt") -> list[Example]:
     """The examples of one split, from raw GSM8K rows or rows with prompts; arguments as for `data.load_examples`."""
     check_num_shots(num_shots)
     rows = read(path_or_name, split, prompt_column=prompt_column, seed=seed)
@@ -43,26 +41,18 @@ def raw_example(row: Row, *, num_shots: int) -> Example:
         raise ValueError(f"answer={row['answer']!r:.60}: must end in '#### N' as in GSM8K, or give prompt_column")
     final_answer = find_final_answer(row)
     prompt = build_prompt(question, num_shots)
-    return Example(
-        question=question,
-        answer=COMPLETION.format(reasoning=reasoning.strip(), final_answer=final_answer).strip(),
-        final_answer=final_answer,
-        prompt=prompt,
-        columns=row | {"prompt": prompt, "final_answer": final_answer},
-    )
+    answer = COMPLETION.format(reasoning=reasoning.strip(), final_answer=final_answer).strip()
+    return Example(question=question, answer=answer, final_answer=final_answer, prompt=prompt,
+                   columns=row | {"prompt": prompt, "final_answer": final_answer})
 
 
 def prepared_example(row: Row, *, prompt_column: str) -> Example:
     """A row with a prompt as an example; only a row with an answer gets a column final_answer."""
     final_answer = find_final_answer(row)
     derived = {"final_answer": final_answer} if "answer" in row else {}
-    return Example(
-        question=str(row.get("question") or ""),
-        answer=str(row.get("answer") or ""),
-        final_answer=final_answer,
-        prompt=row[prompt_column],
-        columns={"prompt": row[prompt_column]} | derived | row,
-    )
+    return Example(question=str(row.get("question") or ""), answer=str(row.get("answer") or ""),
+                   final_answer=final_answer, prompt=row[prompt_column],
+                   columns={"prompt": row[prompt_column]} | derived | row)
 
 
 def find_final_answer(row: Row) -> str:

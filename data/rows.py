@@ -32,9 +32,8 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
             the split it is named after, with any other name it is train; all but train can also be asked for as test.
         split: train, validation, test, or another split that a Hub dataset has.
 
-    Raises:
-        ValueError: no such dataset or split, a line that is not JSON, no rows, a row without the needed columns, or a
-            column nested too deeply.
+    ValueError for a missing dataset or split, a line that is not JSON, no rows, a row that lacks a needed column, or a
+    column nested too deeply.
     """
     splits = find_splits(path_or_name, split)
     hold_out = "validation" not in splits and split in ("train", "validation")
@@ -50,8 +49,7 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
     if has_prompts and source != split:
         raise ValueError(
             f"dataset={path_or_name!r}: has no split 'validation', and rows with ready prompts are not split again; "
-            "nearest valid value: a folder with train.json and validation.json, or a second file for evaluation"
-        )
+            "nearest valid value: a folder with train.json and validation.json, or a second file for evaluation")
     if has_prompts or source != "train":
         return rows
     # The same shuffle for both splits, so train and validation share no row.
@@ -72,25 +70,22 @@ def find_splits(path_or_name: str, split: str) -> dict[str, Callable[[], list[Ro
         return {path.stem if path.stem in SPLITS else "train": partial(read_file, path)}
     if path.is_dir():
         files = [path / (name + suffix) for name in SPLITS for suffix in SUFFIXES]
-        splits: dict[str, Callable[[], list[Row]]] = {
-            file.stem: partial(read_file, file) for file in files if file.is_file()}
+        splits = {file.stem: partial(read_file, file) for file in files if file.is_file()}
         if not splits:
             raise ValueError(f"dataset={path_or_name!r}: a folder must hold one of {', '.join(f.name for f in files)}")
         return splits
     if path.suffix in SUFFIXES or path_or_name.startswith((".", "/", "~")):
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         nearest = [str(path.with_name(name)) for name in get_close_matches(path.name, siblings, n=1)]
-        raise ValueError(
-            f"dataset={path_or_name!r}: no such file or folder; nearest valid value: {(nearest or ['openai/gsm8k'])[0]}"
-        )
+        raise ValueError(f"dataset={path_or_name!r}: no such file or folder; "
+                         f"nearest valid value: {(nearest or ['openai/gsm8k'])[0]}")
     return _hub_splits(path_or_name)
 
 
 def read_file(path: Path) -> list[Row]:
     """The rows of a file of JSON objects, one a line or all in one list; a key that a row lacks becomes None.
 
-    Raises:
-        ValueError: there is something else in the file; the message starts with file:line.
+    ValueError, whose message starts with file:line, if there is something else in the file.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
@@ -138,9 +133,8 @@ def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
         loaded = datasets.load_dataset(name, HUB_CONFIG.get(name))
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either: {reason}"
-        ) from None
+        raise ValueError(f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either: "
+                         f"{reason}") from None
     return {split: rows.to_list for split, rows in loaded.items()}
 
 
@@ -163,8 +157,7 @@ def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], p
         nearest = get_close_matches(prompt_column, rows[0], n=1, cutoff=0.0)
         raise ValueError(
             f"dataset={path_or_name!r}: needs the column prompt_column={prompt_column!r}, or question and answer; "
-            f"it has {', '.join(rows[0])}; nearest valid value: prompt_column={(nearest or ['prompt'])[0]}"
-        )
+            f"it has {', '.join(rows[0])}; nearest valid value: prompt_column={(nearest or ['prompt'])[0]}")
     for column in RESERVED:
         if column in rows[0]:
             raise ValueError(f"dataset={path_or_name!r}: the column {column!r} has the name of what reward functions "
@@ -172,6 +165,5 @@ def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], p
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip() or _SURROGATE.search(row[column]):
-                raise ValueError(
-                    f"dataset={path_or_name!r}: row {number}, column {column!r} must be text, is {row[column]!r:.40}"
-                )
+                raise ValueError(f"dataset={path_or_name!r}: row {number}, column {column!r} must be text, "
+                                 f"is {row[column]!r:.40}")

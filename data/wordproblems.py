@@ -63,7 +63,8 @@ def problems(split: str, *, rng: random.Random) -> Iterator[Problem]:
         template = rng.choice(TEMPLATES)
         while True:
             numbers = tuple(rng.choice(numbers) for numbers in template.ranges)
-            if _split_holds(split, numbers) and _stays_small(template, numbers):
+            in_split = zlib.crc32(repr(numbers).encode()) % 10 in SPLITS[split]
+            if in_split and _stays_small(template, numbers):
                 break
         yield Problem(template, rng.choice(NAMES), numbers)
 
@@ -79,11 +80,7 @@ def solve(problem: Problem, *, slips: Sequence[int] | None = None) -> tuple[str,
 
 
 def load(split: str, *, num_examples: int, seed: int) -> list[Example]:
-    """Different examples of one split; the same arguments give the same list.
-
-    Raises:
-        ValueError: an unknown split, or more than MAX_EXAMPLES examples.
-    """
+    """Different examples of one split, at most MAX_EXAMPLES; the same arguments give the same list."""
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: wordproblems has {', '.join(SPLITS)}; nearest valid value: test")
     if not 1 <= num_examples <= MAX_EXAMPLES:
@@ -98,16 +95,9 @@ def load(split: str, *, num_examples: int, seed: int) -> list[Example]:
 
 def _example(problem: Problem) -> Example:
     reasoning, result = solve(problem)
-    row = {
-        "question": problem.question,
-        "answer": COMPLETION.format(reasoning=reasoning, final_answer=result).strip(),
-        "final_answer": str(result),
-    }
+    answer = COMPLETION.format(reasoning=reasoning, final_answer=result).strip()
+    row = {"question": problem.question, "answer": answer, "final_answer": str(result)}
     return Example(**row, prompt=build_prompt(problem.question), columns=row)
-
-
-def _split_holds(split: str, numbers: tuple[int, ...]) -> bool:
-    return zlib.crc32(repr(numbers).encode()) % 10 in SPLITS[split]
 
 
 def _stays_small(template: Template, numbers: tuple[int, ...]) -> bool:

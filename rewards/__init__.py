@@ -33,8 +33,7 @@ def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> 
         reward_funcs: each "format", "correctness" or "path/to/file.py:function".
         reward_weights: one factor per function; None means 1.0 for each.
 
-    Returns:
-        By metric name in the order given: functions to call as `function(prompts=, completions=, **columns) -> list`.
+    Returns functions by metric name, to call as `function(prompts=, completions=, **columns) -> list`.
     """
     weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
     if not reward_funcs:
@@ -62,18 +61,16 @@ def check_columns(functions: dict[str, Callable[..., Any]], columns: list[str]) 
         try:
             inspect.signature(function).bind(**arguments)
         except TypeError as error:
-            raise ValueError(
-                f"reward function {name!r}: {error}; it receives {', '.join(arguments)} by name, "
-                "so it must ask only for these and take the rest as **kwargs"
-            ) from None
+            raise ValueError(f"reward function {name!r}: {error}; it receives {', '.join(arguments)} by name, "
+                             "so it must ask only for these and take the rest as **kwargs") from None
 
 
 def check_values(values: Any, *, count: int, weight: float = 1.0) -> list[float | None]:
     """The return value of a reward function as floats and None; it may be an array or a tensor.
 
     Raises:
-        ValueError: it is not a list of `count` numbers or None, or one is too large for float32 to compute with, as it
-            is or times the function's weight. The message continues one that begins with the function's name.
+        ValueError: it is not a list of `count` numbers or None, or one, perhaps times its weight, is too large for
+            float32 to compute with. The message continues one that begins with the function's name.
     """
     with suppress(Exception):  # no such method, a sparse tensor, anything that a user's class does
         values = values.tolist()
@@ -85,10 +82,8 @@ def check_values(values: Any, *, count: int, weight: float = 1.0) -> list[float 
     for index, number in enumerate(numbers):
         if number is not None and not abs(number) <= limit:  # NaN neither
             why = f" ({LARGEST_REWARD:g} over its reward_weights of {weight:g})" if abs(weight) > 1 else ""
-            raise ValueError(
-                f"returned {_shown(values[index])} for completion {index}; must be a finite number of at most "
-                f"{limit:g} in size{why}, or None when it does not apply"
-            )
+            raise ValueError(f"returned {_shown(values[index])} for completion {index}; must be a finite number of at "
+                             f"most {limit:g} in size{why}, or None when it does not apply")
     return numbers
 
 
@@ -132,10 +127,8 @@ def _find(name: str) -> Callable[..., Any]:
     file, _, function_name = name.rpartition(":")
     if not file.endswith(".py"):
         nearest = f"{name}:FUNCTION" if name.endswith(".py") else get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"reward_funcs={name!r}: must be {', '.join(BUILT_IN)} or path/to/file.py:function; "
-            f"nearest valid value: {nearest}"
-        )
+        raise ValueError(f"reward_funcs={name!r}: must be {', '.join(BUILT_IN)} or path/to/file.py:function; "
+                         f"nearest valid value: {nearest}")
     if not Path(file).is_file():
         raise ValueError(f"reward_funcs={name!r}: no file {file} (looked in {Path(file).resolve().parent})")
     try:
@@ -151,9 +144,8 @@ def _find(name: str) -> Callable[..., Any]:
 
 
 def _import(file: str) -> ModuleType:
-    """The module of a user's file, imported once for all its functions."""
     name = str(Path(file).resolve())
-    if name not in sys.modules:
+    if name not in sys.modules:  # imported once for all its functions
         spec = importlib.util.spec_from_file_location(name, file)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
         try:

@@ -32,9 +32,7 @@ def format_reward(completions: list[Any], **columns: Any) -> list[float]:
 def correctness_reward(completions: list[Any], final_answer: list[Any], **columns: Any) -> list[float]:
     """1.0 for each completion whose first answer line states the gold number, |N - gold| <= 0.001, else 0.0.
 
-    Args:
-        final_answer: one gold answer per completion: a number ("1,234", "$12.50", -5) or a solution that ends in
-            "#### N". Nothing is right where it has no number.
+    A final_answer is a number ("1,234", "$12.50", -5) or a solution that ends in "#### N"; else nothing is right.
     """
     rewards = []
     for completion, gold in zip(completions, final_answer, strict=True):

@@ -37,23 +37,17 @@ class Scored(NamedTuple):
 class RewardPool:
     """The reward functions of a run, in a worker process; reward_funcs and reward_weights are those of `rewards.load`.
 
-    Args:
-        timeout_s: seconds that a function may take for its completions.
-        memory_bytes: resident memory of the worker's processes together.
-
-    Raises:
-        ValueError: the functions cannot be loaded.
+    A function may take `timeout_s`, and the worker's processes together may have `memory_bytes` of resident memory.
+    ValueError if the functions cannot be loaded.
     """
 
-    def __init__(
-        self, reward_funcs: list[str], reward_weights: list[float] | None, *, timeout_s: float, memory_bytes: int
-    ) -> None:
+    def __init__(self, reward_funcs: list[str], reward_weights: list[float] | None, *, timeout_s: float,
+                 memory_bytes: int) -> None:
         self.names = [metric_name(name) for name in reward_funcs]
         self.weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
         self.timeout_s = timeout_s
-        self._settings = {
-            "parent": os.getpid(), "wanted": [reward_funcs, reward_weights], "import_s": IMPORT_S,
-            "timeout_s": timeout_s, "memory_bytes": memory_bytes}
+        self._settings = {"parent": os.getpid(), "wanted": [reward_funcs, reward_weights], "import_s": IMPORT_S,
+                          "timeout_s": timeout_s, "memory_bytes": memory_bytes}
         self._token = uuid.uuid4().hex
         self._keeper: subprocess.Popen | None = None
         self._or_refuse(self._start(None))
@@ -62,18 +56,15 @@ class RewardPool:
         """Refuse with ValueError a dataset that lacks a column which a function needs."""
         self._or_refuse(self._ask({"columns": columns}, None))
 
-    def score(
-        self, *, prompts: list[str], completions: list[str], columns: dict[str, list[Any]], seed: str = "",
-        on_wait: Callable[[], None] | None = None,
-    ) -> Scored:
+    def score(self, *, prompts: list[str], completions: list[str], columns: dict[str, list[Any]], seed: str = "",
+              on_wait: Callable[[], None] | None = None) -> Scored:
         """Score N completions, given N prompts and N values per column.
 
         A function is called once with all of them. If that call fails, it is called again for each one alone, so that
         only those at fault lose their reward; after three more failures the rest is not tried.
 
-        Args:
-            seed: of Python's and NumPy's random numbers in each call, so that a resumed run draws the same.
-            on_wait: called about once a second while a function runs.
+        `seed` is that of Python's and NumPy's random numbers in each call, so that a resumed run draws the same.
+        `on_wait` is called about once a second while a function runs.
         """
         arguments = {**columns, "prompts": prompts, "completions": completions}
         total, parts, failures = [0.0] * len(completions), {}, {}
@@ -95,9 +86,8 @@ class RewardPool:
             self._keeper.wait(GRACE_S)
         self._end()
 
-    def _values(
-        self, job: dict[str, Any], arguments: dict[str, list[Any]], on_wait: Callable[[], None] | None
-    ) -> tuple[list[float | None], int, str | None]:
+    def _values(self, job: dict[str, Any], arguments: dict[str, list[Any]],
+                on_wait: Callable[[], None] | None) -> tuple[list[float | None], int, str | None]:
         """One function's values, the number of completions on which it failed (value 0.0), and the first reason."""
         count = len(arguments["completions"])
         reply = self._ask({**job, "arguments": arguments}, on_wait)
@@ -143,8 +133,7 @@ class RewardPool:
     def _exchange(self, job: dict[str, Any], limit_s: float, on_wait: Callable[[], None] | None) -> dict[str, Any]:
         """Send a job, if any, and wait for its answer; end a worker that died, hangs or answers nonsense.
 
-        Returns:
-            {"values": [N]} from `rewards.check_values`, or {"failure": why, "alone": bool}.
+        Returns {"values": [N]} from `rewards.check_values`, or {"failure": why, "alone": bool}.
         """
         request = pickle.dumps(job)
         request = HEAD.pack(self._call, len(request)) + request if job else b""

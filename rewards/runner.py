@@ -35,11 +35,8 @@ def read(stream: BinaryIO) -> tuple[int, bytes] | None:
 def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str, Any]:
     """Call a function, or check that all functions fit the columns.
 
-    Args:
-        request: pickle of {"name", "weight", "seed", "arguments"} or of {"columns"}.
-
-    Returns:
-        {"values": ...}, or {"failure": why, "alone": whether it makes sense to try each completion alone}.
+    The request is a pickle of {"name", "weight", "seed", "arguments"} or of {"columns"}.
+    Returns {"values": ...}, or {"failure": why, "alone": whether it makes sense to try each completion alone}.
     """
     try:
         job = pickle.loads(request)

@@ -33,13 +33,11 @@ LEAVE_S = 2.0  # at the end of a run, for the runner to flush its files and exit
 
 
 class Keeper:
-    """Keeps one runner at a time.
+    """Keeps one runner at a time. A new one may take import_s to load the functions, a call timeout_s.
 
     Args:
         parent: process id of the trainer.
         wanted: arguments of `rewards.load`.
-        import_s: seconds that a new runner may take to load the functions.
-        timeout_s: seconds that a call may take.
         memory_bytes: resident memory of all the runner's processes together.
     """
 
@@ -58,8 +56,7 @@ class Keeper:
         while True:
             _tell(call, reply if isinstance(reply, bytes) else json.dumps(reply).encode())
             self._idle()
-            asked = read(sys.stdin.buffer)
-            if asked is None:
+            if (asked := read(sys.stdin.buffer)) is None:
                 return self._leave()
             call, request = asked
             reply = self._answer(call, request)

@@ -44,11 +44,10 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
     Args:
         temperature: 0 decodes greedily.
         prompt_index: place of each example in the set of all ranks; None: 0, 1, 2, ...
-        num_slots: completions decoded at the same time, which limits the memory; None: all.
-        progress: label of a progress bar; None shows none.
+        num_slots: completions decoded at the same time; None: all.
+        progress: label of a progress bar.
 
-    Raises:
-        ValueError: several greedy samples asked for, or a prompt that leaves no room for its completion.
+    ValueError for several greedy samples, or a prompt that leaves no room for its completion.
     """
     if num_samples > 1 and temperature == 0:
         raise ValueError(f"num_samples={num_samples}: greedy samples are all the same; use 1, or a temperature > 0")
@@ -88,7 +87,6 @@ def _score(rollout: Rollout, examples: list[Example], indices: list[int], num_sa
 
 
 def last_number_right(completion: str, final_answer: str) -> bool:
-    """Whether the last number of a text is the gold one, within the tolerance of the rewards."""
     numbers = NUMBER.findall(completion)
     answer, truth = parse_number(numbers[-1]) if numbers else None, gold_number(final_answer)
     return answer is not None and truth is not None and abs(answer - truth) <= TOLERANCE
@@ -108,6 +106,5 @@ def save_answers(answers: list[Answer], path: Path) -> None:
 
 
 def load_answers(path: Path) -> list[Answer]:
-    """Read a file of `save_answers`."""
     with path.open(encoding="utf-8") as lines:
         return [Answer(**json.loads(line)) for line in lines]

@@ -51,8 +51,7 @@ def stop() -> None:
 def fail(text: str, code: int) -> int:
     """End all ranks with this exit code, after one of them has printed why this one cannot go on.
 
-    Returns:
-        The exit code, if the heartbeat does not run or there is one rank; else this call does not return.
+    Returns the code if the heartbeat does not run or there is one rank; else it does not return.
     """
     if _heart is None or world_size() == 1:
         stop()
@@ -65,7 +64,7 @@ def fail(text: str, code: int) -> int:
 class Wire:
     """A connection to a rank that carries one JSON object a line; `process` is the rank's host and process id."""
 
-    def __init__(self, connection: socket.socket, number: int, process: list[Any]) -> None:
+    def __init__(self, connection: socket.socket, number: int, process: tuple[str, int]) -> None:
         self.socket, self.rest, self.heard = connection, b"", time.monotonic()
         self.lock = threading.Lock()
         self.pulse: dict[str, Any] = {}  # the last pulse from the other side
@@ -111,7 +110,8 @@ class Heart:
         if world_size() == 1:
             return
         ours = door.Door(world_size()) if rank() == 0 else None
-        everyone = gather_objects((_process(), ours and (ours.address, ours.tokens)))
+        process = socket.gethostname(), os.getpid()
+        everyone = gather_objects((process, ours and (ours.address, ours.tokens)))
         if ours:
             connections = ours.let_in()
         else:
@@ -201,7 +201,3 @@ class Heart:
             if wire.rank == verdict["rank"] and verdict.get("deaf") and wire.process[0] == socket.gethostname():
                 os.kill(wire.process[1], signal.SIGKILL)
         os._exit(verdict["code"])
-
-
-def _process() -> list[Any]:
-    return [socket.gethostname(), os.getpid()]

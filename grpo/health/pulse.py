@@ -55,19 +55,12 @@ class Pulse:
         self.taken, self.used_s = now, used_s
         frame = sys._current_frames()[threading.main_thread().ident]
         file = frame.f_code.co_filename
-        return {
-            "rank": self.rank, "step": self.step, "phase": self.phase,
-            "place": f"{file}:{frame.f_lineno} in {frame.f_code.co_name}", "quiet_s": now - self.progressed,
-            "idle_s": now - self.moved, "waits": any(part in file for part in WAITING),
-        }
+        return {"rank": self.rank, "step": self.step, "phase": self.phase,
+                "place": f"{file}:{frame.f_lineno} in {frame.f_code.co_name}", "quiet_s": now - self.progressed,
+                "idle_s": now - self.moved, "waits": any(part in file for part in WAITING)}
 
     def trouble(self, mine: dict[str, Any], others: list[dict[str, Any]] | None = None) -> str:
-        """Why this rank must be ended; empty if it need not be.
-
-        Args:
-            mine: from `take`.
-            others: the last `take` of all other ranks; only rank 0 knows them.
-        """
+        """Why this rank must be ended, or ""; `others` are the last pulses of all other ranks, which rank 0 has."""
         idle = mine["idle_s"] > IDLE_S and mine["phase"] not in UNHURRIED
         if idle and not mine["waits"]:
             return f"stands still: nothing has moved for {IDLE_S:.0f} s at {mine['place']}"

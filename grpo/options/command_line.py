@@ -19,13 +19,13 @@ def command_line(*classes: type, usage: str) -> "_Parser":
         group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
         for one in options(cls).values():
             kind, _ = kind_of(one)
+            count: dict[str, Any] = {}
             if get_origin(kind) is list:
-                count: dict[str, Any] = {"nargs": "*"}
+                count = {"nargs": "*"}
             elif kind is bool or "true" in one.metadata["choices"]:
                 count = {"nargs": "?", "const": "true"}
-            else:
-                count = {}
-            group.add_argument(f"--{one.name}", metavar=_type_name(kind), help=_help(one), **count)
+            type_name = " ".join(part.__name__.upper() for part in get_args(kind) or [kind])
+            group.add_argument(f"--{one.name}", metavar=type_name, help=_help(one), **count)
     return parser
 
 
@@ -44,18 +44,10 @@ class _Parser(argparse.ArgumentParser):
         return vars(given)
 
 
-def _type_name(kind: Any) -> str:
-    return " ".join(one.__name__.upper() for one in get_args(kind) or [kind])
-
-
 def _help(one: Field) -> str:
     unit, within, choices, default = (*(one.metadata[key] for key in ("unit", "within", "choices")), default_of(one))
     if isinstance(default, list):
         default = " ".join(map(str, default)) or "none"
-    facts = [
-        unit,
-        f"in {within}" if within else "",
-        f"one of {', '.join(map(str, choices))}" if choices else "",
-        f"default {'none' if default is None else default}",
-    ]
+    facts = [unit, f"in {within}" if within else "", f"one of {', '.join(map(str, choices))}" if choices else "",
+             f"default {'none' if default is None else default}"]
     return f"{one.metadata['text']} [{'; '.join(filter(None, facts))}]".replace("%", "%%")

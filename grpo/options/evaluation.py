@@ -42,11 +42,7 @@ class Settings:
 
 
 def parse(argv: Sequence[str]) -> Settings:
-    """The settings of a command line.
-
-    Raises:
-        ValueError: an unknown option, a value outside its range, or options that do not go together.
-    """
+    """The settings of a command line; ValueError for one that is unknown, out of range, or at odds with another."""
     known = options(Settings)
     given = command_line(Settings, usage="python eval.py [--option value ...]").parse_args(list(argv))
     settings = Settings(**{name: convert(known[name], value) for name, value in given.items()})
@@ -56,7 +52,7 @@ def parse(argv: Sequence[str]) -> Settings:
         refuse("num_samples", settings.num_samples, "greedy samples are all the same: needs temperature > 0", 1)
     if settings.compare_base and settings.adapter is None:
         refuse("compare_base", True, "needs an adapter to compare the model with", False)
-    if settings.output is not None and (Path(settings.output) / "eval.json").exists():
+    if settings.output is not None and Path(settings.output, "eval.json").exists():
         refuse("output", settings.output, "holds another evaluation, which is not written over", f"{settings.output}-2")
     if settings.output is not None:
         check_writable("output", Path(settings.output))
@@ -66,11 +62,7 @@ def parse(argv: Sequence[str]) -> Settings:
 
 
 def asked(argv: Sequence[str]) -> Settings:
-    """The settings of a command line that asks for an evaluation.
-
-    Raises:
-        SystemExit: with 0 after `--help`, with 2 after one line about a mistake.
-    """
+    """What `parse` returns; SystemExit with 0 after `--help`, with 2 after one line about a mistake."""
     try:
         return parse(argv)
     except ValueError as error:

@@ -4,6 +4,7 @@ import math
 import types
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, get_args, get_origin
@@ -15,9 +16,8 @@ WHOLE = 2**63  # int64 holds only smaller whole numbers
 SMALLEST, LARGEST = 2.0**-126, 2.0**127  # what float32 holds at full precision
 
 
-def option(
-    default: Any, text: str, *, unit: str = "", within: str = "", choices: Iterable[Any] = (), why: str = ""
-) -> Any:
+def option(default: Any, text: str, *, unit: str = "", within: str = "", choices: Iterable[Any] = (),
+           why: str = "") -> Any:
     """A dataclass field that is an option.
 
     Args:
@@ -52,10 +52,7 @@ def kind_of(one: Field) -> tuple[Any, bool]:
 def convert(one: Field, value: Any) -> Any:
     """A value from YAML or the command line (where everything is text) in the option's type.
 
-    A single value stands for a list of one; "none" is None, or the empty list.
-
-    Raises:
-        ValueError: the value does not convert to the option's type.
+    A single value stands for a list of one; "none" is None, or the empty list. ValueError if it does not convert.
     """
     kind, optional = kind_of(one)
     if get_origin(kind) is not list:
@@ -77,7 +74,7 @@ def check(one: Field, value: Any) -> None:
         if choices and item not in choices:
             refuse(one.name, item, f"must be one of {', '.join(choices)}{why}", nearest(str(item), choices))
         if within and not _contains(within, item):
-            refuse(one.name, item, f"must lie in {within}{why}", _nearest_inside(within, item, default=default_of(one)))
+            refuse(one.name, item, f"must lie in {within}{why}", _nearest_inside(one, item))
 
 
 def _convert_single(one: Field, value: Any, kind: type) -> Any:
@@ -85,7 +82,8 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
     if kind is bool and isinstance(value, str):
         result = {"true": True, "false": False}.get(value.lower())
     elif kind is dict and isinstance(value, str):
-        result = _mapping(value)
+        with suppress(ValueError):  # it stays text, and is refused below
+            result = read_yaml(value)
     elif kind in (int, float) and isinstance(value, str):
         # YAML reads 1e-6 (no decimal point) as text, so numbers come as text from recipes too.
         result = _number(value, kind)
@@ -96,19 +94,16 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
     elif str(value).lower() in {"true", "false"} & set(one.metadata["choices"]):
         result = str(value).lower()
     if kind is str and isinstance(result, str) and not _is_text(result):
-        refuse(one.name, value, "must be text, not empty and without control characters",
-               _default_text(default_of(one)))
+        refuse(one.name, value, "must be text, not empty and without control characters", _default_text(one))
     if kind is int and type(result) is int and not -WHOLE < result < WHOLE:
-        refuse(one.name, value, "must be a whole number of at most 64 bits", _default_text(default_of(one)))
+        refuse(one.name, value, "must be a whole number of at most 64 bits", _default_text(one))
     if type(result) is not kind or (kind is float and result and not SMALLEST <= abs(result) <= LARGEST):
-        refuse(one.name, value, f"must be {ARTICLE[kind]}", _nearest_of_type(value, kind, default=default_of(one)))
+        refuse(one.name, value, f"must be {ARTICLE[kind]}", _nearest_of_type(one, value, kind))
     return result
 
 
-ARTICLE = {
-    bool: "true or false", int: "a whole number", float: "a finite number that float32 holds", str: "text",
-    dict: "a mapping",
-}
+ARTICLE = {bool: "true or false", int: "a whole number", float: "a finite number that float32 holds", str: "text",
+           dict: "a mapping"}
 
 
 def _is_text(text: str) -> bool:
@@ -123,14 +118,7 @@ def _number(text: Any, kind: type) -> int | float | None:
         return None
 
 
-def _mapping(text: str) -> Any:
-    try:
-        return read_yaml(text)
-    except ValueError:
-        return None
-
-
-def _nearest_of_type(value: Any, kind: type, *, default: Any) -> Any:
+def _nearest_of_type(one: Field, value: Any, kind: type) -> Any:
     number = _number(value, float) if isinstance(value, str | float) else None
     if kind is int and number is not None and math.isfinite(number):
         return round(number)
@@ -138,27 +126,24 @@ def _nearest_of_type(value: Any, kind: type, *, default: Any) -> Any:
         return f"'{value}'"
     if kind is dict:
         return "{}"
-    return _default_text(default)
+    return _default_text(one)
 
 
 def _contains(interval: str, number: float) -> bool:
-    low, high = _bounds(interval)
+    low, high = map(float, interval[1:-1].split(", "))
     above = number > low if interval[0] == "(" else number >= low
     below = number < high if interval[-1] == ")" else number <= high
     return above and below
 
 
-def _bounds(interval: str) -> tuple[float, float]:
-    low, high = interval[1:-1].split(", ")
-    return float(low), float(high)
-
-
-def _nearest_inside(interval: str, number: float, *, default: Any) -> str:
+def _nearest_inside(one: Field, number: float) -> str:
     """The closed end on the number's side, or the default where that end is open and so has no nearest number."""
+    interval = one.metadata["within"]
     low, high = interval[1:-1].split(", ")
     end, closed = (low, interval[0] == "[") if number <= float(low) else (high, interval[-1] == "]")
-    return end if closed else _default_text(default)
+    return end if closed else _default_text(one)
 
 
-def _default_text(default: Any) -> str:
+def _default_text(one: Field) -> str:
+    default = default_of(one)
     return f"{'none' if default is None else default} (the default)"

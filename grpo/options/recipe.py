@@ -50,15 +50,11 @@ WITHOUT_EFFECT = {
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Values of TRL and peft that have another spelling here.
 SPELLINGS: dict[str, dict[str, Any]] = {
-    "scale_rewards": {"true": "group", "false": "none"},
-    "lora_target_modules": {"all-linear": PROJECTIONS},
-}
+    "scale_rewards": {"true": "group", "false": "none"}, "lora_target_modules": {"all-linear": PROJECTIONS}}
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # What the option deepspeed may hold, by type; and what it may not, because an option here sets it.
-DEEPSPEED = {
-    "zero_optimization": dict, "data_types": dict, "communication_data_type": str, "steps_per_print": int,
-    "wall_clock_breakdown": bool,
-}
+DEEPSPEED = {"zero_optimization": dict, "data_types": dict, "communication_data_type": str, "steps_per_print": int,
+             "wall_clock_breakdown": bool}
 DEEPSPEED_FLOATS = ("fp32", "bf16", "fp16")
 DEEPSPEED_ELSEWHERE = {
     "train_batch_size": "prompts_per_step", "train_micro_batch_size_per_gpu": "micro_batch_tokens",
@@ -96,13 +92,9 @@ def merge(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[str]]:
-    """A recipe or a command line in the names and types of `cls` and of TRL's batch sizes.
+    """A recipe or a command line in the names and types of `cls` and of TRL's batch sizes; one line per unused value.
 
-    Returns:
-        The values that count, and one line for each that does not.
-
-    Raises:
-        ValueError: an unknown name, a value of another type, or two names that contradict each other.
+    ValueError for an unknown name, a value of another type, or two names that contradict each other.
     """
     own, foreign = options(cls), options(ForeignNames)
     result, notes = {}, []
@@ -119,7 +111,11 @@ def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[s
             result[name] = value
         elif value is not None and value != WITHOUT_EFFECT[name][0]:
             notes.append(f"{name}={value!r} has no effect: {WITHOUT_EFFECT[name][1]}")
-    _translate_dtype(result)
+    dtype = result.pop("dtype", None)
+    if dtype is not None:
+        _set(result, "torch_dtype", dtype, f"dtype={dtype}")
+    if result.pop("bf16", None):
+        _set(result, "torch_dtype", "bfloat16", "bf16=True")
     return result, notes
 
 
@@ -128,11 +124,8 @@ def derive(values: dict[str, Any], *, num_generations: int, max_completion_lengt
 
         prompts_per_step = per_device_train_batch_size * world_size * gradient_accumulation_steps / num_generations
 
-    Returns:
-        One line with the prompts_per_step that the batch sizes give, if any were given.
-
-    Raises:
-        ValueError: a rank's share is not a whole number of groups, or two options contradict each other.
+    Returns a line on the prompts_per_step that batch sizes give, if any were given. ValueError if a rank's share is not
+    a whole number of groups, or two options contradict each other.
     """
     longest = values.pop("max_seq_length", None)
     if longest is not None:
@@ -194,14 +187,6 @@ def _check_float(value: Any, setting: dict[str, Any]) -> None:
     if value not in DEEPSPEED_FLOATS:
         refuse("deepspeed", setting, f"must have one of {', '.join(DEEPSPEED_FLOATS)} there",
                nearest(str(value).lower(), DEEPSPEED_FLOATS) or "without this key")
-
-
-def _translate_dtype(values: dict[str, Any]) -> None:
-    dtype = values.pop("dtype", None)
-    if dtype is not None:
-        _set(values, "torch_dtype", dtype, f"dtype={dtype}")
-    if values.pop("bf16", None):
-        _set(values, "torch_dtype", "bfloat16", "bf16=True")
 
 
 def _set(values: dict[str, Any], name: str, value: Any, source: str) -> None:

@@ -25,7 +25,10 @@ def check_surroundings(values: dict[str, Any]) -> None:
 
     Every rank looks at output_dir, so no rank may write there before all have passed this check.
     """
-    _check_ranks(values["prompts_per_step"], values["plan"] or world_size())
+    prompts, ranks = values["prompts_per_step"], values["plan"] or world_size()
+    if prompts % ranks:
+        refuse("prompts_per_step", prompts, f"must be a multiple of the {ranks} ranks",
+               max(1, round(prompts / ranks)) * ranks)
     for name in PATHS:
         _check_path(name, values[name])
     _check_folder("model_name_or_path", values["model_name_or_path"], holding="config.json")
@@ -70,12 +73,6 @@ def _check_path(name: str, value: str | None) -> None:
         refuse(name, value, f"cannot be looked up: {error.strerror}", "a shorter path")
 
 
-def _check_ranks(prompts_per_step: int, ranks: int) -> None:
-    if prompts_per_step % ranks:
-        refuse("prompts_per_step", prompts_per_step, f"must be a multiple of the {ranks} ranks",
-               max(1, round(prompts_per_step / ranks)) * ranks)
-
-
 def _looks_local(name: str) -> bool:
     # A Hub name has at most one slash and does not start with it.
     return name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -111,9 +108,7 @@ def _check_start(values: dict[str, Any]) -> None:
 
 
 def check_output_dir(path: Path, *, resume: bool) -> None:
-    """Refuse with ValueError a folder that a new run would write over, that has no checkpoint to resume, or that cannot
-    be written to.
-    """
+    """Refuse with ValueError a folder that is not writable, has another run, or has no checkpoint to resume."""
     if not path.is_file():
         check_writable("output_dir", path)
     found = next((name for name in WRITTEN if _holds(path / name)), None)
@@ -126,5 +121,5 @@ def check_output_dir(path: Path, *, resume: bool) -> None:
 
 
 def _holds(path: Path) -> bool:
-    """Whether it is a file, or a folder that is not empty."""
+    # An empty folder is nothing yet.
     return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)

@@ -71,13 +71,11 @@ METRICS: dict[str, Metric] = {
     "rewards/<name>": Metric("mean over completions of one reward function, before its weight", "points", "rises",
         "one rises while accuracy stays: the policy games it; lower its reward_weights"),
     "reward_failures": Metric("share of completions that a reward function failed on, of the function with most",
-        "share", "",
-        "those completions got 0 from it: correct the function that the warnings name, or raise reward_timeout or "
-        "reward_memory", (Range(0, 0),)),
+        "share", "", "those completions got 0 from it: correct the function that the warnings name, or raise "
+        "reward_timeout or reward_memory", (Range(0, 0),)),
     "accuracy": Metric("share of right completions: correctness reward > 0, or reward > 0 without such a function",
-        "share", "rises",
-        "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is learnt, "
-        "advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
+        "share", "rises", "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is "
+        "learnt, advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
     "phantom_advantage_share": Metric(
         "sum of |A| over groups without a right completion / sum of |A|, after advantage_gate; 0 where that is 0",
         "share", "",
@@ -119,8 +117,7 @@ METRICS: dict[str, Metric] = {
         "0: all completions were masked as truncated; raise max_completion_length", (Range(low=1),)),
     "sampler_gap_mean": Metric("mean over tokens of |sampler logprob - trainer logprob|", "nats", "",
         "sampler and trainer disagree: rollout_weights=lora or torch_dtype=float32; a gap that stays is a bug: the "
-        "sampler's weights are old",
-        (Range(high=1e-4, when="in float32"), Range(high=0.02, when="in bfloat16 or tf32"))),
+        "sampler's weights are old", (Range(high=1e-4, when="in float32"), Range(high=0.02, when="in bfloat16 or tf32"))),
     "sampler_gap_max": Metric("max over tokens of |sampler logprob - trainer logprob|", "nats", "",
         "as sampler_gap_mean: rollout_weights=lora or torch_dtype=float32; or weigh the gap away with "
         "rollout_correction=truncated",

@@ -54,8 +54,7 @@ def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig
          save_total_limit: int | None = None) -> str:
     """Write `checkpoints/step-N`, with `facts` of continuation.py; a folder of that name is complete.
 
-    Returns:
-        Why it could not be written, the same on every rank; empty when it was. Older checkpoints stay as they were.
+    Returns why it could not be written, the same on every rank; "" when it was. Older checkpoints stay as they were.
 
     Collective: every rank; rank 0 writes.
     """
@@ -106,7 +105,6 @@ def find(output_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of PACKAGES."""
     return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
@@ -118,10 +116,7 @@ def record(folder: Path) -> dict[str, Any]:
 def restore(engine: Engine, folder: Path) -> int:
     """Load float32 masters and AdamW's moments, and return the number of steps done.
 
-    Raises:
-        ValueError: the checkpoint has other trained tensors than this run.
-
-    Collective: every rank; every rank reads.
+    ValueError if the checkpoint has other trained tensors than this run. Collective: every rank; every rank reads.
     """
     state, saved = load_file(folder / "state.safetensors"), record(folder)
     _check_names(engine, state, folder)

@@ -62,9 +62,8 @@ def check(folder: Path, then: dict[str, Any], config: Config, examples: list[Exa
     if differing:
         listed = ", ".join(f"{name} ({then['recipe'].get(name)!r} then, {now['recipe'][name]!r} now)"
                            for name in differing)
-        raise ValueError(
-            f"resume=True with another recipe than {folder}: {listed}; nearest valid value: the values of then, or "
-            "a new output_dir with adapter_name_or_path set to the checkpoint's adapter")
+        raise ValueError(f"resume=True with another recipe than {folder}: {listed}; nearest valid value: the values of "
+                         "then, or a new output_dir with adapter_name_or_path set to the checkpoint's adapter")
     if then["adapter"] != now["adapter"]:
         raise ValueError(
             f"resume=True with another adapter than {folder}: the files of adapter_name_or_path="

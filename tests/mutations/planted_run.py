@@ -83,7 +83,7 @@ CONFIG = [
 ]
 
 RECIPE = [
-    ("bf16: false is bfloat16", 'if values.pop("bf16", None):', 'if values.pop("bf16", None) is not None:'),
+    ("bf16: false is bfloat16", 'if result.pop("bf16", None):', 'if result.pop("bf16", None) is not None:'),
     ("any type of accumulated gradients", "if value not in DEEPSPEED_FLOATS:", "if type(value) is not str:"),
     ("other data types passed over", 'if key != "grad_accum_dtype":', 'if key == "":'),
     ("a type that the weights do not have without ZeRO", "if zero_stage == 0:", "if zero_stage is None:"),
