@@ -42,8 +42,8 @@ def attend_tree(
 ) -> torch.Tensor:
     """[M, J, F, D]: `softmax(q kᵀ / √D) v` of each m, over prefix[:], rest[place_m, :length] and own[m, :column_m + 1].
 
-    The newest token is given as `pair` and stored first: own[m, column_m] = pair[m]. A completion that nobody reads
-    needs a valid place and column too. Nothing beyond a length is read.
+    Contiguous, of the query's type. The newest token is given as `pair` and stored first: own[m, column_m] = pair[m].
+    A completion that nobody reads needs a valid place and column too. Nothing beyond a length is read.
 
     Args:
         query_MJFD: float32, bfloat16 or float16. D is contiguous here and everywhere.
