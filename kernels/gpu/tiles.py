@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-TUNED = Path(__file__).with_name("tuned.json")
+TUNED = Path(__file__).parents[1] / "tuned.json"
 MIN_CAPABILITY = (8, 0)  # the first NVIDIA cards whose tensor cores multiply bfloat16
 
 

@@ -67,6 +67,7 @@ def test_auto_says_what_it_takes_and_why(hopper, monkeypatch):
     name, reason = choice(hidden_size=3584)
     assert name == "hybrid" and reason.startswith("cuBLAS multiplies, Triton folds; large hidden size")
     assert choice(device="cpu") == ("reference", "PyTorch in tiles, on the CPU")
+    assert choice("reference", "cpu") == ("reference", "asked for")
     assert choice(dtype=torch.float64) == ("reference", "PyTorch in tiles: Triton kernels have no float64")
     monkeypatch.setattr("torch.version.hip", None)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))

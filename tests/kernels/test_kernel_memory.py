@@ -1,6 +1,6 @@
-"""Peak memory against what kernels/reference.py and kernels/gpu/autograd.py say of it, on the CPU.
+"""Peak memory against what kernels/reference.py and kernels/gpu/autograd.py say about it, on the CPU.
 
-A bound may be passed by 10 %, and by 4 KiB for the [L] vectors. The interpreter holds a program's registers outside
+A bound may be passed by 10 %, and by 4 KiB for the [L] vectors. The interpreter stores a program's registers outside
 PyTorch, so they do not count, as on a GPU they would not.
 """
 

@@ -1,4 +1,4 @@
-"""Each thing that a Triton kernel could forget makes a difference above 1e-3: the comparison of test_triton.py sees it.
+"""Each thing that a Triton kernel could forget makes a difference above 1e-3: test_kernels.py would see it.
 
 A mutation is a copy of the kernels' source with one text replaced, run by the launches as they are; 10 seconds.
 """

@@ -1,7 +1,7 @@
-"""Attention to prefix, prompt and own tokens against one float64 softmax over a row's tokens laid end to end.
+"""Attention to prefix, prompt and own tokens against one float64 softmax over all tokens of a completion.
 
 On a GPU the kernels run compiled; without one in Triton's interpreter: 8 seconds on one core. In every case all that a
-row must not see is NaN: what lies beyond a length, idle slots, unused places, new memory.
+completion must not see is NaN: what lies beyond a length, idle slots, unused places, new memory.
 """
 
 import math
@@ -14,7 +14,7 @@ from kernel_cases import COMPILED, DEVICE, full_of_nan
 from kernels import decode_attention
 from kernels.decode_attention import attend_shared, attend_tree
 
-# Tokens of the prefix, of each prompt's rest and of each row: around the border of a block of 64, and none.
+# Tokens of the prefix, of each prompt's rest and of each completion: around the border of a block of 64, and none.
 LENGTHS = [0, 1, 63, 64, 65, 130]
 PARTS = ["prefix_CJPD", "rest_CAJQD", "own_CSJTD"]
 
@@ -70,7 +70,7 @@ def exactly(case, *, magnitude=False):
 
 
 def tokens_of(case, m):
-    """[C, J, L, D]: all that row m sees, its newest token last."""
+    """[C, J, L, D]: all that completion m sees, its newest token last."""
     group = case["place_M"][m]
     rest = case["rest_CAJQD"][:, group, :, :case["length_A"][group]]
     own = case["own_CSJTD"][:, m, :, :case["column_M"][m]]
@@ -92,7 +92,7 @@ def error(case):
 def is_within_two_roundings(out_MJFD, case):
     """Weights are rounded, by up to half an eps of each, then the output is: together one eps of Σ wᵢ |vᵢ|.
 
-    The interpreter cuts bfloat16 off where a GPU rounds, by up to twice as much. 1e-5: float16 is coarser below 2^-14.
+    The interpreter truncates bfloat16 where a GPU rounds, by up to twice as much. 1e-5: float16 is coarser below 2^-14.
     """
     eps = torch.finfo(out_MJFD.dtype).eps * (1 if COMPILED or out_MJFD.dtype == torch.float16 else 2)
     difference = (out_MJFD - exactly(case)).abs().nan_to_num(nan=torch.inf)
@@ -100,10 +100,10 @@ def is_within_two_roundings(out_MJFD, case):
 
 
 @pytest.mark.parametrize("view", [
-    lambda query: query,  # cut from a wider projection
+    lambda query: query,  # part of a wider projection
     lambda query: query.contiguous(),
     lambda query: query.transpose(0, 2).contiguous().transpose(0, 2),
-], ids=["cut", "contiguous", "transposed"])
+], ids=["part", "contiguous", "transposed"])
 def test_equals_one_softmax_over_all_tokens_for_any_strides_of_the_query(view):
     case = draw()
     case["query_MJFD"] = view(case["query_MJFD"])
@@ -114,7 +114,7 @@ def test_equals_one_softmax_over_all_tokens_for_any_strides_of_the_query(view):
 
 @pytest.mark.parametrize("prefix", LENGTHS)
 def test_lengths_around_the_borders_of_blocks(prefix):
-    # Six rows of five groups: each length once as rest and once as own tokens, with every prefix.
+    # Six completions of five prompts: each length once as rest and once as own tokens, with every prefix.
     case = draw(prefix, LENGTHS[:-1], (0, 1, 2, 3, 4, 0), [max(0, length - 1) for length in reversed(LENGTHS)],
                 heads=(1, 2))
     assert error(case) <= 1e-5
@@ -166,7 +166,7 @@ def test_one_part_may_outweigh_the_others_by_a_thousand(winner):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_nan_row_stays_in_its_row():
+def test_a_completion_that_is_nan_spoils_no_other():
     clean, spoilt = draw(), draw()
     spoilt["query_MJFD"][1] = spoilt["own_CSJTD"][:, 1] = torch.nan
     expected_MJFD, found_MJFD = attend(clean), attend(spoilt)
@@ -218,7 +218,7 @@ def test_launches_follow_from_shapes_alone(monkeypatch):
     monkeypatch.setattr(decode_attention, "_shared", Recorder())
     monkeypatch.setattr(decode_attention, "_own", Recorder())
     assert attend(meta).shape == (3, 2, 7, 16)
-    assert grids == [(2, 2, 1), (3, 2)]  # 3 rows of 7 heads are two blocks of 16
+    assert grids == [(2, 2, 1), (3, 2)]  # 3 completions of 7 heads are two blocks of 16
     # 1,000 tokens in up to 8 spans of 128: four programs are far from 256, and 600 rows of 7 heads in blocks of 64,
     # 66 times 2 heads, want two spans each. 10,000 rows want one.
     prefix_CJPD = meta["prefix_CJPD"].new_empty(2, 2, 1000, 16)

@@ -44,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model_name_or_path": str(folder / "model"), "train_dataset_id_or_path": str(folder / "data.json"),
         "reward_funcs": [f"{folder / 'my_rewards.py'}:vowels"], "prompts_per_step": 4, "num_generations": 4,
         "max_completion_length": 20, "micro_batch_tokens": 110, "max_steps": NUM_STEPS, "learning_rate": 1e-3,
-        "num_iterations": 2, "beta": 0.1, "gradient_checkpointing": True, "eval_examples": 0, "save_strategy": "no",
+        "lr_scheduler_type": "constant",  # so that a shorter run is the start of a longer one
+               "num_iterations": 2, "beta": 0.1, "gradient_checkpointing": True, "eval_examples": 0, "save_strategy": "no",
         "load_in_4bit": False, "torch_dtype": "float32", "deepspeed": SHARD_EVERYTHING,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
