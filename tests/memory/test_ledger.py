@@ -167,7 +167,6 @@ def test_a_batch_needs_at_most_what_the_ledger_says_and_not_much_less(
     folder: Path, dtype: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**14)
-    monkeypatch.setattr("kernels.reference.TILE_ELEMENTS", 2**14)
     base, ledger = parts(folder, "middle", torch_dtype=dtype, load_in_4bit=True)
     if checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
