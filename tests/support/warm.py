@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -52,6 +53,7 @@ def run_rank(job: dict, rank: int, port: int) -> None:
         "LOCAL_WORLD_SIZE": str(job["num_ranks"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "warm"}
     launcher.end_with_it()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job passes on that it is ignored
     code = 70
     try:
         if job.get("plant"):
