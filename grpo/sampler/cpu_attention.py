@@ -37,7 +37,7 @@ class Seating:
 class PartAttention:
     """Attention of all slots to one part: N texts, each read by the same number of seats.
 
-    Each layer's queries are read from query_JMFD, its lse go to lse_MFJ. Without seats, slots keep their order.
+    Each layer's queries are read from query_JMFD, its lse written to lse_MFJ. Without seats, slots keep their order.
     """
 
     def __init__(
