@@ -148,7 +148,8 @@ def memory(run: Run) -> Finding:
     row, least = (ledger.update(num_tokens, checkpointing=checkpointing)
                   for num_tokens in (config.micro_batch_tokens, longest + config.max_completion_length))
     return judge("memory", f"a step adds up to {size(max(coming + row, slots))} by formula ({size(slots)} of rollout "
-                 f"slots, {size(row)} of a row of {config.micro_batch_tokens:,} tokens); {size(free)} are free",
+                 f"slots, {size(row)} of a packed batch of {config.micro_batch_tokens:,} tokens); "
+                 f"{size(free)} are free",
                  warn=f"micro_batch_tokens={config.micro_batch_tokens // 2}" if coming + row > free else "",
                  fail=f"rollout_slots={max(run.num_slots // 2, 1)}, rollout_weights=nf4 or a shorter "
                  "max_completion_length" if max(coming + least, slots) > free else "")

@@ -122,7 +122,7 @@ def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) 
     ratio_UT = (logprobs(run, other) - logprob_UT).exp()
     far = float((~((ratio_UT - 1).abs() <= NOISE)).sum()) / max(work.num_tokens, 1)  # NaN is far, too
     findings.append(judge(
-        "ratio noise", f"packed in rows of {longest // 2:,} instead of {longest:,} tokens {100 * far:.2g} % of the "
+        "ratio noise", f"in packed batches of {longest // 2:,} instead of {longest:,} tokens {100 * far:.2g} % of the "
         f"tokens have a ratio beyond {1 - NOISE:g} to {1 + NOISE:g}, at most {float(ratio_UT.max()):.4g}",
         warn="torch_dtype=float32, or rollout_correction=truncated" if far > MANY else ""))
     return findings
@@ -136,7 +136,7 @@ def sampler_gap(run: Run, sampler_UT: torch.Tensor, logprob_UT: torch.Tensor, ma
     exact = run.ledger.dtype == torch.float32 and not run.config.tf32
     when = "in float32" if exact else "in bfloat16 or tf32"
     limits = [bound(name, when) for name in ("sampler_gap_mean", "sampler_gap_max")]
-    cure = dropout_cure(run) or "rollout_weights=lora; else the rollout copy is stale"
+    cure = dropout_cure(run) or "rollout_weights=lora; else the sampler's weights are stale"
     return judge("sampler gap", f"{mean:.3g} nats on average and {most:.3g} at most; expected in {dtype}: below "
                  f"{limits[0]:g} and {limits[1]:g}", warn=cure if not most < limits[1] else "",
                  fail=cure if not mean < limits[0] else "")

@@ -218,7 +218,7 @@ class Ledger:
         return numel * self.rollout_dtype.itemsize + packed
 
     def _head_in_blocks(self) -> bool:
-        """Is the head of the rollout copy stored in another order?"""
+        """Is the sampler's head stored in another order?"""
         if self.on_gpu or self.trains_head():
             return False
         import torch  # here: a plan is of a GPU, and answers without

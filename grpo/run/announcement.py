@@ -32,8 +32,8 @@ def announce(
         f"model      {config.model_name_or_path}, {str(dtype).removeprefix('torch.')}, {quantised}",
         f"trained    {engine.num_trained():,} parameters",
         f"log-probs  {implementation}: {reason}",
-        f"attention  {'FlexAttention over blocks' if device.type == 'cuda' else 'in parts'} of a packed row's tree; "
-        "no mask is held",
+        f"attention  {'FlexAttention over blocks' if device.type == 'cuda' else 'in parts'} of a packed batch's tree; "
+        "no mask is stored",
         *(f"{what:<11}{line}" for what, lines in chosen.items() for line in lines),
         *_memory(config, engine, decoder, ledger),
         f"sync       {synced / 2**20:,.1f} MiB of trained weights are gathered and copied each step",
@@ -41,7 +41,7 @@ def announce(
         "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
     ]
     if not config.rollout_keep and device.type == "cpu":
-        lines.append("note       rollout_keep=False has no effect: the rollout copy is in CPU memory anyway")
+        lines.append("note       rollout_keep=False has no effect: the sampler is in CPU memory anyway")
     if left_out:
         lines.append(f"data       {left_out} problems left out: their prompt is longer than max_prompt_length")
     return lines + [f"note       {note}" for note in config.notes]
@@ -53,7 +53,8 @@ def _memory(config: Config, engine: Engine, decoder: Decoder, ledger: Ledger) ->
     row = of_a_row(ledger, config.micro_batch_tokens, checkpointing=config.gradient_checkpointing == "true")
     return [
         f"memory     formula / measured on rank 0: weights {size(ledger.weights())} / {size(engine.held_bytes())}, "
-        f"rollout copy {size(ledger.rollout_copy())} / {size(decoder.nbytes())}",
+        f"sampler {size(ledger.rollout_copy())} / {size(decoder.nbytes())}",
         f"memory     formula: gradients {size(ledger.gradients())}, optimizer {size(ledger.optimizer())}, "
-        f"bucket {size(ledger.bucket())}; a row: " + ", ".join(f"{item.name} {size(item.num_bytes)}" for item in row),
+        f"bucket {size(ledger.bucket())}; a packed batch: "
+        + ", ".join(f"{item.name} {size(item.num_bytes)}" for item in row),
     ]
