@@ -70,7 +70,8 @@ def find_splits(path_or_name: str, split: str) -> dict[str, Callable[[], list[Ro
         return {path.stem if path.stem in SPLITS else "train": partial(read_file, path)}
     if path.is_dir():
         files = [path / (name + suffix) for name in SPLITS for suffix in SUFFIXES]
-        splits = {file.stem: partial(read_file, file) for file in files if file.is_file()}
+        splits: dict[str, Callable[[], list[Row]]] = {
+            file.stem: partial(read_file, file) for file in files if file.is_file()}
         if not splits:
             raise ValueError(f"dataset={path_or_name!r}: a folder must hold one of {', '.join(f.name for f in files)}")
         return splits

@@ -117,7 +117,8 @@ METRICS: dict[str, Metric] = {
         "0: all completions were masked as truncated; raise max_completion_length", (Range(low=1),)),
     "sampler_gap_mean": Metric("mean over tokens of |sampler logprob - trainer logprob|", "nats", "",
         "sampler and trainer disagree: rollout_weights=lora or torch_dtype=float32; a gap that stays is a bug: the "
-        "sampler's weights are old", (Range(high=1e-4, when="in float32"), Range(high=0.02, when="in bfloat16 or tf32"))),
+        "sampler's weights are old",
+        (Range(high=1e-4, when="in float32"), Range(high=0.02, when="in bfloat16 or tf32"))),
     "sampler_gap_max": Metric("max over tokens of |sampler logprob - trainer logprob|", "nats", "",
         "as sampler_gap_mean: rollout_weights=lora or torch_dtype=float32; or weigh the gap away with "
         "rollout_correction=truncated",
