@@ -69,14 +69,14 @@ def test_a_plan_from_a_local_config_needs_none_of_them(tmp_path: Path) -> None:
     ended, output, _ = answer("train.py", "--plan", "8", "--config", "recipes/qwen2.5-7b-gsm8k.yaml",
                               "--model_name_or_path", written(tmp_path, QWEN2))
     assert ended == "0"
-    assert "80,740,352 numbers in bfloat16" in output  # LoRA of rank 32 on 28 layers
+    assert "80,740,352 parameters in bfloat16" in output  # LoRA of rank 32 on 28 layers
 
 
 def test_a_plan_that_does_not_fit_is_refused_without_them(tmp_path: Path) -> None:
     ended, _, errors = answer("train.py", "--plan", "8", "--model_name_or_path",
                               written(tmp_path, QWEN2 | {"hidden_size": 2 * 28 * 50}))
     assert ended == "2"
-    assert errors.startswith("error: load_in_4bit=True with hidden_size=2800: NF4 needs a multiple of 64")
+    assert errors.startswith("error: load_in_4bit=True needs a hidden_size that is a multiple of 64")
 
 
 def test_the_loss_and_the_advantage_import_no_reader_of_options() -> None:
