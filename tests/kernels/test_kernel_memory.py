@@ -6,7 +6,7 @@ PyTorch, so they do not count, as on a GPU they would not.
 
 import pytest
 import torch
-from kernel_cases import COMPILED, MODES, SPAN, call, draw, gradients, shrink, with_leaves
+from kernel_cases import COMPILED, MODES, SPAN, call, draw, gradients, shrink, widen, with_leaves
 
 from benchmarks.memory import peak_bytes
 
@@ -77,7 +77,8 @@ def test_forward_grows_with_the_vocabulary_only_by_its_sums(name, stats, stash, 
 
 
 @pytest.mark.parametrize("impl", ["triton", "hybrid"])
-def test_backward_of_a_trained_head_holds_one_slice_of_2048_words(impl):
+def test_backward_of_a_trained_head_holds_one_slice_of_2048_words(impl, monkeypatch):
+    widen(monkeypatch)
     # Of them the logits' gradient [L, 2048], what comes of it [2048, H], and in the hybrid the logits [L, 2048].
     bound = 4 * (L * 2048 * (1 + (impl == "hybrid")) + 2048 * 4)
     assert within(peaks("trained head", impl, words=4096 + 64, hidden=4)[1], bound)
