@@ -51,7 +51,6 @@ class Replay:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Add the seconds of compiling and recording to the warm-up."""
         torch.cuda.synchronize()
         start = time.perf_counter()
         yield

@@ -113,7 +113,6 @@ class Decoder:
             linear.merge()
 
     def nbytes(self) -> int:
-        """Bytes of all weights."""
         stored = [*self.plain.values(), *([self.head] if self.head else [])]
         return sum(tensor.nbytes for tensor in stored) + sum(linear.nbytes() for linear in self.linears())
 

@@ -58,16 +58,11 @@ def generate(
     num_completions = len(prompts) * num_generations
     stop = StopRule(tokenizer, stop_token_ids, stop_strings, vocab_size=decoder.config.vocab_size)
     sampled = _Sampled(num_completions, max_completion_length)
-    position_T = torch.arange(max_completion_length, device=decoder.device)
-
-    def noise(index_X: torch.Tensor) -> torch.Tensor:
-        # It belongs to (prompt, sample, position), so slots, order and sharing do not change the text.
-        prompt_X1, sample_X1 = prompt_index_B[index_X // num_generations][:, None], (index_X % num_generations)[:, None]
-        return uniform(seed=seed, step=step, prompt_N=prompt_X1, sample_N=sample_X1, position_N=position_T)
-
     slots = Slots(
         decoder, prompts, num_slots=min(num_slots or num_completions, num_completions),
-        num_generations=num_generations, room=max_completion_length, noise=noise,
+        num_generations=num_generations, room=max_completion_length,
+        # The noise belongs to (prompt, sample, position), so slots, order and sharing do not change the text.
+        noise=lambda index_X: _noise(seed, step, prompt_index_B, num_generations, index_X, max_completion_length),
         sample=partial(sample, temperature=temperature, top_p=top_p))
     windows: deque[Window] = deque()
     while sampled.num_done < num_completions:
@@ -123,3 +118,11 @@ class _Sampled:
             prompt_ids=prompts, token_NT=torch.tensor(self.token_NT[:, :longest]), length_N=torch.tensor(self.length_N),
             sampler_logprob_NT=torch.tensor(self.logprob_NT[:, :longest]), truncated_N=torch.tensor(self.truncated_N),
             text=stop.texts(completions), cost=cost)
+
+
+def _noise(
+    seed: int, step: int, prompt_index_B: torch.Tensor, num_generations: int, index_X: torch.Tensor, room: int
+) -> torch.Tensor:
+    prompt_X1, sample_X1 = prompt_index_B[index_X // num_generations][:, None], (index_X % num_generations)[:, None]
+    position_T = torch.arange(room, device=index_X.device)
+    return uniform(seed=seed, step=step, prompt_N=prompt_X1, sample_N=sample_X1, position_N=position_T)

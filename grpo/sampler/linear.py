@@ -173,6 +173,5 @@ def padded(x_XI: torch.Tensor) -> torch.Tensor:
 
 
 def _slices(lengths: list[int]) -> list[slice]:
-    """Consecutive slices of these lengths."""
     ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
     return [slice(end - length, end) for end, length in zip(ends, lengths)]
