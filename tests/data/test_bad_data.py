@@ -107,8 +107,8 @@ def test_options_that_the_dataset_does_not_go_with_are_one_line(folder, capsys) 
         ({"prompt_column": "promt"}, ["prompt_column='promt'", "nearest valid value: prompt_column=prompt"]),
         ({"eval_examples": 2}, ["has no split 'validation'"]),
         ({"eval_examples": 2, "test_dataset_id_or_path": folder / "model"}, ["a folder must hold one of"]),
-        ({"num_generations": 10**11}, ["num_generations=100000000000", "rows here, whose tokens need"]),
-        ({"prompts_per_step": 10**11}, ["rows here, whose tokens need", "prompts_per_step"]),
+        ({"num_generations": 10**11}, ["num_generations=100000000000", "completions here, whose tokens need"]),
+        ({"prompts_per_step": 10**11}, ["completions here, whose tokens need", "prompts_per_step"]),
     ):
         line = refused(train.main, small_run(folder, **changed), folder, capsys)
         assert all(word in line for word in words), line
