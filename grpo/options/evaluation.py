@@ -24,7 +24,7 @@ class Settings:
     split: str = option("test", "Split of the dataset.")
     num_shots: list[int] = option([0], "Worked examples in the prompt, one evaluation for each.", within="[0, 8]")
     limit: int | None = option(None, "Score only the first problems, this many.", unit="problems", within="[1, inf)")
-    max_completion_length: int = option(256, "Longer completions are cut.", unit="tokens", within="[1, inf)")
+    max_completion_length: int = option(256, "Longer completions are truncated.", unit="tokens", within="[1, inf)")
     temperature: float = option(0.0, "Of sampling; 0 decodes greedily.", within="[0, inf)")
     top_p: float = option(1.0, "Sample from the fewest tokens that have this probability.", within="(0, 1]")
     num_samples: int = option(1, "Completions per problem.", within="[1, inf)")
