@@ -44,7 +44,7 @@ from grpo.run.build import build
 from grpo.run.parts import Run
 from grpo.run.position import Position
 from grpo.saving import checkpoint, output_lock, skipped
-from grpo.step import Step, grpo_step
+from grpo.step import grpo_step
 
 
 def train(run: Run) -> int:
@@ -91,7 +91,7 @@ def take_steps(run: Run, position: Position, log: Log | None) -> None:
 
     Raises:
         Stopped: the run was asked to stop; on every rank.
-        SystemExit: too many steps in a row had a gradient that was not finite, or rewards failed too often.
+        SystemExit: too many steps in a row had a gradient that was not finite; or as `grpo_step`.
     """
     num_skipped, limit = 0, run.config.max_skipped_steps
     with suppress(Stopped):
@@ -116,7 +116,6 @@ def take_step(run: Run, step: int, log: Log | None) -> bool:
     """One step of GRPO, and its record; was its gradient finite?"""
     torch.manual_seed(run.config.seed * 1_000_003 + step)  # dropout too is a function of the step
     taken = grpo_step(run, step)
-    end_if_rewards_fail(run.config.max_reward_failures, taken, step)
     finite = math.isfinite(taken.metrics["grad_norm"])
     if rank() == 0 and not finite:
         skipped.dump(run.output_dir, step, *taken.update.evidence(), where=describe(pulse.take()))
@@ -127,24 +126,6 @@ def take_step(run: Run, step: int, log: Log | None) -> bool:
         for part in everyone:
             log.write_completions(step, part)
     return finite
-
-
-def end_if_rewards_fail(limit: float, taken: Step, step: int) -> None:
-    """End the run when a reward function failed on more than `limit` of all ranks' completions. Collective: every rank.
-
-    Raises:
-        SystemExit: where and why, the same on every rank.
-    """
-    share = taken.metrics["reward_failures"]
-    if share <= limit:
-        return
-    everyone = gather_objects(taken.collected.scored.failures)
-    counts = {name: sum(part.get(name, (0, ""))[0] for part in everyone) for part in everyone for name in part}
-    worst = max(counts, key=counts.get)
-    where, reason = next((index, part[worst][1]) for index, part in enumerate(everyone) if part.get(worst, (0,))[0])
-    raise SystemExit(
-        f"error: [rank {where} step {step}] reward function {worst!r} failed on {share:.1%} of the completions "
-        f"({reason}), more than max_reward_failures={limit:g}")
 
 
 def run_or_fail(config: Config) -> int:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data.example import Example
 from data.prompts import STOP_STRINGS
 from grpo.advantage import gate_advantages, group_advantages
-from grpo.distributed import rank, world_size
+from grpo.distributed import gather_objects, rank, world_size
 from grpo.health.pulse import pulse
 from grpo.health.stop_request import stop_request
 from grpo.options.refusal import spelled_out
@@ -68,10 +68,12 @@ def grpo_step(run: Run, step: int) -> Step:
 
     Raises:
         Stopped: the run was asked to stop before the policy had moved; on every rank.
+        SystemExit: as `end_if_rewards_fail`.
     """
     config, clock = run.config, Clock(step)
     # 1 to 3. Sample completions, score them, compare each with its group.
     collected = collect(run, step, clock)
+    end_if_rewards_fail(config.max_reward_failures, collected, step)
     # The completions of all ranks are dealt out again, so that every rank has the same amount of work.
     work = prepare(collected.rollout, collected.advantage_BG.flatten(), config, run.limit)
     # 4. Ask the reference: what would the policy of step 0 say of them?
@@ -166,3 +168,21 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Sco
         print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(asked)} "
               f"completions ({spelled_out(reason)})" + (": they get 0" if count else ""), file=sys.stderr, flush=True)
     return scored
+
+
+def end_if_rewards_fail(limit: float, collected: Collected, step: int) -> None:
+    """End the run when a reward function failed on more than `limit` of all ranks' completions. Collective: every rank.
+
+    Raises:
+        SystemExit: where and why, the same on every rank.
+    """
+    share = collected.metrics["reward_failures"]
+    if share <= limit:
+        return
+    everyone = gather_objects(collected.scored.failures)
+    counts = {name: sum(part.get(name, (0, ""))[0] for part in everyone) for part in everyone for name in part}
+    worst = max(counts, key=counts.get)
+    where, reason = next((index, part[worst][1]) for index, part in enumerate(everyone) if part.get(worst, (0,))[0])
+    raise SystemExit(
+        f"error: [rank {where} step {step}] reward function {worst!r} failed on {share:.1%} of the completions "
+        f"({reason}), more than max_reward_failures={limit:g}")

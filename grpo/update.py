@@ -105,6 +105,7 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
             shorten=partial(start_again, engine, work, config, tally, tally.copy()), batches=work.micro_batches)
         grad_norm += engine.step(learning_rate) / config.num_iterations
         if old_logprob_UT is None:
+            # Ours, not the sampler's: scored in the same packed batches, so on policy every ratio is exactly 1.
             old_logprob_UT = logprob_UT
     counts = {"num_tokens": work.num_tokens, "micro_batches": len(work.micro_batches)}
     return tally.metrics(work.num_tokens) | counts | {"grad_norm": grad_norm}
