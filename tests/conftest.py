@@ -53,7 +53,7 @@ def begin() -> Iterator[Callable]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The longest piece of work first: with two workers, all other files are done by the second one meanwhile.
+    # The longest pieces of work first: the many small ones fill what is left of both workers' time.
     items.sort(key=lambda item: not starts_ranks(item.nodeid.partition("::")[0]))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -61,14 +61,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class OneWorker(LoadScopeScheduling):
-    """Of pytest-xdist: a file stays in one worker, for its fixtures' sake, and all files that start ranks share one.
+    """Of pytest-xdist: a file stays in one worker, for its fixtures' sake, and files that start ranks share two.
 
-    Two such files at once would be four processes on two cores, and some of them count seconds.
+    More at once would be too many processes on two cores: some tests count seconds.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ranks" if starts_ranks(file) else file
+        if not starts_ranks(file):
+            return file
+        return "accidents" if file.startswith(("tests/health/", "tests/saving/")) else "ranks"
 
 
 @functools.cache

@@ -50,11 +50,10 @@ def assert_goes_on(folder: Path, warm: Warm, whole: Path, output: str) -> None:
     assert texts(folder / output) == texts(whole) and numbers(folder / output) == numbers(whole)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("where", "phase"),
-    [("rollout", "rollout"), ("reward", "reward"), ("forward", "update"), ("backward", "update"),
-     ("optimizer", "update")])
+    ("where", "phase", "rank"),
+    [("rollout", "rollout", 0), ("rollout", "rollout", 1), ("reward", "reward", 1), ("forward", "update", 1),
+     ("backward", "update", 0), ("optimizer", "update", 0), ("optimizer", "update", 1)])
 def test_a_rank_that_is_killed_ends_both_and_costs_one_step(
     folder: Path, warm: Warm, whole: Path, where: str, phase: str, rank: int
 ) -> None:

@@ -91,9 +91,11 @@ def test_what_is_saved_is_not_saved_again(folder: Path, warm: Warm) -> None:
     assert state.stat().st_mtime_ns == written_ns
 
 
-def test_sigterm_to_torchrun_saves_before_it_ends(folder: Path) -> None:
+def test_sigterm_to_torchrun_saves_before_it_ends_and_without_a_compiler_none_is_needed(folder: Path) -> None:
+    nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
     command = options(folder, "preempted", max_steps=1000, save_strategy="no")
-    process, ranks = torchrun(folder / "preempted", *command)
+    process, ranks = torchrun(folder / "preempted", *command, **nothing)
+    assert not (folder / "extensions").exists()
     process.terminate()
     process.communicate()
     assert not any(rank.is_running() for rank in ranks)

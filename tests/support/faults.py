@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from ranks import ROOT
@@ -37,13 +37,16 @@ class Warm:
             [sys.executable, str(ROOT / "tests" / "support" / "warm.py")], cwd=ROOT, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
 
-    def begin(self, *argv: str, num_ranks: int = 2, plant: str = "", program: str = "train") -> list[int]:
+    def begin(
+        self, *argv: str, num_ranks: int = 2, num_nodes: int = 1, plant: str = "", program: str = "train"
+    ) -> list[int]:
         """Start the ranks; their process ids."""
         self.number += 1
         self.ranks = num_ranks
         self.here = self.folder / f"job{self.number}"
         self.here.mkdir()
-        job = {"program": program, "argv": argv, "num_ranks": num_ranks, "plant": plant, "folder": str(self.here)}
+        job = {"program": program, "argv": argv, "num_ranks": num_ranks, "num_nodes": num_nodes, "plant": plant,
+               "folder": str(self.here)}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -62,9 +65,9 @@ class Warm:
                  for name in ("out", "err")]
         return Ended(said["codes"], said["seconds"], *texts)
 
-    def run(self, *argv: str, num_ranks: int = 2, plant: str = "", program: str = "train") -> Ended:
+    def run(self, *argv: str, **job: Any) -> Ended:
         """Start the ranks and wait for them."""
-        self.begin(*argv, num_ranks=num_ranks, plant=plant, program=program)
+        self.begin(*argv, **job)
         return self.end()
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
 No launcher watches the ranks: what ends them, they do themselves. They end with this process, as with torchrun. Reads
 one job a line from its standard input,
 
-    {"program": "train", "argv": [...], "num_ranks": 2, "plant": "kill('rollout', rank=1, step=1)", "folder": "..."}
+    {"program": "train", "argv": [...], "num_ranks": 2, "num_nodes": 1, "plant": "kill('rollout', rank=1, step=1)",
+     "folder": "..."}
 
 answers with the process ids, and when all have ended with the exit codes (minus the signal where one was killed) and
 the seconds between the first end and the last. A program is a module whose `main` takes argv and returns an exit code.
@@ -25,6 +26,10 @@ import plants
 import train  # noqa: F401 (what every rank needs is imported before the fork)
 from grpo.health import launcher
 
+# What a rank would import later; here once, before the fork.
+LATER = ("deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3", "matplotlib.figure",
+         "matplotlib.backends.backend_agg", "peft.tuners.lora.bnb", "setuptools",
+         "transformers.models.qwen2.modeling_qwen2", "transformers.models.qwen2.tokenization_qwen2")
 PORTS = range(20_000, 30_000)  # below those that a system gives to outgoing connections
 
 
@@ -48,9 +53,10 @@ def run_rank(job: dict, rank: int, port: int) -> None:
         file = os.open(f"{job['folder']}/rank{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    on_node = job["num_ranks"] // job["num_nodes"]
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["num_ranks"]),
-        "LOCAL_WORLD_SIZE": str(job["num_ranks"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "RANK": str(rank), "LOCAL_RANK": str(rank % on_node), "WORLD_SIZE": str(job["num_ranks"]),
+        "LOCAL_WORLD_SIZE": str(on_node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "warm"}
     launcher.end_with_it()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job passes on that it is ignored
@@ -68,6 +74,8 @@ def run_rank(job: dict, rank: int, port: int) -> None:
 
 
 def main() -> None:
+    for name in LATER:
+        importlib.import_module(name)
     gc.freeze()  # what was imported: no rank looks through it again
     for line in sys.stdin:
         job, port = json.loads(line), free_port()

@@ -28,7 +28,6 @@ from tests.trainer.checks.cases import (
     padded_distributions,
     parts,
     rollout,
-    train_steps,
     work_of,
 )
 
@@ -179,13 +178,10 @@ def keep_last_gradient(engine: Engine, kept: list[torch.Tensor], backward: Calla
 
 
 def check_triton_kernels_run_inside_the_engine() -> None:
-    """A frozen tied head, a trained one with an exact KL, checkpointing, NF4: gradients pass through ZeRO's hooks."""
+    """A frozen tied head over NF4 with checkpointing, a trained one with an exact KL: gradients pass ZeRO's hooks."""
     for options in (
-        dict(logprob_impl="triton", model="tied", gradient_checkpointing="true"),
+        dict(logprob_impl="triton", model="tied", gradient_checkpointing="true", load_in_4bit=True),
         dict(logprob_impl="hybrid", model="untied", lora_modules_to_save=HEAD, kl_estimator="exact", beta=0.5),
     ):
         run, whole = config(**options, micro_batch_tokens=200), rollout()  # few batches: the interpreter is slow
         assert_equal_gradients(engine_gradient(run, whole), truth(run, whole), options, tolerance=1e-5)
-    run = config(logprob_impl="hybrid", torch_dtype="bfloat16", load_in_4bit=True, micro_batch_tokens=200)
-    (metrics,) = train_steps(*begin(run, drawn=False), run, 1)
-    assert metrics["kl"] == 0.0 and metrics["grad_norm"] > 0, metrics
