@@ -25,7 +25,7 @@ def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_toy_recipe_is_green_and_nothing_is_left(begin, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    toy = begin("--output_dir", str(tmp_path / "new" / "out"))
+    toy = begin("--prompts_per_step", "4", "--output_dir", str(tmp_path / "new" / "out"))
     before = trial.checksum(toy)
     assert examine(toy) == 0
     *lines, last = capsys.readouterr().out.splitlines()

@@ -29,7 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def uneven(folder: Path, output: str, **changed: object) -> list[str]:
     """Six prompts a step, which one, two and three ranks share; head and embeddings trained beside LoRA, over NF4."""
-    chosen = {"prompts_per_step": 6, "load_in_4bit": True, "lora_modules_to_save": "lm_head embed_tokens", **changed}
+    chosen = {"prompts_per_step": 6, "max_steps": 3, "load_in_4bit": True,
+              "lora_modules_to_save": "lm_head embed_tokens", **changed}
     return [*options(folder, output, **chosen), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
 
 
@@ -79,8 +80,8 @@ def test_killed_on_three_ranks_and_resumed_the_run_is_the_one_that_was_not(
 
 def test_the_doctor_writes_and_reads_a_checkpoint_on_three_ranks(folder: Path, warm: Warm) -> None:
     shipped = ["--prompts_per_step", "3", "--num_generations", "4", "--eval_examples", "4", "--max_steps", "3",
-               "--lora_modules_to_save", "lm_head", "embed_tokens", "--deepspeed", json.dumps(SHARD_EVERYTHING),
-               "--output_dir", str(folder / "examined")]
+               "--lora_target_modules", "q_proj", "--lora_modules_to_save", "lm_head", "embed_tokens",
+               "--deepspeed", json.dumps(SHARD_EVERYTHING), "--output_dir", str(folder / "examined")]
     ended = warm.run(*shipped, "--doctor", num_ranks=3)
     assert ended.codes == [0, 0, 0], ended.out[0][-2000:] + ended.err[0][-2000:]
     (line,) = [line for line in ended.out[0].splitlines() if " checkpoint: " in line]
@@ -92,7 +93,7 @@ def test_an_export_of_three_ranks_is_what_plain_peft_loads(folder: Path, whole: 
     base = tiny_qwen2(num_hidden_layers=1)
     loaded = PeftModel.from_pretrained(base, str(whole / "adapter"))
     found = loaded.state_dict()
-    for name, tensor in load_file(whole / "checkpoints" / "step-4" / "adapter" / "adapter_model.safetensors").items():
+    for name, tensor in load_file(whole / "checkpoints" / "step-3" / "adapter" / "adapter_model.safetensors").items():
         stem, _, leaf = name.rpartition(".")
         kept = [f"{stem}.default.{leaf}", f"{stem}.modules_to_save.default.{leaf}"]
         (where,) = [one for one in kept if one in found]

@@ -13,6 +13,7 @@ A plant is a call of a function of plants.py, made in each rank.
 
 import gc
 import importlib
+import io
 import json
 import os
 import signal
@@ -22,14 +23,17 @@ import time
 import traceback
 
 import plants
+import torch
+from ranks import ROOT
 
 import train  # noqa: F401 (what every rank needs is imported before the fork)
 from grpo.health import launcher
+from grpo.loading.model import load_base, load_tokenizer
+from grpo.report.page import curves
 
-# What a rank would import later; here once, before the fork.
-LATER = ("deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3", "matplotlib.figure",
-         "matplotlib.backends.backend_agg", "peft.tuners.lora.bnb", "setuptools",
-         "transformers.models.qwen2.modeling_qwen2", "transformers.models.qwen2.tokenization_qwen2")
+# What a rank would import when it comes to it.
+LATER = ("deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3",
+         "peft.tuners.lora.bnb", "setuptools")
 PORTS = range(20_000, 30_000)  # below those that a system gives to outgoing connections
 
 
@@ -73,9 +77,18 @@ def run_rank(job: dict, rank: int, port: int) -> None:
         os._exit(code)
 
 
-def main() -> None:
+def rehearse() -> None:
+    """Do once what libraries keep for the next time: a rank has it from its first line on."""
     for name in LATER:
         importlib.import_module(name)
+    shipped = str(ROOT / "data" / "tiny_qwen2")
+    load_base(shipped, load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu"))
+    load_tokenizer(shipped)
+    curves([], {}).savefig(io.BytesIO())
+
+
+def main() -> None:
+    rehearse()
     gc.freeze()  # what was imported: no rank looks through it again
     for line in sys.stdin:
         job, port = json.loads(line), free_port()

@@ -14,6 +14,9 @@ from tiny_models import tiny_qwen2, tiny_tokenizer
 
 TOPICS = [f"tests.trainer.checks.{name}" for name in ("gradients", "policies", "saving", "sharding", "updates")]
 
+# Of the first topic: without a second rank that would do the same.
+ALONE = ("alone_check_survives_the_end_of_memory", "alone_check_triton_kernels_run_inside_the_engine")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,7 +40,11 @@ def test_two_ranks(results: Callable[[str], dict[str, str]], topic: str, name: s
     assert said == "ok", said
 
 
-def test_one_rank_survives_the_end_of_memory(warm: Warm, folder: Path) -> None:
-    name = "alone_check_survives_the_end_of_memory"
-    said = rank_checks.results(warm, folder, TOPICS[0], name, num_ranks=1)[name]
-    assert said == "ok", said
+@pytest.fixture(scope="module")
+def results_of_one(warm: Warm, folder: Path) -> dict[str, str]:
+    return rank_checks.results(warm, folder, TOPICS[0], *ALONE, num_ranks=1)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_one_rank(results_of_one: dict[str, str], name: str) -> None:
+    assert results_of_one[name] == "ok", results_of_one[name]

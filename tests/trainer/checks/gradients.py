@@ -177,11 +177,11 @@ def keep_last_gradient(engine: Engine, kept: list[torch.Tensor], backward: Calla
         kept.append(torch.cat([tensor.float().flatten() for tensor in found]))
 
 
-def check_triton_kernels_run_inside_the_engine() -> None:
+def alone_check_triton_kernels_run_inside_the_engine() -> None:
     """A frozen tied head over NF4 with checkpointing, a trained one with an exact KL: gradients pass ZeRO's hooks."""
     for options in (
         dict(logprob_impl="triton", model="tied", gradient_checkpointing="true", load_in_4bit=True),
         dict(logprob_impl="hybrid", model="untied", lora_modules_to_save=HEAD, kl_estimator="exact", beta=0.5),
     ):
-        run, whole = config(**options, micro_batch_tokens=200), rollout()  # few batches: the interpreter is slow
-        assert_equal_gradients(engine_gradient(run, whole), truth(run, whole), options, tolerance=1e-5)
+        run, whole = config(**options, micro_batch_tokens=400), rollout()  # one batch: the interpreter is slow
+        assert_equal_gradients(engine_gradient(run, whole, [(0, 4)]), truth(run, whole), options, tolerance=1e-5)
