@@ -29,7 +29,7 @@ def whole(folder: Path, warm: Warm) -> Path:
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(folder: Path, warm: Warm, whole: Path) -> None:
-    plant = f"small_disk('save', rank=0, step={STEP - 1}, num_bytes=20_000)"
+    plant = f"small_disk('save', rank=0, step={STEP - 1}, num_bytes=5_000)"
     ended = warm.run(*options(folder, "full"), plant=plant)
     assert ended.codes == [0, 0] and texts(folder / "full") == texts(whole)
     assert f"[rank 0 step {STEP - 1} save] step-2 could not be saved, those before it are as they were" in ended.err[0]
