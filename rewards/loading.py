@@ -55,21 +55,24 @@ def name_of(function: str | Callable[..., Any]) -> str:
     """
     if isinstance(function, str):
         return function
-    homes = [BUILT_IN, *(vars(sys.modules[name]) for name in (getattr(function, "__module__", ""), "__main__")
-                         if name in sys.modules)]
-    for home in homes:
-        for name, value in home.items():
-            if value is not function:
-                continue
-            file, module = home.get("__file__"), home.get("__name__", "")
-            if home is BUILT_IN:
-                return name
-            if "." in module:  # its file alone may need the package around it
-                return f"{module}:{name}"
-            if file:
-                return f"{Path(file).resolve()}:{name}"
+    for name, built_in in BUILT_IN.items():
+        if function is built_in:
+            return name
+    own = sys.modules.get(getattr(function, "__module__", ""))
+    for module in (own, *list(sys.modules.values())):  # an object or a partial may have its name in any
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is function and _place(module):
+                return f"{_place(module)}:{name}"
     raise ValueError(f"reward_funcs={shown(function)}: is called in another process, which must find it by its name at "
                      "the top of a file; nearest valid value: a function, a partial or an object that has a name there")
+
+
+def _place(module: ModuleType) -> str:
+    """How reward_funcs names a module: by its file, within a package by its name; empty where it has neither."""
+    if "." in module.__name__:  # its file alone might miss the package around it
+        return module.__name__
+    file = getattr(module, "__file__", None) or ""
+    return str(Path(file).resolve()) if file.endswith(".py") else ""
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -63,19 +63,19 @@ def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tens
     scored_BG = ~reward_BG.isnan()
     compared_B = scored_BG.sum(dim=1) > 1  # the others have no std, and are neither right nor wrong
     _, std_B1, flat_B1 = group_statistics(reward_BG)
-    flat_B = flat_B1[:, 0] & compared_B
+    flat_B, all_right_B = flat_B1[:, 0] & compared_B, (right_BG | ~scored_BG).all(dim=1)
     mass_B = advantage_BG.abs().sum(dim=1, dtype=torch.float64)
     sums = {
         "groups": float(compared_B.sum()), "completions": float(reward_BG.numel()), "scored": float(scored_BG.sum()),
         "reward": float(reward_BG[scored_BG].sum()), "right": float(right_BG.sum()),
         "std": float(std_B1[compared_B, 0].sum()), "flat": float(flat_B.sum()),
-        "flat_right": float((flat_B & (right_BG | ~scored_BG).all(dim=1)).sum()), "mass": float(mass_B.sum()),
+        "flat_right": float((flat_B & all_right_B).sum()), "flat_wrong": float((flat_B & ~all_right_B).sum()),
+        "mass": float(mass_B.sum()),
         "phantom": float(mass_B[~right_BG.any(dim=1)].sum())}
     for name, value_N in part.items():  # NaN where a function did not apply
         sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
         sums[f"failed/{name}"] = float(scored.failures.get(name, (0, ""))[0])
     sums = global_sum(sums)  # sums, not means: ranks may differ in how many values they have
-    sums["flat_wrong"] = sums["flat"] - sums["flat_right"]
 
     def mean(total: str, number: str) -> float:
         return sums[total] / sums[number] if sums[number] else math.nan
