@@ -2,7 +2,8 @@
 
 ADVANTAGE = [
     ("the unscored are 0", "scored = reward_BG[b, scored_BG[b]]", "scored = reward_BG[b].nan_to_num()"),
-    ("the unscored are 0 in the batch's std", "reward_BG[~reward_BG.isnan()].std() if", "reward_BG.nan_to_num().std() if"),
+    ("the unscored are 0 in the batch's std", "reward_BG[~reward_BG.isnan()].std() if",
+     "reward_BG.nan_to_num().std() if"),
     ("mean of all groups' scored", "scored.mean(), scored.std()", "reward_BG[scored_BG].mean(), scored.std()"),
     ("std of all groups' scored", "scored.mean(), scored.std()", "scored.mean(), reward_BG[scored_BG].std()"),
     ("population std of the scored", "scored.mean(), scored.std()", "scored.mean(), scored.std(correction=0)"),
@@ -32,12 +33,14 @@ MEASURES = [
     ("None counts in a function's mean", 'mean(f"sum/{name}", f"num/{name}")', 'mean(f"sum/{name}", "completions")'),
     ("metrics of this rank alone", "gather_objects(logged)", "[logged]"),
     ("the last value logged", "sum(numbers) / len(numbers)", "numbers[-1]"),
-    ("a rank's mean of metrics counts once", "for value in part.get(name, [])]", "for value in part.get(name, [])[:1]]"),
+    ("a rank's mean of metrics counts once", "for value in part.get(name, [])]",
+     "for value in part.get(name, [])[:1]]"),
 ]
 
 WATCH = [
     ("told again and again", " and not told:", ":"),
-    ("every warning once", "told = healthy.once and (name, healthy) in self.told", "told = (name, healthy) in self.told"),
+    ("every warning once", "told = healthy.once and (name, healthy) in self.told",
+     "told = (name, healthy) in self.told"),
 ]
 
 LOG = [
@@ -52,7 +55,8 @@ POOL = [
     ("a failure always leaves out", 'if self.failure == "zero":', "if False:"),
     ("a failed part is left out and not its completion", "left_out |= failed", "pass"),
     ("a function without weight leaves out", "elif weight:", "else:"),
-    ("no failure counted", "Answered([None] * count, set(range(count)), reply", "Answered([None] * count, set(), reply"),
+    ("no failure counted", "Answered([None] * count, set(range(count)), reply",
+     "Answered([None] * count, set(), reply"),
     ("what works alone failed", "        self.failed.remove(index)\n", ""),
     ("the last call's metrics", "self.metrics.setdefault(name, []).extend(numbers)", "self.metrics[name] = numbers"),
     ("notes of one completion at another", "[None] * len(self.values))[index] = value",
@@ -88,13 +92,15 @@ ARGUMENTS = [
     ("coroutines are returned", "if inspect.isawaitable(values) else values", "if False else values"),
     ("the trainer's names of parts may be logged", " or name.startswith(PARTS)", ""),
     ("a metric that is not finite", "number if isfinite(number) else None", "number"),
-    ("a metric begins with 0", "self.metrics.setdefault(name, []).append(", "self.metrics.setdefault(name, [0.0]).append("),
+    ("a metric begins with 0", "self.metrics.setdefault(name, []).append(",
+     "self.metrics.setdefault(name, [0.0]).append("),
     ("a metric without a name", "if not isinstance(name, str):", "if False:"),
     ("a column's last part", "self.extra.setdefault(column, []).extend(map(as_json, values))",
      "self.extra[column] = list(map(as_json, values))"),
     ("a column's values as they are", ".extend(map(as_json, values))", ".extend(values)"),
     ("a column that is no list", "or not isinstance(values, (list, tuple)):", "or False:"),
-    ("arrays are no columns", "        values = as_list(values)\n        if not isinstance(column", "        if not isinstance(column"),
+    ("arrays are no columns", "        values = as_list(values)\n        if not isinstance(column",
+     "        if not isinstance(column"),
     ("two owners of a column", "if owner != self.function:", "if False:"),
     ("metrics that are no numbers", "number is None or isinstance(number, float)", "True"),
     ("columns of any length", "or len(values) != count:", "or False:"),
@@ -132,7 +138,8 @@ STEP = [
     ("the batch's std with the unscored", "global_std(reward_BG[~reward_BG.isnan()])",
      "global_std(reward_BG.nan_to_num().flatten())"),
     ("columns not written", "        if extra:  # of log_extra\n", "        if False:\n"),
-    ("all are scored", "return ~self.reward_BG.flatten().isnan()", "return self.reward_BG.flatten() == self.reward_BG.flatten()[-1]"),
+    ("all are scored", "return ~self.reward_BG.flatten().isnan()",
+     "return self.reward_BG.flatten() == self.reward_BG.flatten()[-1]"),
     ("metrics not kept", "logged=logged_metrics(scored.metrics))", "logged={})"),
 ]
 
@@ -144,7 +151,8 @@ PARTS = [
 ]
 
 COMMAND = [
-    ("functions from Python ignored", 'load([*argv, "--reward_funcs", *map(name_of, reward_funcs)] if reward_funcs else argv)',
+    ("functions from Python ignored",
+     'load([*argv, "--reward_funcs", *map(name_of, reward_funcs)] if reward_funcs else argv)',
      "load(argv)"),
 ]
 
@@ -160,7 +168,8 @@ DOCTOR = [
 ]
 
 TRIAL = [
-    ("the unscored are tried too", "collected.scored_N, run.config, limit)", "~collected.scored_N | True, run.config, limit)"),
+    ("the unscored are tried too", "collected.scored_N, run.config, limit)",
+     "~collected.scored_N | True, run.config, limit)"),
 ]
 
 TRL_GROUPS = [
