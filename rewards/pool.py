@@ -32,11 +32,11 @@ MAX_RETRIES_FAILED = 3  # after this many completions that fail alone, no furthe
 class Scored(NamedTuple):
     """Rewards of N completions, by function name."""
 
-    # [N] sum over functions of weight * part, without the parts that are NaN. NaN where all are, or the completion is
-    # left out because a function failed on it.
+    # [N] sum over functions of weight * part, without the parts that are NaN. NaN itself where all are, or where the
+    # completion is left out because a function failed on it.
     total: list[float]
-    parts: dict[str, list[float]]  # [N] before the weight: NaN where the function returned None; 0.0 where it failed,
-    # or NaN with "exclude"
+    # [N] before the weight. NaN where the function returned None; where it failed 0.0, or with "exclude" NaN.
+    parts: dict[str, list[float]]
     failures: dict[str, tuple[int, str]]  # of a function that failed: on how many completions, and why
     metrics: dict[str, list[float]] = {}  # what each call of log_metric gave, by name
     extra: dict[str, list[Any]] = {}  # [N] what log_extra gave, by column; None where it gave nothing
