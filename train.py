@@ -12,9 +12,11 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from grpo.health import launcher
 
@@ -48,6 +50,7 @@ from grpo.run.parts import Run
 from grpo.run.position import Position
 from grpo.saving import checkpoint, output_lock, skipped
 from grpo.step import grpo_step
+from rewards.processes import TOKEN
 
 
 def train(run: Run) -> int:
@@ -125,7 +128,7 @@ def take_step(run: Run, step: int, log: Log | None) -> bool:
     everyone = gather_objects(taken.collected.columns())
     if log:
         epoch = (step + 1) * run.config.prompts_per_step / len(run.train_examples)
-        log.write(step, {"epoch": epoch, **taken.metrics})
+        log.write(step, {"epoch": epoch, **taken.metrics}, taken.collected.logged)
         for part in everyone:
             log.write_completions(step, part)
     return finite
@@ -161,10 +164,17 @@ def run_or_fail(config: Config) -> int:
     return code
 
 
-def main(argv: list[str]) -> int:
-    """What the command does; the exit code."""
+def main(argv: list[str], reward_funcs: Sequence[str | Callable[..., Any]] = ()) -> int:
+    """What the command does; the exit code. From Python, `reward_funcs` may hand over functions of a file.
+
+    Raises:
+        RuntimeError: the file of such a function calls this when it is imported, and so in the process of the rewards.
+    """
+    if TOKEN in os.environ:
+        raise RuntimeError("train.main() is called where only reward functions are wanted; put the call below "
+                           'if __name__ == "__main__":')
     try:
-        config = asked(argv)
+        config = asked(argv, reward_funcs)
     except SystemExit as answered:
         return int(answered.code or 0)
     return run_or_fail(config)

@@ -13,7 +13,8 @@ Row = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".json", ".jsonl")
-RESERVED = ("prompts", "completions", "trainer_state")  # TRL passes the last one
+# What reward functions are called with besides the columns.
+RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can write and no tokenizer reads
 MAX_DEPTH = 100  # lists and mappings in one another; pickle, on the way to the reward functions, fails at 500
 GSM8K_COLUMNS = ("question", "answer")

@@ -4,12 +4,38 @@ The std is the sample std (ddof 1), as in TRL; DeepSeekMath (arXiv 2402.03300, s
 say which. With the population std the winner of (1, 0, 0, 0) would get 1.732 instead of 1.500.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 
 from grpo.options.refusal import nearest, refuse
 
 SCALES = ("group", "batch", "none")
 GATES = ("none", "outcome")
+
+
+class GroupStatistics(NamedTuple):
+    """What the scored rewards of each group have in common: [B, 1] each."""
+
+    mean_B1: torch.Tensor
+    std_B1: torch.Tensor  # sample std; it and the mean are NaN where fewer than two completions are scored
+    flat_B1: torch.Tensor  # bool, no two of them differ: the group teaches nothing
+
+
+def group_statistics(reward_BG: torch.Tensor) -> GroupStatistics:
+    """The statistics of float32 rewards, NaN where a completion is not scored."""
+    scored_BG = ~reward_BG.isnan()
+    mean_B1, std_B1 = reward_BG.mean(dim=1, keepdim=True), reward_BG.std(dim=1, keepdim=True)
+    for b in (~scored_BG).any(dim=1).nonzero()[:, 0]:  # so far both are NaN here
+        if scored_BG[b].sum() > 1:
+            scored = reward_BG[b, scored_BG[b]]
+            mean_B1[b], std_B1[b] = scored.mean(), scored.std()
+    highest_B1 = torch.where(scored_BG, reward_BG, -math.inf).amax(dim=1, keepdim=True)
+    lowest_B1 = torch.where(scored_BG, reward_BG, math.inf).amin(dim=1, keepdim=True)
+    # Not by the std: the float32 mean of seven equal 0.95 is not 0.95, and this rounding error divided by a std that is
+    # rounding error too would look like a signal.
+    return GroupStatistics(mean_B1, std_B1, highest_B1 <= lowest_B1)
 
 
 def group_advantages(
@@ -29,8 +55,15 @@ def group_advantages(
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale="none")
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
 
-    Computed in float32, G >= 2; exactly 0 in a group whose rewards are all equal. For "batch", `batch_std` is the std
-    of the rewards of all ranks; None takes it from reward_BG.
+    A NaN is a completion that is not scored. Mean and std are over the others, and its own advantage is 0. With rewards
+    (1, 0, 0, NaN) the mean is 1/3 and the std sqrt((4/9 + 2 * 1/9) / 2) = 0.577. A reward of 0 would have made the mean
+    0.25: a lesson about a completion of which nothing is known.
+
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, math.nan]]))
+    tensor([[ 1.1545, -0.5773, -0.5773,  0.0000]])
+
+    Computed in float32, G >= 2; exactly 0 in a group whose scored rewards are all equal, and so where fewer than two
+    are scored. For "batch", `batch_std` is the std of the scored rewards of all ranks; None takes it from reward_BG.
 
     Raises:
         ValueError: the scale is unknown.
@@ -38,15 +71,13 @@ def group_advantages(
     if scale not in SCALES:
         refuse("scale", scale, f"must be one of {', '.join(SCALES)}", nearest(scale, SCALES))
     reward_BG = reward_BG.float()
-    advantage_BG = reward_BG - reward_BG.mean(dim=1, keepdim=True)
+    mean_B1, std_B1, flat_B1 = group_statistics(reward_BG)
+    advantage_BG = reward_BG - mean_B1
     if scale == "group":
-        advantage_BG = advantage_BG / (reward_BG.std(dim=1, keepdim=True) + eps)
+        advantage_BG = advantage_BG / (std_B1 + eps)
     elif scale == "batch":
-        advantage_BG = advantage_BG / ((reward_BG.std() if batch_std is None else batch_std) + eps)
-    # Not by the std: the float32 mean of seven equal 0.95 is not 0.95, and this rounding error divided by a std that is
-    # rounding error too would look like a signal.
-    all_equal_B1 = reward_BG.amax(dim=1, keepdim=True) == reward_BG.amin(dim=1, keepdim=True)
-    return torch.where(all_equal_B1, 0.0, advantage_BG)
+        advantage_BG = advantage_BG / ((reward_BG[~reward_BG.isnan()].std() if batch_std is None else batch_std) + eps)
+    return torch.where(flat_B1 | reward_BG.isnan(), 0.0, advantage_BG)
 
 
 def gate_advantages(advantage_BG: torch.Tensor, right_BG: torch.Tensor, *, gate: str) -> torch.Tensor:

@@ -60,15 +60,18 @@ class Config:
 
     # Rewards
     reward_funcs: list[str] = option(
-        ["format", "correctness"], "Reward functions: format, correctness, or your own as path/to/file.py:function.")
+        ["format", "correctness"], "Reward functions: format, correctness, or your own as path/to/file.py:function or "
+        "module:function.")
     reward_weights: list[float] | None = option(None, "Factor of each reward function; none: 1 each.")
     reward_timeout: int = option(
         60, "A reward function that takes longer for a rank's completions is ended.", unit="seconds", within="[1, inf)")
     reward_memory: float = option(
         4.0, "A reward function that uses more memory is ended; per rank.", unit="GiB", within="(0, inf)")
     max_reward_failures: float = option(
-        0.5, "Share of a step's completions a reward function may fail on (they get 0); more ends the run.",
-        within="[0, 1]")
+        0.5, "Share of a step's completions a reward function may fail on; more ends the run.", within="[0, 1]")
+    reward_failure: str = option(
+        "zero", "What a completion gets from a reward function that fails on it: zero; exclude: it is left out of its "
+        "group's mean and std and of the loss.", choices=("zero", "exclude"))
 
     # Rollout
     prompts_per_step: int = option(

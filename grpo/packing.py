@@ -7,6 +7,7 @@ log-probabilities are those of the padded batch.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -141,7 +142,7 @@ def pack(rollout: Rollout, keep_U: torch.Tensor, *, max_tokens: int, rank: int =
     return [pack_batch(rollout, some, prefix=prefix) if some else filler(rollout) for some in mine or [[]]]
 
 
-def merge(rollouts: list[Rollout]) -> Rollout:
+def merge(rollouts: Sequence[Rollout]) -> Rollout:
     """The rollouts of all ranks as one, in rank order, without their cost."""
     longest = max(rollout.token_NT.shape[1] for rollout in rollouts)
 

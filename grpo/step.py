@@ -16,7 +16,7 @@ from grpo.distributed import gather_objects, rank, world_size
 from grpo.health.pulse import pulse
 from grpo.health.stop_request import stop_request
 from grpo.options.refusal import spelled_out
-from grpo.report.measures import Clock, global_std, is_right, reward_metrics, rollout_metrics
+from grpo.report.measures import Clock, global_std, is_right, logged_metrics, reward_metrics, rollout_metrics
 from grpo.run.parts import Run
 from grpo.sampler.generate import generate
 from grpo.schedule import learning_rate, prompts_of_step
@@ -33,16 +33,22 @@ class Collected:
 
     examples: list[Example]  # B problems
     rollout: Rollout  # their N = B * G completions
-    reward_BG: torch.Tensor  # float32, totals of what is in `scored`
+    reward_BG: torch.Tensor  # float32, totals of what is in `scored`; NaN where a completion has none
     scored: Scored
     advantage_BG: torch.Tensor  # float32
     metrics: dict[str, float]  # of the rewards, over all ranks
+    logged: dict[str, float]  # what reward functions measured, over all ranks
+
+    @property
+    def scored_N(self) -> torch.Tensor:
+        """bool, completions with a reward: no other counts in the loss."""
+        return ~self.reward_BG.flatten().isnan()
 
     def columns(self) -> dict[str, list]:
         """This rank's part of completions.jsonl."""
-        rollout, parts = self.rollout, self.scored.parts
+        rollout, parts, extra = self.rollout, self.scored.parts, self.scored.extra
         num_generations = len(rollout.text) // len(self.examples)
-        return {
+        columns = {
             # Not the whole prompt: with eight solved examples in front the file would be mostly those.
             "question": [one.question or one.prompt for one in self.examples for _ in range(num_generations)],
             "completion": rollout.text,
@@ -52,6 +58,9 @@ class Collected:
             "length": rollout.length_N.tolist(),
             "truncated": rollout.truncated_N.tolist(),
         }
+        if extra:  # of log_extra
+            columns["extra"] = [dict(zip(extra, values)) for values in zip(*extra.values())]
+        return columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +84,7 @@ def grpo_step(run: Run, step: int) -> Step:
     collected = collect(run, step, clock)
     end_if_rewards_fail(config.max_reward_failures, collected, step)
     # The completions of all ranks are dealt out again, so that every rank has the same amount of work.
-    work = prepare(collected.rollout, collected.advantage_BG.flatten(), config, run.limit)
+    work = prepare(collected.rollout, collected.advantage_BG.flatten(), collected.scored_N, config, run.limit)
     # 4. Ask the reference: what would the policy of step 0 say of them?
     clock.enter("reference")
     if config.beta > 0:
@@ -113,12 +122,12 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
     clock.enter("advantage")
     reward_BG = torch.tensor(scored.total).view(len(examples), config.num_generations)
     right_BG = is_right(reward_BG, scored.parts)
-    batch_std = global_std(reward_BG.flatten()) if config.scale_rewards == "batch" else None
+    batch_std = global_std(reward_BG[~reward_BG.isnan()]) if config.scale_rewards == "batch" else None
     advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
     advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
     return Collected(
         examples=examples, rollout=rollout, reward_BG=reward_BG, scored=scored, advantage_BG=advantage_BG,
-        metrics=reward_metrics(reward_BG, scored, right_BG, advantage_BG))
+        metrics=reward_metrics(reward_BG, scored, right_BG, advantage_BG), logged=logged_metrics(scored.metrics))
 
 
 def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
@@ -160,13 +169,16 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Sco
 
     asked = [example for example in examples for _ in range(run.config.num_generations)]  # once for each completion
     columns = {name: [one.columns[name] for one in asked] for name in asked[0].columns if name != "prompt"}
+    completion_ids = [ids_T[:length].tolist() for ids_T, length in zip(rollout.token_NT, rollout.length_N)]
     scored = run.rewards.score(
-        prompts=[one.prompt for one in asked], completions=rollout.text, columns=columns,
-        seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
+        prompts=[one.prompt for one in asked], completions=rollout.text, completion_ids=completion_ids,
+        columns=columns, trainer_state=run.trainer_state(step), seed=f"{run.config.seed}/{step}/{rank()}",
+        on_wait=wait)
+    fate = "they get 0" if run.config.reward_failure == "zero" else "they are left out"
     for name, (count, reason) in scored.failures.items():
         # On a new line: the progress bar is on the current one.
         print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(asked)} "
-              f"completions ({spelled_out(reason)})" + (": they get 0" if count else ""), file=sys.stderr, flush=True)
+              f"completions ({spelled_out(reason)})" + (f": {fate}" if count else ""), file=sys.stderr, flush=True)
     return scored
 
 

@@ -39,20 +39,26 @@ class Update:
         rollout = self.rollout
         tensors = {
             "token_NT": rollout.token_NT, "length_N": rollout.length_N, "truncated_N": rollout.truncated_N,
-            "sampler_logprob_NT": rollout.sampler_logprob_NT, "advantage_N": self.advantage_U}
+            "sampler_logprob_NT": rollout.sampler_logprob_NT, "advantage_N": self.advantage_U, "keep_N": self.keep_U}
         if self.ref_logprob_UT is not None:
             tensors["ref_logprob_NT"] = self.ref_logprob_UT  # of this rank's completions, 0 elsewhere
         return tensors, {"prompt_ids": rollout.prompt_ids, "completion": rollout.text}
 
 
-def prepare(rollout: Rollout, advantage_N: torch.Tensor, config: Config, limit: TokenLimit) -> Update:
+def prepare(
+    rollout: Rollout, advantage_N: torch.Tensor, scored_N: torch.Tensor, config: Config, limit: TokenLimit
+) -> Update:
     """Gather the completions of all ranks, deal them out again by their cost, and pack this rank's part.
+
+    A completion that is not scored (False in `scored_N`), or truncated where `mask_truncated_completions` asks for it,
+    is masked from the loss and the KL: a sequence without tokens, which `loss_denominator` still counts as a sequence.
 
     Collective: every rank, once per step.
     """
-    everyone = gather_objects((rollout, advantage_N))
-    rollout, advantage_U = merge([one for one, _ in everyone]), torch.cat([advantage_N for _, advantage_N in everyone])
-    keep_U = ~rollout.truncated_N if config.mask_truncated_completions else torch.ones_like(rollout.truncated_N)
+    rollouts, advantages, scored = zip(*gather_objects((rollout, advantage_N, scored_N)))
+    rollout, advantage_U, keep_U = merge(rollouts), torch.cat(advantages), torch.cat(scored)
+    if config.mask_truncated_completions:
+        keep_U = keep_U & ~rollout.truncated_N
     num_tokens = int(rollout.length_N[keep_U].sum())
     denominator = loss_denominator(config.loss_type, num_tokens=num_tokens, num_sequences=len(keep_U),
                                    max_completion_length=config.max_completion_length)

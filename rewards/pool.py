@@ -11,43 +11,76 @@ import selectors
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from math import nan
+from math import isnan, nan
 from typing import Any, NamedTuple
 
-from rewards import check_values, metric_name
+from rewards.arguments import check_notes
+from rewards.loading import metric_name
 from rewards.processes import TOKEN, bearers, command, end
 from rewards.runner import HEAD, LOADING
+from rewards.values import check_values
 from rewards.worker import ANSWER_BYTES, LOADS, MISLED
 
 IMPORT_S = 300  # for the user's files; on a network drive a big library takes minutes to import first
 GRACE_S = 15  # after a limit, for the worker to kill what broke it
+FAILURES = ("zero", "exclude")  # what a completion gets from a function that failed on it
 MAX_RETRIES_FAILED = 3  # after this many completions that fail alone, no further one is tried
 
 
 class Scored(NamedTuple):
     """Rewards of N completions, by function name."""
 
-    total: list[float]  # [N] sum over functions of weight * part, without the parts that are NaN
-    parts: dict[str, list[float]]  # [N] before the weight: NaN where the function returned None, 0.0 where it failed
+    # [N] sum over functions of weight * part, without the parts that are NaN. NaN itself where all are, or where the
+    # completion is left out because a function failed on it.
+    total: list[float]
+    # [N] before the weight. NaN where the function returned None; where it failed 0.0, or with "exclude" NaN.
+    parts: dict[str, list[float]]
     failures: dict[str, tuple[int, str]]  # of a function that failed: on how many completions, and why
+    metrics: dict[str, list[float]] = {}  # what each call of log_metric gave, by name
+    extra: dict[str, list[Any]] = {}  # [N] what log_extra gave, by column; None where it gave nothing
+
+
+class Answered(NamedTuple):
+    """One function's answer on N completions."""
+
+    values: list[float | None]  # [N]; None also where it failed
+    failed: set[int]  # completions
+    reason: str | None  # of the first failure
+    metrics: dict[str, list[float | None]]
+    extra: dict[str, list[Any]]
+
+    def fill(self, index: int, reply: dict[str, Any]) -> None:
+        """Put in the reply to a call with this completion alone."""
+        (self.values[index],) = reply["values"]
+        self.failed.remove(index)
+        for name, numbers in reply["metrics"].items():
+            self.metrics.setdefault(name, []).extend(numbers)
+        for column, (value,) in reply["extra"].items():
+            self.extra.setdefault(column, [None] * len(self.values))[index] = value
 
 
 class RewardPool:
     """The reward functions of a run, in a worker process; reward_funcs and reward_weights are those of `rewards.load`.
 
-    A function may take `timeout_s`, and the worker's processes together may have `memory_bytes` of resident memory.
-    ValueError if the functions cannot be loaded.
+    Args:
+        timeout_s: a function may take it for a call.
+        memory_bytes: resident memory of the worker's processes together.
+        failure: "zero": a function that fails on a completion gives it 0; "exclude": its total is NaN.
+        taken: metrics of the trainer, whose names no function may log.
+
+    Raises:
+        ValueError: the functions cannot be loaded.
     """
 
     def __init__(self, reward_funcs: list[str], reward_weights: list[float] | None, *, timeout_s: float,
-                 memory_bytes: int) -> None:
+                 memory_bytes: int, failure: str = "zero", taken: Iterable[str] = ()) -> None:
         self.names = [metric_name(name) for name in reward_funcs]
         self.weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
-        self.timeout_s = timeout_s
-        self._settings = {"parent": os.getpid(), "wanted": [reward_funcs, reward_weights], "import_s": IMPORT_S,
-                          "timeout_s": timeout_s, "memory_bytes": memory_bytes}
+        self.timeout_s, self.failure = timeout_s, failure
+        self._settings = {"parent": os.getpid(), "wanted": [reward_funcs, reward_weights], "taken": list(taken),
+                          "import_s": IMPORT_S, "timeout_s": timeout_s, "memory_bytes": memory_bytes}
         self._token = uuid.uuid4().hex
         self._keeper: subprocess.Popen | None = None
         self._or_refuse(self._start(None))
@@ -56,9 +89,10 @@ class RewardPool:
         """Refuse with ValueError a dataset that lacks a column which a function needs."""
         self._or_refuse(self._ask({"columns": columns}, None))
 
-    def score(self, *, prompts: list[str], completions: list[str], columns: dict[str, list[Any]], seed: str = "",
+    def score(self, *, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]],
+              columns: dict[str, list[Any]], trainer_state: dict[str, Any], seed: str = "",
               on_wait: Callable[[], None] | None = None) -> Scored:
-        """Score N completions, given N prompts and N values per column.
+        """Score N completions, given N prompts, N lists of tokens and N values per column: see `rewards.arguments`.
 
         A function is called once with all of them. If that call fails, it is called again for each one alone, so that
         only those at fault lose their reward; after three more failures the rest is not tried.
@@ -66,16 +100,26 @@ class RewardPool:
         `seed` is that of Python's and NumPy's random numbers in each call, so that a resumed run draws the same.
         `on_wait` is called about once a second while a function runs.
         """
-        arguments = {**columns, "prompts": prompts, "completions": completions}
-        total, parts, failures = [0.0] * len(completions), {}, {}
+        arguments = {**columns, "prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        total, scored = [0.0] * len(completions), Scored([], {}, {}, {}, {})
+        left_out: set[int] = set()
         for name, weight in zip(self.names, self.weights, strict=True):
-            job = {"name": name, "weight": weight, "seed": seed}
-            values, num_failed, reason = self._values(job, arguments, on_wait)
+            job = {"name": name, "weight": weight, "seed": seed, "state": trainer_state}
+            values, failed, reason, metrics, extra = self._answered(job, arguments, on_wait)
             if reason:
-                failures[name] = (num_failed, reason)
+                scored.failures[name] = (len(failed), reason)
+            if self.failure == "zero":
+                values = [0.0 if index in failed else value for index, value in enumerate(values)]
+            elif weight:  # what a function of weight 0 says is never part of the reward
+                left_out |= failed
             total = [t + (0.0 if v is None else weight * v) for t, v in zip(total, values, strict=True)]
-            parts[name] = [nan if v is None else v for v in values]
-        return Scored(total, parts, failures)
+            scored.parts[name] = [nan if v is None else v for v in values]
+            scored.extra.update(extra)
+            for metric, numbers in metrics.items():
+                scored.metrics.setdefault(metric, []).extend(nan if one is None else one for one in numbers)
+        # Of no function a value: not 0, which would count as a reward.
+        left_out |= {index for index, parts in enumerate(zip(*scored.parts.values())) if all(map(isnan, parts))}
+        return scored._replace(total=[nan if index in left_out else value for index, value in enumerate(total)])
 
     def close(self) -> None:
         """End the worker and everything that it started."""
@@ -86,26 +130,27 @@ class RewardPool:
             self._keeper.wait(GRACE_S)
         self._end()
 
-    def _values(self, job: dict[str, Any], arguments: dict[str, list[Any]],
-                on_wait: Callable[[], None] | None) -> tuple[list[float | None], int, str | None]:
-        """One function's values, the number of completions on which it failed (value 0.0), and the first reason."""
+    def _answered(self, job: dict[str, Any], arguments: dict[str, list[Any]],
+                  on_wait: Callable[[], None] | None) -> Answered:
+        """One function's answer: for all completions together or, where that fails, for each alone."""
         count = len(arguments["completions"])
         reply = self._ask({**job, "arguments": arguments}, on_wait)
         if "values" in reply:
-            return reply["values"], 0, None
+            return Answered(reply["values"], set(), None, reply["metrics"], reply["extra"])
+        found = Answered([None] * count, set(range(count)), reply["failure"], {}, {})
         if not reply["alone"] or count == 1:
-            return [0.0] * count, count, reply["failure"]
-        reason, values, failed = f"{reply['failure']} when called with all of them", [0.0] * count, []
+            return found
+        reasons = []
         for index in range(count):
             one = {column: value[index:index + 1] for column, value in arguments.items()}
             reply = self._ask({**job, "arguments": one}, on_wait)
             if "values" in reply:
-                (values[index],) = reply["values"]
+                found.fill(index, reply)
                 continue
-            failed.append(reply["failure"])
-            if len(failed) == MAX_RETRIES_FAILED:
-                return values, len(failed) + count - index - 1, failed[0]
-        return values, len(failed), failed[0] if failed else reason
+            reasons.append(reply["failure"])
+            if len(reasons) == MAX_RETRIES_FAILED:
+                break
+        return found._replace(reason=reasons[0] if reasons else f"{found.reason} when called with all of them")
 
     def _or_refuse(self, reply: dict[str, Any]) -> None:
         if "failure" in reply:
@@ -133,7 +178,7 @@ class RewardPool:
     def _exchange(self, job: dict[str, Any], limit_s: float, on_wait: Callable[[], None] | None) -> dict[str, Any]:
         """Send a job, if any, and wait for its answer; end a worker that died, hangs or answers nonsense.
 
-        Returns {"values": [N]} from `rewards.check_values`, or {"failure": why, "alone": bool}.
+        Returns {"values": [N], "metrics", "extra"}, each checked, or {"failure": why, "alone": bool}.
         """
         request = pickle.dumps(job)
         request = HEAD.pack(self._call, len(request)) + request if job else b""
@@ -150,8 +195,11 @@ class RewardPool:
             if "failure" in reply:
                 return {"failure": str(reply["failure"]), "alone": reply["alone"] is True}
             count = len(job["arguments"]["completions"]) if "arguments" in job else 0
-            return {"values": check_values(reply["values"], count=count, weight=job.get("weight", 1.0))}
-        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+            values = check_values(reply["values"], count=count, weight=job.get("weight", 1.0))
+            metrics, extra = reply.get("metrics", {}), reply.get("extra", {})
+            check_notes(metrics, extra, count)
+            return {"values": values, "metrics": metrics, "extra": extra}
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             self._end()
             return dict(MISLED)
 

@@ -16,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rewards import blame, check_columns, check_values, load
+from rewards.arguments import Notes, call, check_columns, check_notes
+from rewards.loading import load
+from rewards.values import blame, check_values
 
 LOADING = 0  # the number of the answer to loading the functions; calls count from 1
 HEAD = struct.Struct("!QQ")  # the call's number, and the bytes of the request after it
@@ -32,35 +34,50 @@ def read(stream: BinaryIO) -> tuple[int, bytes] | None:
     return (call, request) if len(request) == length else None
 
 
-def answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str, Any]:
-    """Call a function, or check that all functions fit the columns.
+class Answerer:
+    """Answers requests with the functions, by name.
 
-    The request is a pickle of {"name", "weight", "seed", "arguments"} or of {"columns"}.
-    Returns {"values": ...}, or {"failure": why, "alone": whether it makes sense to try each completion alone}.
+    Args:
+        taken: metrics of the trainer, whose names no function may log.
     """
-    try:
-        job = pickle.loads(request)
-        if "columns" in job:
-            check_columns(functions, job["columns"])
-            return {"values": []}
-    except ValueError as error:
-        return {"failure": str(error), "alone": False}
-    random.seed(job["seed"])
-    if "numpy" in sys.modules:  # a function that draws from NumPy has imported it
-        sys.modules["numpy"].random.seed(zlib.crc32(job["seed"].encode()))
-    try:
-        values = functions[job["name"]](**job["arguments"])
-    except BaseException as error:  # sys.exit() too
-        return {"failure": f"raised {blame(error)}", "alone": True}
-    try:
-        return {"values": check_values(values, count=len(job["arguments"]["completions"]), weight=job["weight"])}
-    except ValueError as error:
-        return {"failure": str(error), "alone": False}
+
+    def __init__(self, functions: dict[str, Callable[..., Any]], taken: list[str]) -> None:
+        self.functions, self.taken = functions, taken
+        self.owners: dict[str, str] = {}  # of the columns that functions log
+
+    def answer(self, request: bytes) -> dict[str, Any]:
+        """Call a function, or check that all functions fit the columns.
+
+        The request is a pickle of {"name", "weight", "seed", "state", "arguments"} or of {"columns"}. Returns
+        {"values", "metrics", "extra"}, or {"failure": why, "alone": whether to try each completion alone}.
+        """
+        try:
+            job = pickle.loads(request)
+            if "columns" in job:
+                check_columns(self.functions, job["columns"])
+                return {"values": []}
+        except ValueError as error:
+            return {"failure": str(error), "alone": False}
+        random.seed(job["seed"])
+        if "numpy" in sys.modules:  # a function that draws from NumPy has imported it
+            sys.modules["numpy"].random.seed(zlib.crc32(job["seed"].encode()))
+        name, count = job["name"], len(job["arguments"]["completions"])
+        notes = Notes(name, self.taken, self.owners)
+        try:
+            values = call(self.functions[name], job["arguments"], job["state"], notes)
+        except BaseException as error:  # sys.exit() too
+            return {"failure": f"raised {blame(error)}", "alone": True}
+        try:
+            values = check_values(values, count=count, weight=job["weight"])
+            check_notes(notes.metrics, notes.extra, count)
+        except ValueError as error:
+            return {"failure": str(error), "alone": False}
+        return {"values": values, "metrics": notes.metrics, "extra": notes.extra}
 
 
 def main() -> None:
-    """Load functions and answer requests from stdin until it closes; argv: ANSWERS FUNCS WEIGHTS, as JSON."""
-    answers, *wanted = map(json.loads, sys.argv[1:])
+    """Load functions and answer requests from stdin until it closes; argv: ANSWERS TAKEN FUNCS WEIGHTS, as JSON."""
+    answers, taken, *wanted = map(json.loads, sys.argv[1:])
     requests = os.dup(0)
     with open(os.devnull) as nothing:  # for a function that reads stdin
         os.dup2(nothing.fileno(), 0)
@@ -69,9 +86,9 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     own_pid, call = os.getpid(), LOADING
     try:
-        functions, reply = load(*wanted), {"values": []}
+        answerer, reply = Answerer(load(*wanted), taken), {"values": []}
     except ValueError as error:
-        functions, reply = {}, {"failure": str(error), "alone": False}
+        answerer, reply = None, {"failure": str(error), "alone": False}
     with open(requests, "rb") as stream, open(answers, "wb") as out:
         while True:
             if os.getpid() != own_pid:  # a function forked, and this is the child
@@ -84,4 +101,4 @@ def main() -> None:
             if (asked := read(stream)) is None:
                 return
             call, request = asked
-            reply = answer(functions, request)
+            reply = answerer.answer(request)

@@ -38,11 +38,13 @@ class Keeper:
     Args:
         parent: process id of the trainer.
         wanted: arguments of `rewards.load`.
+        taken: metrics of the trainer, whose names no function may log.
         memory_bytes: resident memory of all the runner's processes together.
     """
 
-    def __init__(self, *, parent: int, wanted: list[Any], import_s: float, timeout_s: float, memory_bytes: int) -> None:
-        self.parent, self.wanted, self.import_s = parent, wanted, import_s
+    def __init__(self, *, parent: int, wanted: list[Any], taken: list[str], import_s: float, timeout_s: float,
+                 memory_bytes: int) -> None:
+        self.parent, self.wanted, self.taken, self.import_s = parent, wanted, taken, import_s
         self.timeout_s, self.memory_bytes = timeout_s, memory_bytes
         self.runner: subprocess.Popen | None = None
         self.answers: IO[bytes] | None = None
@@ -89,8 +91,9 @@ class Keeper:
         read_end, write_end = os.pipe()
         # A session of its own: a signal that a function sends to its process group reaches neither trainer nor keeper.
         self.runner = subprocess.Popen(
-            command("runner", *map(json.dumps, (write_end, *self.wanted))), bufsize=0, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(write_end,), start_new_session=True)
+            command("runner", *map(json.dumps, (write_end, self.taken, *self.wanted))), bufsize=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(write_end,),
+            start_new_session=True)
         os.close(write_end)
         os.set_blocking(self.runner.stdin.fileno(), False)
         self.answers = open(read_end, "rb", buffering=0)

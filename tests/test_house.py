@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "saving": {"trainer", "config", "options", "data"},
     "evaluation": {"sampler", "rewards", "data"},
     "memory": {"loading", "trainer", "sampler", "packing", "config", "options", "kernels"},
-    "report": {"evaluation", "loss", "config", "options", "rewards", "health", "trainer"},
+    "report": {"evaluation", "advantage", "loss", "config", "options", "rewards", "health", "trainer"},
     "update": {"loss", "packing", "trainer", "report", "config"},
     "run": RUN,
     "step": {"run", "update", "advantage", "schedule", "sampler", "report", "health", "rewards", "data"},

@@ -104,9 +104,10 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
         columns = {name: [one.columns[name] for one in examples] for name in examples[0].columns if name != "prompt"}
         completions = [completion(example) for example in examples]
         if own:
+            ids = [run.tokenizer.encode(text, add_special_tokens=False) for text in completions]
             return run.rewards.score(
-                prompts=[one.prompt for one in examples], completions=completions, columns=columns,
-                on_wait=pulse.progress)
+                prompts=[one.prompt for one in examples], completions=completions, completion_ids=ids, columns=columns,
+                trainer_state=run.trainer_state(0), on_wait=pulse.progress)
         parts = {name: BUILT_IN[name](completions, **columns) for name in run.config.reward_funcs if name in BUILT_IN}
         weight = dict(zip(run.config.reward_funcs, run.rewards.weights))
         total = [sum(weight[name] * value_N[n] for name, value_N in parts.items()) for n in range(len(examples))]
@@ -127,7 +128,7 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
             findings.append(_users_own(name, value_N, again.parts[name], wrong_N, known=known))
     if not gold.parts:
         return []
-    mean, most = statistics.mean(gold.total), max(statistics.mean(scored.total) for scored in wrong)
+    mean, most = _mean(gold.total), max(_mean(scored.total) for scored in wrong)
     level = "fail" if "correctness" in gold.parts else "warn"
     cure = "reward_weights with which a right answer earns most" if known and most > mean else ""
     return [*findings, judge("rewards together", f"{mean:.3g} for gold answers, at most {most:.3g} for no text or "
@@ -148,8 +149,7 @@ def _built_in(run: Run, name: str, examples: list[Example], value_N: list[float]
 
 
 def _users_own(name: str, value_N: list[float], again_N: list[float], wrong_N: list[float], *, known: bool) -> Finding:
-    gold, wrong = ([value for value in values if not isnan(value)] for values in (value_N, wrong_N))
-    means = [statistics.mean(values) if values else 0.0 for values in (gold, wrong)]
+    means = _mean(value_N), _mean(wrong_N)
     random = str(value_N) != str(again_N)
     return judge(
         f"reward {name}", f"{means[0]:.3g} for gold answers, {means[1]:.3g} for no text and nonsense"
@@ -157,3 +157,9 @@ def _users_own(name: str, value_N: list[float], again_N: list[float], wrong_N: l
         warn="reward_funcs=a function of its arguments alone" if random
         else f"reward_weights with little for {name}, or a right answer earns less than nonsense"
         if known and means[1] > means[0] else "")
+
+
+def _mean(values: list[float]) -> float:
+    """Of those that are there: NaN is a None of a reward function; 0 where it said nothing of any text."""
+    known = [value for value in values if not isnan(value)]
+    return statistics.mean(known) if known else 0.0

@@ -22,7 +22,7 @@ from grpo.report.measures import Clock, rollout_metrics
 from grpo.report.metrics import METRICS
 from grpo.run.parts import Run
 from grpo.saving import checkpoint
-from grpo.step import collect
+from grpo.step import Collected, collect
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.types import Rollout
 from grpo.update import Update
@@ -39,13 +39,18 @@ def first_step(run: Run) -> list[Finding]:
     """
     clock = Clock(0)
     collected = collect(run, 0, clock)
-    advantage_N = collected.advantage_BG.flatten()
     findings = completions(run, collected.rollout, collected.metrics | rollout_metrics(collected.rollout, clock))
-    work = update.prepare(collected.rollout, advantage_N, run.config, run.limit)
+    work = prepare(run, collected, run.limit)
     if run.config.beta > 0:
         update.ask_reference(run.engine, work, run.config)
-    findings += scores(run, work, advantage_N, collected.rollout)
+    findings += scores(run, work, collected)
     return agree([*findings, gradient(run, work), saved(run)])
+
+
+def prepare(run: Run, collected: Collected, limit: TokenLimit) -> Update:
+    """The update's input, as in a step. Collective."""
+    return update.prepare(
+        collected.rollout, collected.advantage_BG.flatten(), collected.scored_N, run.config, limit)
 
 
 def bound(metric: str, when: str = "") -> float:
@@ -96,7 +101,7 @@ def of_all_ranks(value_UT: torch.Tensor) -> torch.Tensor:
     return summed_UT
 
 
-def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) -> list[Finding]:
+def scores(run: Run, work: Update, collected: Collected) -> list[Finding]:
     """Do policy, reference and sampler give a token the same log-probability? Collective."""
     config = run.config
     column_T = torch.arange(work.sampler_logprob_UT.shape[1])
@@ -118,7 +123,7 @@ def scores(run: Run, work: Update, advantage_N: torch.Tensor, rollout: Rollout) 
 
     longest = int(global_max({"longest": max(len(batch.token_L) for batch in work.micro_batches)})["longest"])
     limit = TokenLimit(max(longest // 2, 1), needed=run.limit.needed, device=run.device)
-    other = update.prepare(rollout, advantage_N, config, limit)
+    other = prepare(run, collected, limit)
     ratio_UT = (logprobs(run, other) - logprob_UT).exp()
     far = float((~((ratio_UT - 1).abs() <= NOISE)).sum()) / max(work.num_tokens, 1)  # NaN is far, too
     findings.append(judge(

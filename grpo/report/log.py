@@ -67,10 +67,14 @@ class Log:
         interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file is no terminal
         self.bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", mininterval=interval)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one step to `metrics.jsonl`, the sinks and the progress bar, and warn of what is not healthy."""
+    def write(self, step: int, values: dict[str, float], logged: dict[str, float] | None = None) -> None:
+        """Append one step to `metrics.jsonl`, the sinks and the progress bar, and warn of what is not healthy.
+
+        `logged` is what reward functions measured, under names of their own that the table of metrics does not have.
+        """
         for name in values:
             metric(name)  # raises where the table of metrics has no such row
+        values = {**(logged or {}), **values}
         self.files["metrics"].append([{"step": step, **values}])
         if step % self.logging_steps == 0:
             for write, _ in self.sinks:

@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from grpo.distributed import global_max, global_sum
+from grpo.advantage import group_statistics
+from grpo.distributed import gather_objects, global_max, global_sum
 from grpo.health.pulse import pulse
 from grpo.loss import correction_weight, ratio_stats
 from grpo.types import Batch, Rollout
@@ -36,51 +37,70 @@ def global_std(value_N: torch.Tensor) -> float:
     """Sample standard deviation over the values of all ranks, sqrt(sum (x - mean)^2 / (N - 1)). Collective."""
     value_N = value_N.double()
     sums = global_sum({"num": float(len(value_N)), "total": float(value_N.sum())})
-    mean = sums["total"] / sums["num"]  # first: a difference of sums of squares would lose digits
+    mean = sums["total"] / max(sums["num"], 1)  # first: a difference of sums of squares would lose digits
     squares = global_sum({"squares": float(((value_N - mean) ** 2).sum())})["squares"]
     return math.sqrt(squares / max(sums["num"] - 1, 1))
 
 
 def is_right(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> torch.Tensor:
-    """[B, G] bool, which completions are right: correctness > 0, or reward > 0 without such a function.
+    """[B, G] bool, which scored completions are right: correctness > 0, or reward > 0 without such a function.
 
     `parts` has [N] values by reward function, before their weights; NaN where a function did not apply.
     """
     if "correctness" not in parts:
         return reward_BG > 0
-    return (torch.tensor(parts["correctness"], dtype=torch.float64) > 0).view(reward_BG.shape)
+    correct_BG = (torch.tensor(parts["correctness"], dtype=torch.float64) > 0).view(reward_BG.shape)
+    return correct_BG & ~reward_BG.isnan()
 
 
 def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tensor,
                    advantage_BG: torch.Tensor) -> dict[str, float]:
     """The metrics of the total rewards and of the groups, over all ranks; the advantages are those after the gate.
 
-    Collective: every rank, once per step.
+    A mean over nothing is NaN. Collective: every rank, once per step.
     """
     part = {name: torch.tensor(values, dtype=torch.float64) for name, values in scored.parts.items()}
-    flat_B = reward_BG.amax(dim=1) == reward_BG.amin(dim=1)  # the std of equal rewards may be rounded
+    scored_BG = ~reward_BG.isnan()
+    compared_B = scored_BG.sum(dim=1) > 1  # the others have no std, and are neither right nor wrong
+    _, std_B1, flat_B1 = group_statistics(reward_BG)
+    flat_B, all_right_B = flat_B1[:, 0] & compared_B, (right_BG | ~scored_BG).all(dim=1)
     mass_B = advantage_BG.abs().sum(dim=1, dtype=torch.float64)
     sums = {
-        "groups": float(len(reward_BG)), "completions": float(reward_BG.numel()), "reward": float(reward_BG.sum()),
-        "right": float(right_BG.sum()), "std": float(reward_BG.std(dim=1).sum()), "flat": float(flat_B.sum()),
-        "flat_right": float((flat_B & right_BG.all(dim=1)).sum()), "mass": float(mass_B.sum()),
+        "groups": float(compared_B.sum()), "completions": float(reward_BG.numel()), "scored": float(scored_BG.sum()),
+        "reward": float(reward_BG[scored_BG].sum()), "right": float(right_BG.sum()),
+        "std": float(std_B1[compared_B, 0].sum()), "flat": float(flat_B.sum()),
+        "flat_right": float((flat_B & all_right_B).sum()), "flat_wrong": float((flat_B & ~all_right_B).sum()),
+        "mass": float(mass_B.sum()),
         "phantom": float(mass_B[~right_BG.any(dim=1)].sum())}
     for name, value_N in part.items():  # NaN where a function did not apply
         sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
         sums[f"failed/{name}"] = float(scored.failures.get(name, (0, ""))[0])
     sums = global_sum(sums)  # sums, not means: ranks may differ in how many values they have
+
+    def mean(total: str, number: str) -> float:
+        return sums[total] / sums[number] if sums[number] else math.nan
+
     return {
-        "reward": sums["reward"] / sums["completions"],
-        "reward_std_batch": global_std(reward_BG.flatten()),
-        "reward_std_within_group": sums["std"] / sums["groups"],
+        "reward": mean("reward", "scored"),
+        "reward_std_batch": global_std(reward_BG[scored_BG]),
+        "reward_std_within_group": mean("std", "groups"),
         "reward_failures": max(sums[f"failed/{name}"] for name in part) / sums["completions"],
-        "accuracy": sums["right"] / sums["completions"],
+        "unscored_share": (sums["completions"] - sums["scored"]) / sums["completions"],
+        "accuracy": mean("right", "scored"),
         "phantom_advantage_share": sums["phantom"] / (sums["mass"] or 1.0),
-        "zero_variance_share": sums["flat"] / sums["groups"],
-        "zero_variance_all_right": sums["flat_right"] / sums["groups"],
-        "zero_variance_all_wrong": (sums["flat"] - sums["flat_right"]) / sums["groups"],
-        **{f"rewards/{name}": sums[f"sum/{name}"] / max(sums[f"num/{name}"], 1.0) for name in part},
+        "zero_variance_share": mean("flat", "groups"),
+        "zero_variance_all_right": mean("flat_right", "groups"),
+        "zero_variance_all_wrong": mean("flat_wrong", "groups"),
+        **{f"rewards/{name}": mean(f"sum/{name}", f"num/{name}") for name in part},
     }
+
+
+def logged_metrics(logged: dict[str, list[float]]) -> dict[str, float]:
+    """The mean over calls and ranks of what reward functions gave to log_metric, by name. Collective: every rank."""
+    everyone = gather_objects(logged)
+    names = dict.fromkeys(name for part in everyone for name in part)
+    values = {name: [value for part in everyone for value in part.get(name, [])] for name in names}
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
 
 class Tally:

@@ -1,7 +1,8 @@
 """The one table of metrics: a number without a row in it cannot be logged.
 
 Every value is taken over all ranks of one step; loss, grad_norm and the clip shares are means over its iterations.
-A "token" is a completion token that counts in the loss, a "group" the completions of one prompt.
+A "token" is a completion token that counts in the loss. A "scored" completion has a reward, a "group" is the scored
+completions of one prompt, at least two.
 `python -m grpo.report.metrics` prints the table as Markdown.
 """
 
@@ -23,6 +24,7 @@ class Range(NamedTuple):
                   "with a signal"] = ""
     of: Literal["", "the start", "the step before"] = ""  # the start: the mean of the run's first steps
     patience: int = 5  # steps in a row outside before there is a warning; 1 where noise cannot lead outside
+    once: bool = False  # one warning in a run is enough
 
     def holds(self, value: float, base: float) -> bool:
         """Is the value healthy? `base` is what `of` names, 1 for an absolute range."""
@@ -39,7 +41,8 @@ class Range(NamedTuple):
             bounds = f"at least {self.low:g}"
         else:
             bounds = f"{self.low:g} to {self.high:g}"
-        return " ".join(part for part in (bounds, self.of and f"times {self.of}", self.when) if part)
+        return " ".join(part for part in (bounds, self.of and f"times {self.of}", self.when,
+                                          self.once and "(told once)") if part)
 
 
 class Metric(NamedTuple):
@@ -62,18 +65,25 @@ COLUMNS = ("metric", "formula", "unit", "healthy", "else")
 METRICS: dict[str, Metric] = {
     "step": Metric("updates of this run so far, this one not counted", "1", "", ""),
     "epoch": Metric("prompts drawn so far / prompts in the training set", "1", "", ""),
-    "reward": Metric("mean over completions of the weighted sum of the reward functions", "points", "rises, noisily",
+    "reward": Metric("mean over scored completions of the weighted sum of the reward functions", "points",
+        "rises, noisily",
         "flat: read zero_variance_share, then raise learning_rate; falls: lower it, or raise beta"),
-    "reward_std_batch": Metric("sample std of the reward over all completions", "points", "not 0",
+    "reward_std_batch": Metric("sample std of the reward over all scored completions", "points", "not 0",
         "0: all rewards are equal; read completions.jsonl"),
     "reward_std_within_group": Metric("mean over groups of the sample std in the group", "points", "not 0",
         "near 0: no learning signal, although reward_std_batch may be large"),
-    "rewards/<name>": Metric("mean over completions of one reward function, before its weight", "points", "rises",
+    "rewards/<name>": Metric(
+        "mean of one reward function over the completions it did not give None, before its weight", "points", "rises",
         "one rises while accuracy stays: the policy games it; lower its reward_weights"),
     "reward_failures": Metric("share of completions that a reward function failed on, of the function with most",
-        "share", "", "those completions got 0 from it: correct the function that the warnings name, or raise "
+        "share", "", "reward_failure says what those get: correct the function that the warnings name, or raise "
         "reward_timeout or reward_memory", (Range(0, 0),)),
-    "accuracy": Metric("share of right completions: correctness reward > 0, or reward > 0 without such a function",
+    "unscored_share": Metric(
+        "share of completions without a reward: None from all functions, or a failure with reward_failure=exclude",
+        "share", "", "they are in no mean and std of a group and not in the loss; completions.jsonl has null as their "
+        "reward", (Range(0, 0, patience=1, once=True),)),
+    "accuracy": Metric(
+        "share of right ones in the scored completions: correctness reward > 0, or reward > 0 without such a function",
         "share", "rises", "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is "
         "learnt, advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
     "phantom_advantage_share": Metric(
@@ -114,7 +124,8 @@ METRICS: dict[str, Metric] = {
     "truncated_share": Metric("share of completions ended by max_completion_length", "share", "",
         "raise max_completion_length, or let num_shots show how to end", (Range(high=0.2),)),
     "num_tokens": Metric("tokens of the batch", "tokens", "",
-        "0: all completions were masked as truncated; raise max_completion_length", (Range(low=1),)),
+        "0: all completions were masked as truncated, or unscored_share is 1; raise max_completion_length",
+        (Range(low=1),)),
     "sampler_gap_mean": Metric("mean over tokens of |sampler logprob - trainer logprob|", "nats", "",
         "sampler and trainer disagree: rollout_weights=lora or torch_dtype=float32; a gap that stays is a bug: the "
         "sampler's weights are old",
@@ -151,6 +162,7 @@ METRICS: dict[str, Metric] = {
     "tokens_per_s": Metric("sampled tokens / step_s", "tokens/s", "steady", ""),
     "peak_memory_bytes": Metric("largest memory of a rank so far", "bytes", "steady", "grows: a leak"),
     "micro_batches": Metric("forward and backward passes of one iteration, per rank", "1", "", ""),
+    "<name>": Metric("mean over calls and ranks of what reward functions gave to log_metric(name, value)", "1", "", ""),
 }
 PREFIX = "rewards/"
 

@@ -28,6 +28,7 @@ class Watch:
         self.start: list[dict[str, Any]] = []  # the records of the first steps
         self.before: dict[str, Any] = {}
         self.num_outside: Counter[tuple[str, Range]] = Counter()  # steps in a row
+        self.told: set[tuple[str, Range]] = set()
 
     def look(self, record: dict[str, Any]) -> list[str]:
         """One line for each range that its metric has been outside of for as many steps as the range's patience."""
@@ -44,7 +45,9 @@ class Watch:
             inside = healthy.holds(record[name], base)
             self.num_outside[name, healthy] = 0 if inside else self.num_outside[name, healthy] + 1
             late = self.num_outside[name, healthy] - healthy.patience
-            if late >= 0 and late % AGAIN == 0:
+            told = healthy.once and (name, healthy) in self.told
+            if late >= 0 and late % AGAIN == 0 and not told:
+                self.told.add((name, healthy))
                 lines.append(self._line(record, name, healthy, base))
         if len(self.start) < NUM_START:
             self.start.append(record)

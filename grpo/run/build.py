@@ -26,6 +26,7 @@ from grpo.memory.ledger import Ledger
 from grpo.memory.plan import after_slots, ledger_of
 from grpo.options.refusal import refuse, refusing
 from grpo.packing import common_prefix_length
+from grpo.report.metrics import METRICS
 from grpo.run.announcement import announce
 from grpo.run.examples import fit_context, load_problems
 from grpo.run.parts import Run
@@ -50,7 +51,7 @@ def build(config: Config) -> Run:
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     rewards = RewardPool(
         config.reward_funcs, config.reward_weights, timeout_s=config.reward_timeout,
-        memory_bytes=int(config.reward_memory * 2**30))
+        memory_bytes=int(config.reward_memory * 2**30), failure=config.reward_failure, taken=METRICS)
     try:
         return _build(config, device, rewards)
     except BaseException:

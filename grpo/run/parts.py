@@ -1,7 +1,10 @@
 """What a run is made of, and how the sampler gets the policy's weights."""
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -9,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.example import Example
 from grpo.config import Config
+from grpo.distributed import rank
 from grpo.memory.ledger import Ledger
 from grpo.sampler.decoder import Decoder
 from grpo.trainer.engine import Engine
@@ -46,3 +50,13 @@ class Run:
         self.decoder.move(self.device)  # with rollout_keep=False it is in CPU memory between steps
         self.engine.copy_to(self.decoder.tensors())
         self.decoder.merge()
+
+    def trainer_state(self, step: int) -> dict[str, Any]:
+        """What reward functions can read of the run, under transformers' names; `global_step` counts as `step` does."""
+        config, per_epoch = self.config, len(self.train_examples) / self.config.prompts_per_step
+        epochs = self.num_steps / per_epoch if config.max_steps > 0 else config.num_train_epochs
+        return {
+            "global_step": step, "max_steps": self.num_steps, "epoch": step / per_epoch,
+            "num_train_epochs": math.ceil(epochs), "logging_steps": config.logging_steps,
+            "save_steps": config.save_steps, "is_world_process_zero": rank() == 0,
+            "is_local_process_zero": int(os.environ["LOCAL_RANK"]) == 0}

@@ -1,12 +1,15 @@
 """grpo.advantage against numbers worked by hand; 2 seconds on one core."""
 
 import doctest
+import math
 
 import pytest
 import torch
 
 import grpo.advantage
-from grpo.advantage import gate_advantages, group_advantages
+from grpo.advantage import gate_advantages, group_advantages, group_statistics
+
+NAN = math.nan
 
 
 def test_one_winner_of_four_gets_three_halves():
@@ -56,6 +59,65 @@ def test_batch_std_of_all_ranks_replaces_that_of_this_rank():
     torch.testing.assert_close(advantage_BG, torch.tensor([[-0.25, 0.25]]))
 
 
+def test_an_unscored_completion_leaves_mean_and_std_and_gets_no_advantage():
+    # Of (1, 0, 0): mean 1/3, sample std sqrt((4/9 + 1/9 + 1/9) / 2) = sqrt(1/3). With a 0 for it the winner had 1.5.
+    advantage_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, NAN]]), eps=0.0)
+    expected_BG = torch.tensor([[2 / 3, -1 / 3, -1 / 3, 0.0]]) * 3**0.5
+    torch.testing.assert_close(advantage_BG, expected_BG)
+    # (4, NaN, 0): mean 2; centred 2 and -2, sample std sqrt(8)
+    assert group_advantages(torch.tensor([[4.0, NAN, 0.0]]), scale="none").tolist() == [[2.0, 0.0, -2.0]]
+
+
+def test_batch_scale_divides_by_the_std_of_what_is_scored():
+    # (0, 2, 4) and (2): mean 2, sample variance 8 / 3; the second group teaches nothing
+    reward_BG = torch.tensor([[0.0, 2.0, 4.0], [2.0, NAN, NAN]])
+    expected_BG = torch.tensor([[-2.0, 0.0, 2.0], [0.0, 0.0, 0.0]]) / (8 / 3) ** 0.5
+    torch.testing.assert_close(group_advantages(reward_BG, scale="batch", eps=0.0), expected_BG)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_group_with_fewer_than_two_scored_completions_teaches_nothing(scale):
+    reward_BG = torch.tensor([[3.0, NAN, NAN], [NAN, NAN, NAN], [0.0, 1.0, 5.0]])
+    advantage_BG = group_advantages(reward_BG, scale=scale)
+    assert advantage_BG[:2].tolist() == [[0.0] * 3] * 2
+    assert advantage_BG[2].abs().min() > 0.1
+    assert group_advantages(reward_BG[1:2], scale=scale).tolist() == [[0.0] * 3]
+    for value in (0.95, -0.95):  # whose float32 mean is another number
+        equal_BG = torch.tensor([[value] * 7 + [NAN]])
+        assert group_advantages(equal_BG, scale=scale, batch_std=1.0, eps=0.0)[0].tolist() == [0.0] * 8
+
+
+def test_the_statistics_are_those_of_the_scored_of_each_group():
+    reward_BG = torch.tensor([[1.0, 3.0, NAN], [2.0, 2.0, NAN], [5.0, NAN, NAN], [NAN, NAN, NAN]])
+    mean_B1, std_B1, flat_B1 = group_statistics(reward_BG)
+    assert mean_B1[:2].tolist() == [[2.0], [2.0]] and mean_B1[2:].isnan().all() and std_B1[2:].isnan().all()
+    torch.testing.assert_close(std_B1[:2], torch.tensor([[2.0**0.5], [0.0]]))
+    assert flat_B1.tolist() == [[False], [True], [True], [True]]
+
+
+def former(reward_BG, scale):
+    """The advantages as they were before a completion could be unscored."""
+    centred_BG = reward_BG - reward_BG.mean(dim=1, keepdim=True)
+    divisors = {"group": reward_BG.std(dim=1, keepdim=True) + 1e-4, "batch": reward_BG.std() + 1e-4, "none": 1.0}
+    is_flat_B1 = reward_BG.amax(dim=1, keepdim=True) == reward_BG.amin(dim=1, keepdim=True)
+    return torch.where(is_flat_B1, 0.0, centred_BG / divisors[scale])
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_where_all_is_scored_every_bit_is_as_it_was(scale):
+    generator = torch.Generator().manual_seed(0)
+    for num_groups, num_generations in ((1, 2), (1, 16), (2, 7), (16, 16), (5, 33), (64, 8)):
+        for reward_BG in (torch.randn(num_groups, num_generations, generator=generator),
+                          torch.randint(4, (num_groups, num_generations), generator=generator) / 2):
+            assert torch.equal(group_advantages(reward_BG, scale=scale), former(reward_BG, scale))
+            # and in a batch in which another group lacks something, as long as a group is scaled by itself
+            if scale != "batch":
+                both_BG = torch.cat([reward_BG, reward_BG])
+                other_BG = torch.cat([reward_BG, torch.full_like(reward_BG, NAN)])
+                found_BG = group_advantages(other_BG, scale=scale)[:num_groups]
+                assert torch.equal(found_BG, former(both_BG, scale)[:num_groups])
+
+
 def test_the_outcome_gate_takes_the_advantages_of_a_group_in_which_nothing_is_right_and_no_others():
     # format 0.5 and correctness 1: (0.5, 0, 0, 0) has nothing right, mean 0.125; (1.5, 0.5, 0, 0) has mean 0.5;
     # in (0.5, 0.5, 1, 0), mean 0.5, only the third is right and its format is wrong
@@ -85,4 +147,4 @@ def test_unknown_scale_is_refused_with_the_nearest():
 
 def test_examples_in_the_docstring_hold():
     result = doctest.testmod(grpo.advantage)
-    assert result.attempted == 3 and result.failed == 0
+    assert result.attempted == 4 and result.failed == 0

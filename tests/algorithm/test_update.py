@@ -97,14 +97,45 @@ def test_all_iterations_compare_with_the_policy_of_the_first_and_are_measured_by
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("loss_type", "denominator"), [("dapo", 2 + 4), ("grpo", 4), ("dr_grpo", 4 * 8)])
-def test_a_masked_completion_is_a_sequence_without_tokens(loss_type, denominator):
-    # Four completions of 2, 3, 4 and 1 tokens, of which the second and the last were cut.
-    config = Config(loss_type=loss_type, mask_truncated_completions=True, max_completion_length=8)
+def prepared(scored, **options):
+    """The update of four completions of 2, 3, 4 and 1 tokens, of which the second and the last were cut."""
     rollout = Rollout(
         prompt_ids=[[5, 6], [5, 7]], token_NT=torch.full((4, 4), 9), length_N=torch.tensor([2, 3, 4, 1]),
         sampler_logprob_NT=torch.zeros(4, 4), truncated_N=torch.tensor([False, True, False, True]), text=[""] * 4)
     limit = TokenLimit(100, needed=lambda num_tokens: 0, device=torch.device("cpu"))
-    work = prepare(rollout, torch.ones(4), config, limit)
+    return prepare(rollout, torch.ones(4), torch.tensor(scored), Config(max_completion_length=8, **options), limit)
+
+
+@pytest.mark.parametrize(("loss_type", "denominator"), [("dapo", 2 + 4), ("grpo", 4), ("dr_grpo", 4 * 8)])
+def test_a_masked_completion_is_a_sequence_without_tokens(loss_type, denominator):
+    work = prepared([True] * 4, loss_type=loss_type, mask_truncated_completions=True)
     assert (work.denominator, work.num_tokens) == (denominator, 6)
     assert sum(batch.mask_UT for batch in work.micro_batches).sum(1).tolist() == [2, 0, 4, 0]
+
+
+@pytest.mark.parametrize(("loss_type", "denominator"), [("dapo", 3 + 4 + 1), ("grpo", 4), ("dr_grpo", 4 * 8)])
+def test_an_unscored_completion_is_a_sequence_without_tokens(loss_type, denominator):
+    # The same four, of which the first has no reward. That the second and the last were cut does not matter here.
+    work = prepared([False, True, True, True], loss_type=loss_type)
+    assert (work.denominator, work.num_tokens) == (denominator, 8)
+    assert sum(batch.mask_UT for batch in work.micro_batches).sum(1).tolist() == [0, 3, 4, 1]
+    assert work.evidence()[0]["keep_N"].tolist() == [False, True, True, True]
+
+
+def test_a_completion_that_is_truncated_or_unscored_is_masked_and_none_may_be_left():
+    work = prepared([False, True, True, True], mask_truncated_completions=True)
+    assert work.keep_U.tolist() == [False, False, True, False] and work.num_tokens == work.denominator == 4
+    nothing = prepared([False] * 4)
+    assert (nothing.num_tokens, nothing.denominator) == (0, 1) and not nothing.micro_batches[0].mask_UT.any()
+
+
+@pytest.mark.parametrize("kl_estimator", ["k2", "k3_unbiased"])
+def test_a_completion_that_is_masked_gets_no_gradient_from_the_kl_either(kl_estimator):
+    # ref is 0.1 nats below the policy everywhere: without an advantage the gradient is that of the KL, beta * 0.1 / 2
+    # tokens, for the two tokens that count.
+    engine, work = TableEngine(torch.zeros(2, 2)), work_of([[0, 1]])
+    work.micro_batches[0].mask_UT[:] = torch.tensor([[True, True], [False, False]])
+    work.advantage_U, work.denominator, work.num_tokens = torch.zeros(2), 2, 2
+    work.ref_logprob_UT = torch.full((2, 2), -0.1)
+    move(engine, work, Config(beta=0.5, kl_estimator=kl_estimator), 1.0)
+    torch.testing.assert_close(engine.grads[0], torch.tensor([[0.025, 0.025], [0.0, 0.0]]))

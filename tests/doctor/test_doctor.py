@@ -288,7 +288,8 @@ def test_a_gradient_that_is_no_number_or_0_and_a_checkpoint_that_is_not_read_are
 
     def norm_of(advantage_N: torch.Tensor) -> Finding:
         free = replace(run, config=replace(run.config, beta=0.0))
-        return trial.gradient(free, update.prepare(rollout, advantage_N, free.config, run.limit))
+        scored_N = torch.ones(8, dtype=torch.bool)
+        return trial.gradient(free, update.prepare(rollout, advantage_N, scored_N, free.config, run.limit))
 
     assert norm_of(advantage_N).level == "ok"
     assert norm_of(advantage_N * float("nan")).level == "fail"

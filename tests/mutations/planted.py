@@ -21,6 +21,7 @@ from tests.mutations.planted_rows import (
     TYPES,
 )
 from tests.mutations.planted_run import RUN_GROUPS
+from tests.mutations.planted_trl import TRL_GROUPS
 
 
 class Planted(NamedTuple):
@@ -94,26 +95,25 @@ REWARDS = [
 ADVANTAGE = [
     ("population std", "reward_BG.std(dim=1, keepdim=True)", "reward_BG.std(dim=1, keepdim=True, correction=0)"),
     ("variance for std", "reward_BG.std(dim=1, keepdim=True)", "reward_BG.var(dim=1, keepdim=True)"),
-    ("no eps", "(reward_BG.std(dim=1, keepdim=True) + eps)", "reward_BG.std(dim=1, keepdim=True)"),
-    ("eps inside the root", "(reward_BG.std(dim=1, keepdim=True) + eps)",
-     "(reward_BG.var(dim=1, keepdim=True) + eps).sqrt()"),
-    ("eps as a floor", "(reward_BG.std(dim=1, keepdim=True) + eps)",
-     "reward_BG.std(dim=1, keepdim=True).clamp(min=eps)"),
+    ("no eps", "(std_B1 + eps)", "std_B1"),
+    ("eps inside the root", "(std_B1 + eps)", "(std_B1**2 + eps).sqrt()"),
+    ("eps as a floor", "(std_B1 + eps)", "std_B1.clamp(min=eps)"),
     ("mean of the batch for the group's", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.mean()"),
     ("mean over the prompts", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.mean(dim=0, keepdim=True)"),
     ("sum for mean", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.sum(dim=1, keepdim=True)"),
     ("median for mean", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.median(dim=1, keepdim=True).values"),
-    ("sign", "reward_BG - reward_BG.mean(dim=1, keepdim=True)", "reward_BG.mean(dim=1, keepdim=True) - reward_BG"),
-    ("this rank's std for that of all", "(reward_BG.std() if batch_std is None else batch_std)", "reward_BG.std()"),
-    ("population std of the batch", "reward_BG.std() if", "reward_BG.std(correction=0) if"),
-    ("the group's std for the batch's", "reward_BG.std() if", "reward_BG.std(dim=1, keepdim=True) if"),
+    ("sign", "reward_BG - mean_B1", "mean_B1 - reward_BG"),
+    ("this rank's std for that of all", "(reward_BG[~reward_BG.isnan()].std() if batch_std is None else batch_std)",
+     "reward_BG[~reward_BG.isnan()].std()"),
+    ("population std of the batch", "reward_BG[~reward_BG.isnan()].std() if",
+     "reward_BG[~reward_BG.isnan()].std(correction=0) if"),
+    ("the group's std for the batch's", "reward_BG[~reward_BG.isnan()].std() if", "std_B1 if"),
     ("no eps on the batch's std", "else batch_std) + eps)", "else batch_std))"),
     ("divides although the scale is none", 'if scale == "group":', 'if scale != "batch":'),
-    ("equality decided by the std", "reward_BG.amax(dim=1, keepdim=True) == reward_BG.amin(dim=1, keepdim=True)",
-     "reward_BG.std(dim=1, keepdim=True) == 0"),
-    ("equality of the whole batch", "reward_BG.amax(dim=1, keepdim=True) == reward_BG.amin(dim=1, keepdim=True)",
-     "reward_BG.amax() == reward_BG.amin()"),
-    ("equal rewards are not set to 0", "return torch.where(all_equal_B1, 0.0, advantage_BG)", "return advantage_BG"),
+    ("equality decided by the std", "highest_B1 <= lowest_B1", "std_B1 == 0"),
+    ("equality of the whole batch", "highest_B1 <= lowest_B1",
+     "(highest_B1.amax() <= lowest_B1.amin()).expand_as(mean_B1)"),
+    ("equal rewards are not set to 0", "torch.where(flat_B1 | reward_BG.isnan(), ", "torch.where(reward_BG.isnan(), "),
 ]
 
 LOSS = [
@@ -200,7 +200,7 @@ _GROUPS = [
     ("rewards/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
     ("rewards/worker.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
     ("rewards/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
-    ("rewards/__init__.py", ("test_reward_values.py",), VALUES),
+    ("rewards/values.py", ("test_reward_values.py",), VALUES),
     ("data/rows.py", ("test_data.py",), DEPTH),
     ("grpo/advantage.py", ("test_advantage.py",), ADVANTAGE),
     ("grpo/loss.py", ("test_loss.py",), LOSS),
@@ -218,5 +218,6 @@ _GROUPS = [
     ("grpo/health/heartbeat.py", ("test_heartbeat.py", "test_door.py"), HEARTBEAT),
     *RUN_GROUPS,
     *OUTPUT_GROUPS,
+    *TRL_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

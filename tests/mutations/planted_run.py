@@ -48,8 +48,10 @@ UPDATE = [
     ("gradients' norms added up", " / config.num_iterations", ""),
     ("masked completions are no sequences", "num_sequences=len(keep_U)", "num_sequences=int(keep_U.sum())"),
     ("masked completions' tokens counted", "int(rollout.length_N[keep_U].sum())", "int(rollout.length_N.sum())"),
-    ("masked completions trained on", "~rollout.truncated_N if config.mask_truncated_completions",
-     "~rollout.truncated_N if False"),
+    ("masked completions trained on", "keep_U = keep_U & ~rollout.truncated_N", "pass"),
+    ("truncated completions need no reward", "keep_U & ~rollout.truncated_N", "~rollout.truncated_N"),
+    ("completions without a reward trained on", "torch.cat(scored)", "torch.ones_like(rollout.truncated_N)"),
+    ("what was masked is not kept", ', "keep_N": self.keep_U', ""),
     ("weights of the sampler's gap follow", "current_UT if first else old_logprob_UT", "current_UT"),
 ]
 

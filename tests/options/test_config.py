@@ -14,6 +14,7 @@ from grpo.options.option import options
 from grpo.options.recipe import ForeignNames
 from grpo.sampler.linear import FORMS
 from kernels.choice import IMPLEMENTATIONS
+from rewards.pool import FAILURES
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -175,6 +176,7 @@ def test_each_choice_of_the_algorithm_is_one_that_the_code_knows():
         "kl_estimator": {*KL_ESTIMATORS, "exact"},  # exact: a sum over the vocabulary, by the log-prob kernel
         "scale_rewards": set(SCALES),
         "advantage_gate": set(GATES),
+        "reward_failure": set(FAILURES),
         "rollout_correction": {*CORRECTIONS, "none"},
         "logprob_impl": set(IMPLEMENTATIONS),
         "rollout_weights": set(FORMS),

@@ -12,7 +12,7 @@ from grpo.config import Config
 from grpo.health.pulse import pulse
 from grpo.report import measures
 from grpo.report.log import SINKS, Log
-from grpo.report.measures import Clock, is_right, reward_metrics
+from grpo.report.measures import Clock, is_right, logged_metrics, reward_metrics
 from grpo.report.metrics import METRICS, markdown_table, metric
 from rewards.pool import Scored
 
@@ -173,6 +173,51 @@ def test_phantom_share_is_one_ratio_over_all_ranks_and_no_mean_of_theirs(monkeyp
     monkeypatch.setattr(
         measures, "global_sum", lambda values: {name: values[name] + other for name, other in next(second).items()})
     assert scored(REWARDS[1:2], "none")["phantom_advantage_share"] == pytest.approx(0.75 / 2.75)
+
+
+def test_a_mean_of_rewards_is_over_the_scored_completions_and_one_over_groups_is_over_those_that_compare(monkeypatch):
+    # Group 1: rewards 3, 1 and one without; group 2: one scored alone; group 3: 2 and 2, both right.
+    monkeypatch.setattr(measures, "global_sum", lambda values: values)
+    nan = math.nan
+    reward_BG = torch.tensor([[3.0, 1.0, nan], [6.0, nan, nan], [2.0, 2.0, nan]])
+    parts = {"correctness": [1.0, 0.0, 1.0, 0.0, nan, nan, 1.0, 1.0, 0.0], "mine": [nan] * 9}
+    right_BG = is_right(reward_BG, parts)
+    assert right_BG.tolist() == [[True, False, False], [False] * 3, [True, True, False]]
+    found = reward_metrics(
+        reward_BG, Scored([], parts, {"mine": (3, "raised")}), right_BG, group_advantages(reward_BG, scale="none"))
+    expected = {
+        "reward": 14 / 5, "unscored_share": 4 / 9, "accuracy": 3 / 5, "reward_failures": 3 / 9,
+        "reward_std_within_group": (2**0.5 + 0) / 2, "zero_variance_share": 1 / 2, "zero_variance_all_right": 1 / 2,
+        "zero_variance_all_wrong": 0.0, "rewards/correctness": 4 / 7,
+        # 2.8 is the mean; squared distances 0.04 3.24 10.24 0.64 0.64
+        "reward_std_batch": (14.8 / 4) ** 0.5}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert math.isnan(found["rewards/mine"])
+
+
+def test_where_nothing_is_scored_a_mean_is_no_number_rather_than_0(monkeypatch):
+    monkeypatch.setattr(measures, "global_sum", lambda values: values)
+    reward_BG = torch.full((2, 2), math.nan)
+    found = reward_metrics(
+        reward_BG, Scored([], {"mine": [math.nan] * 4}, {}), is_right(reward_BG, {}), group_advantages(reward_BG))
+    assert found["unscored_share"] == 1.0 and found["phantom_advantage_share"] == found["reward_std_batch"] == 0.0
+    means = ("reward", "accuracy", "reward_std_within_group", "zero_variance_share", "rewards/mine")
+    assert all(math.isnan(found[name]) for name in means)
+
+
+def test_what_reward_functions_log_is_averaged_over_calls_and_ranks(monkeypatch):
+    # Three calls, of which the other rank made two, and one metric that only it logged.
+    other = {"boxed": [0.5, 1.0], "late": [math.nan]}
+    monkeypatch.setattr(measures, "gather_objects", lambda logged: [logged, other])
+    found = logged_metrics({"boxed": [0.0]})
+    assert found["boxed"] == 0.5 and math.isnan(found["late"]) and list(found) == ["boxed", "late"]
+
+
+def test_what_reward_functions_log_stands_under_its_name_and_the_trainer_s_own_numbers_stay(tmp_path):
+    log = open_log(tmp_path)
+    log.write(0, {"reward": 0.5}, {"boxed": 0.25, "reward": 9.0})
+    log.close()
+    assert read(tmp_path / "metrics.jsonl") == [{"step": 0, "boxed": 0.25, "reward": 0.5}]
 
 
 def test_right_is_correctness_where_there_is_one_and_any_reward_otherwise():

@@ -121,6 +121,13 @@ def test_a_warning_is_repeated_after_fifty_steps_and_not_before():
     assert warned({"truncated_share": [1.0] * 104}) == [(step, "truncated_share") for step in (4, 54)]
 
 
+def test_completions_without_a_reward_are_told_once_in_a_run():
+    # a series, a healthy step, a long series: without "once" it would be steps 1, 4, 54 and 104
+    shares = [0.0, 0.25, 0.25, 0.0] + [1.0] * 110
+    assert warned({"unscored_share": shares}) == [(1, "unscored_share")]
+    assert "(told once)" in warnings(settings(), [{"step": 0, "unscored_share": 0.5}])[0]
+
+
 def test_one_healthy_step_ends_a_series_and_the_next_series_is_warned_of_again():
     one_short = [1.0] * 4 + [0.0]
     assert warned({"truncated_share": one_short * 20}) == []
@@ -169,7 +176,8 @@ def test_a_healthy_run_has_no_warning():
 
 
 def test_every_range_is_tried_here_and_every_condition_is_one_that_can_hold():
-    tried = {name for name, *_ in PATIENT + IMMEDIATE} | {"completion_length", "entropy", "accuracy", "skipped_steps"}
+    tried = {name for name, *_ in PATIENT + IMMEDIATE}
+    tried |= {"completion_length", "entropy", "accuracy", "skipped_steps", "unscored_share"}
     assert {name for name, _ in RANGES} == tried
     both = Watch(settings()).lasting | Watch(settings(**OFF_POLICY, **BFLOAT16)).lasting
     assert {healthy.when for _, healthy in RANGES} <= both | {"at step 0", "later", "with a signal"}

@@ -60,7 +60,7 @@ def test_functions_that_are_loaded_anew_get_the_time_for_that(
 )
 def test_a_line_that_a_function_writes_itself_answers_for_no_other_call(start, capfd, line: str, own: float) -> None:
     one = start("forges", "lengths")
-    _, parts, failures = score(one, "four", line=[line])
+    _, parts, failures, *_ = score(one, "four", line=[line])
     assert parts == {"forges": [own], "lengths": [4.0]}
     assert failures == ({} if own else {"forges": (1, MISLED)})
     assert "an answer came that this call did not ask for; they are loaded again" in capfd.readouterr().err
@@ -72,6 +72,11 @@ def test_a_line_that_a_function_writes_itself_answers_for_no_other_call(start, c
     [
         ('1 {"values": [3.0]}\n', [3.0]),
         ('1 loads\n1 {"values": [3.0]}\n', [3.0]),
+        ('1 {"values": [3.0], "metrics": {"a": [1.5, null]}, "extra": {"b": ["x"]}}\n', [3.0]),
+        ('1 {"values": [3.0], "metrics": {"a": ["x"]}}\n', None),
+        ('1 {"values": [3.0], "metrics": ["a"]}\n', None),
+        ('1 {"values": [3.0], "extra": {"b": ["x", "y"]}}\n', None),
+        ('1 {"values": [3.0], "extra": {"b": "x"}}\n', None),
         ('0 {"values": [3.0]}\n', None),
         ('2 {"values": [3.0]}\n', None),
         ('{"values": [3.0]}\n', None),

@@ -46,7 +46,7 @@ def test_a_pool_gives_what_direct_calls_give_weighed_and_summed_and_keeps_state(
     marker = "\n#### The final answer is"
     texts, gold = [f"a{marker} 4", f"a{marker} 5", "none"], ["4", "4", "4"]
     one = start("format", "correctness", "counts", weights=[2.0, -0.5, 0.25])
-    total, parts, failures = score(one, *texts, final_answer=gold)
+    total, parts, failures, *_ = score(one, *texts, final_answer=gold)
     assert parts["format"] == format_reward(texts) == [0.5, 0.5, 0.0]
     assert parts["correctness"] == correctness_reward(texts, gold) == [1.0, 0.0, 0.0]
     assert parts["counts"][:2] == [1.0, 1.0] and math.isnan(parts["counts"][2])
@@ -85,7 +85,7 @@ def test_a_column_that_is_missing_is_refused(start) -> None:
 )
 def test_only_the_completion_at_fault_loses_its_reward_and_the_next_call_is_fine(start, name: str, reason: str) -> None:
     one = start(name, "counts", timeout_s=0.5 if reason.startswith("took") else 60, memory_gib=0.5)
-    total, parts, failures = score(one, "good", "bad", "fine")
+    total, parts, failures, *_ = score(one, "good", "bad", "fine")
     assert parts[name] == [1.0, 0.0, 1.0] and set(parts["counts"]) == {1.0}
     count, said = failures.pop(name)
     assert count == 1 and said.startswith(reason) and failures == {}
@@ -111,7 +111,7 @@ def test_limits_hold_between_two_calls_too(start, capfd: pytest.CaptureFixture) 
 
 def test_a_wrong_return_value_is_not_tried_again_and_fails_for_all(start) -> None:
     one = start("few", "word", "not_a_number", "lazy", "counts")
-    total, parts, failures = score(one, "a", "b")
+    total, parts, failures, *_ = score(one, "a", "b")
     assert failures == {
         "few": (2, "returned 1 values; must return a list of 2 numbers"),
         "word": (2, "returned str; must return a list of 2 numbers"),
@@ -123,7 +123,7 @@ def test_a_wrong_return_value_is_not_tried_again_and_fails_for_all(start) -> Non
 
 
 def test_a_value_that_its_weight_makes_too_large_fails_where_it_arises_and_both_are_named(start) -> None:
-    total, _, failures = score(start("lengths", "counts", weights=[1e15, 1.0]), "a", "four")
+    total, _, failures, *_ = score(start("lengths", "counts", weights=[1e15, 1.0]), "a", "four")
     assert total == [1.0, 1.0]
     assert failures == {"lengths": (2, "returned 4 for completion 1; must be a finite number of at most 1 in size "
                                        "(1e+15 over its reward_weights of 1e+15), or None when it does not apply")}
@@ -137,7 +137,7 @@ def test_after_three_more_failures_the_rest_is_not_tried_and_counts_as_failed(st
 
 
 def test_a_call_that_fails_only_as_a_whole_is_told_but_costs_nothing(start) -> None:
-    _, parts, failures = score(start("one_by_one"), "a", "b")
+    _, parts, failures, *_ = score(start("one_by_one"), "a", "b")
     assert parts["one_by_one"] == [1.0, 1.0]
     count, reason = failures["one_by_one"]
     assert count == 0 and reason.startswith("raised KeyError") and reason.endswith("when called with all of them")
@@ -157,7 +157,7 @@ def test_a_child_that_returns_from_the_function_too_does_not_answer(start) -> No
 
 def test_the_caller_hears_that_it_waits_and_may_give_up(start) -> None:
     one, waited = start("waits", "counts"), []
-    score_one = {"prompts": ["p"], "completions": ["a"], "columns": {}}
+    score_one = {"prompts": ["p"], "completions": ["a"], "completion_ids": [[1]], "columns": {}, "trainer_state": {}}
     one.score(**score_one, on_wait=lambda: waited.append(0))
     assert len(waited) == 1  # in 1.3 s, once a second
 
@@ -194,7 +194,7 @@ import sys
 from rewards.pool import RewardPool
 file, name, pids = sys.argv[1:]
 one = RewardPool([f"{file}:daemon", f"{file}:{name}"], None, timeout_s=1000, memory_bytes=2**32)
-one.score(prompts=["p"], completions=["bad"], columns={"pids": [pids]})
+one.score(prompts=["p"], completions=["bad"], completion_ids=[[1]], columns={"pids": [pids]}, trainer_state={})
 """
 
 

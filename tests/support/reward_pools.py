@@ -18,9 +18,11 @@ def starting() -> Iterator[Callable]:
     """What starts pools; none of their processes may be left when they are closed."""
     pools, others = [], set(psutil.Process().children(recursive=True))
 
-    def start(*names: str, weights: list[float] | None = None, timeout_s: float = 10.0, memory_gib: float = 4.0):
+    def start(*names: str, weights: list[float] | None = None, timeout_s: float = 10.0, memory_gib: float = 4.0,
+              **options: Any):
         functions = [name if name in ("format", "correctness") or ":" in name else f"{CASES}:{name}" for name in names]
-        pools.append(pool.RewardPool(functions, weights, timeout_s=timeout_s, memory_bytes=int(memory_gib * 2**30)))
+        pools.append(pool.RewardPool(
+            functions, weights, timeout_s=timeout_s, memory_bytes=int(memory_gib * 2**30), **options))
         return pools[-1]
 
     yield start
@@ -30,6 +32,10 @@ def starting() -> Iterator[Callable]:
     assert set(psutil.Process().children(recursive=True)) <= others
 
 
-def score(one: pool.RewardPool, *completions: str, seed: str = "", **columns: Any) -> pool.Scored:
-    """What a pool says of these completions."""
-    return one.score(prompts=["p"] * len(completions), completions=list(completions), columns=columns, seed=seed)
+def score(one: pool.RewardPool, *completions: Any, seed: str = "", prompts: list[Any] | None = None,
+          state: dict[str, Any] | None = None, **columns: Any) -> pool.Scored:
+    """What a pool says of these completions; completion n has the tokens 0, 1, ..., n."""
+    return one.score(
+        prompts=prompts or ["p"] * len(completions), completions=list(completions),
+        completion_ids=[list(range(n + 1)) for n in range(len(completions))], columns=columns,
+        trainer_state=state or {"global_step": 0}, seed=seed)

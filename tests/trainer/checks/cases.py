@@ -146,7 +146,8 @@ def work_of(
     first, last = prompts or (rank() * share, (rank() + 1) * share)
     rows = slice(first * NUM_GENERATIONS, last * NUM_GENERATIONS)
     chosen_N = advantages(whole) if advantage_N is None else advantage_N
-    return update.prepare(part_of(whole, first, last), chosen_N[rows], run, limit or limit_of(run))
+    scored_N = torch.ones_like(chosen_N[rows], dtype=torch.bool)
+    return update.prepare(part_of(whole, first, last), chosen_N[rows], scored_N, run, limit or limit_of(run))
 
 
 def move(engine: Engine, run: Config, work, rate: float) -> dict[str, float]:

@@ -1,0 +1,143 @@
+"""What a reward function is called with: TRL's arguments, and the columns of the dataset.
+
+    prompts          N texts, or N lists of {"role", "content"} messages where the data has conversations
+    completions      N texts, or N lists of one message
+    completion_ids   N lists of the sampled tokens
+    trainer_state    where the run is, under transformers' names: trainer_state.global_step, .max_steps, ...
+    log_metric       log_metric(name, value): the mean over calls and ranks becomes a metric of the step
+    log_extra        log_extra(column, values): one value for each completion, for completions.jsonl
+    each column      N values; `prompt` is left out, as `prompts` has it, unless the function names it
+
+A function gets those that it names, and all of them if it takes **kwargs.
+"""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from difflib import get_close_matches
+from math import isfinite
+from types import SimpleNamespace
+from typing import Any
+
+from rewards.values import as_json, as_list, shown
+
+ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
+PARTS = "rewards/"  # the trainer's metrics of single functions begin so
+Call = Callable[..., Any]
+
+
+class TrainerState(SimpleNamespace):
+    """A snapshot of the run for reward functions; AttributeError, with what is there, for any other name."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"trainer_state has no {name!r}; it has {', '.join(vars(self))}")
+
+
+class Notes:
+    """What a reward function logs in one call.
+
+    Args:
+        function: its name.
+        taken: metrics of the trainer.
+        owners: which function logs a column, by column; it lasts as long as the process.
+    """
+
+    def __init__(self, function: str, taken: list[str], owners: dict[str, str]) -> None:
+        self.function, self.taken, self.owners = function, taken, owners
+        self.metrics: dict[str, list[float | None]] = {}
+        self.extra: dict[str, list[Any]] = {}
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Note a number; None stands for one that is not finite.
+
+        Raises:
+            TypeError: the name is no text.
+            ValueError: the trainer has a metric of this name, or float() does not take the value.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"log_metric({shown(name)}, ...): needs a name")
+        if name in self.taken or name.startswith(PARTS):
+            raise ValueError(f"log_metric({name!r}, ...): the trainer has a metric of this name; nearest valid value: "
+                             f"'my_{name.removeprefix(PARTS)}'")
+        number = float(value)
+        self.metrics.setdefault(name, []).append(number if isfinite(number) else None)
+
+    def log_extra(self, column: str, values: list[Any]) -> None:
+        """Note a column's values, or in several calls the next ones of them.
+
+        Raises:
+            TypeError: the column is no text, or the values are no list.
+            ValueError: another function logs this column.
+        """
+        values = as_list(values)
+        if not isinstance(column, str) or not isinstance(values, (list, tuple)):
+            raise TypeError(f"log_extra({shown(column)}, {shown(values)}): needs a name and a list")
+        owner = self.owners.setdefault(column, self.function)
+        if owner != self.function:
+            raise ValueError(f"log_extra({column!r}, ...): {owner} logs this column; nearest valid value: "
+                             f"'{self.function}_{column}'")
+        self.extra.setdefault(column, []).extend(map(as_json, values))
+
+
+def check_notes(metrics: Any, extra: Any, count: int) -> None:
+    """Check what a call logged: numbers or None by metric, and for each of `count` completions a value by column.
+
+    Raises:
+        ValueError: it is something else. The message continues one that begins with the function's name.
+    """
+    numbers = [number for values in metrics.values() for number in values]
+    if not all(number is None or isinstance(number, float) for number in numbers):
+        raise ValueError("logged what is no number; log_metric needs a name and a number")
+    for column, values in extra.items():
+        if not isinstance(values, list) or len(values) != count:
+            raise ValueError(f"logged {len(values)} values in the column {column!r}; log_extra needs one for each of "
+                             f"{count} completions")
+
+
+def call(function: Call, arguments: dict[str, Any], state: dict[str, Any], notes: Notes) -> Any:
+    """What a reward function returns; it may be async."""
+    offered = {**arguments, "trainer_state": TrainerState(**state), "log_metric": notes.log_metric,
+               "log_extra": notes.log_extra}
+    values = function(**chosen(function, offered))
+    return _loop().run(_awaited(values)) if inspect.isawaitable(values) else values
+
+
+def chosen(function: Call, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function takes."""
+    offered = {**offered, "prompt": offered["prompts"]}
+    parameters = _signature(function).parameters.values()
+    named = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    if any(one.kind == one.VAR_KEYWORD for one in parameters):
+        named |= offered.keys() - {"prompt"}
+    return {name: value for name, value in offered.items() if name in named}
+
+
+def check_columns(functions: dict[str, Call], columns: list[str]) -> None:
+    """Refuse with ValueError a reward function that needs an argument which neither we nor the dataset have."""
+    offered = dict.fromkeys([*ARGUMENTS, *columns])
+    for name, function in functions.items():
+        try:
+            _signature(function).bind(**chosen(function, offered))
+        except TypeError as error:
+            near = get_close_matches(str(error).partition("'")[2].partition("'")[0], offered, n=1)
+            hint = f"; nearest valid value: {near[0]}" if near else ""
+            raise ValueError(f"reward function {name!r}: {error}; it can have {', '.join(offered)}: rename a column of "
+                             f"the dataset, or the argument{hint}") from None
+
+
+def _signature(function: Call) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # of a few that are not written in Python
+        return inspect.Signature([inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)])
+
+
+@functools.cache
+def _loop() -> asyncio.Runner:
+    """One event loop for all calls: a client that a user's module opened once belongs to it."""
+    return asyncio.Runner()
+
+
+async def _awaited(values: Awaitable[Any]) -> Any:
+    return await values

@@ -1,0 +1,132 @@
+"""Finds reward functions by their names, and the name of a function that Python code hands over."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from math import isfinite  # not "import math": here that is our own submodule
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rewards.math import correctness_reward, format_reward
+from rewards.values import blame, shown
+
+BUILT_IN: dict[str, Callable[..., Any]] = {"format": format_reward, "correctness": correctness_reward}
+_FOLDERS: list[Path] = []  # of the reward files that were imported
+
+
+def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> dict[str, Callable[..., Any]]:
+    """Find the reward functions, and refuse with ValueError what is missing, fails to import or does not fit together.
+
+    Args:
+        reward_funcs: each "format", "correctness", "path/to/file.py:function" or "module:function". What stands for
+            `function` may be anything that can be called: an async function, a partial, an object with __call__.
+        reward_weights: one factor per function; None means 1.0 for each.
+
+    Returns functions by metric name, to be called by `rewards.arguments.call`.
+    """
+    weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
+    if not reward_funcs:
+        raise ValueError("reward_funcs=[]: needs at least one function; nearest valid value: [format, correctness]")
+    if len(weights) != len(reward_funcs):
+        raise ValueError(f"reward_weights={weights}: needs one weight per function of reward_funcs={reward_funcs}")
+    if not all(isfinite(weight) for weight in weights):
+        raise ValueError(f"reward_weights={weights}: every weight must be a finite number, such as 1.0")
+    found = [(metric_name(name), _find(name)) for name in reward_funcs]
+    if len(dict(found)) < len(found):
+        names = [name for name, _ in found]
+        raise ValueError(f"reward_funcs={reward_funcs}: metrics need different names, these are {names}; rename one")
+    return dict(found)
+
+
+def metric_name(name: str) -> str:
+    """The name of an entry of reward_funcs in the metrics: the function without its file."""
+    return name.rpartition(":")[2]
+
+
+def name_of(function: str | Callable[..., Any]) -> str:
+    """The entry of reward_funcs that finds a function again in another process; a name is its own.
+
+    Raises:
+        ValueError: no module holds the function under a name, as with a lambda in a call, or it is in no file.
+    """
+    if isinstance(function, str):
+        return function
+    for name, built_in in BUILT_IN.items():
+        if function is built_in:
+            return name
+    own = sys.modules.get(getattr(function, "__module__", ""))
+    for module in (own, *list(sys.modules.values())):  # an object or a partial may have its name in any
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is function and _place(module):
+                return f"{_place(module)}:{name}"
+    raise ValueError(f"reward_funcs={shown(function)}: is called in another process, which must find it by its name at "
+                     "the top of a file; nearest valid value: a function, a partial or an object that has a name there")
+
+
+def _place(module: ModuleType) -> str:
+    """How reward_funcs names a module: by its file, within a package by its name; empty where it has neither."""
+    if "." in module.__name__:  # its file alone might miss the package around it
+        return module.__name__
+    file = getattr(module, "__file__", None) or ""
+    return str(Path(file).resolve()) if file.endswith(".py") else ""
+
+
+def _find(name: str) -> Callable[..., Any]:
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    place, _, attribute = name.rpartition(":")
+    is_file = place.endswith(".py")
+    if not is_file and not all(map(str.isidentifier, place.split("."))):
+        nearest = f"{name}:FUNCTION" if name.endswith(".py") else get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]
+        raise ValueError(f"reward_funcs={name!r}: must be {', '.join(BUILT_IN)}, path/to/file.py:function or "
+                         f"module:function; nearest valid value: {nearest}")
+    if is_file and not Path(place).is_file():
+        raise ValueError(f"reward_funcs={name!r}: no file {place} (looked in {Path(place).resolve().parent})")
+    try:
+        module = _import_file(Path(place).resolve()) if is_file else importlib.import_module(place)
+    except BaseException as error:  # sys.exit() in the file, too
+        raise ValueError(f"reward_funcs={name!r}: importing it raised {blame(error)}") from None
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        callables = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        what = "is not callable" if hasattr(module, attribute) else "does not exist"
+        raise ValueError(f"reward_funcs={name!r}: {attribute!r} {what} in {place}; its functions: {callables}")
+    if inspect.isclass(function):
+        raise ValueError(f"reward_funcs={name!r}: {attribute!r} is a class, whose call makes an object; nearest valid "
+                         f"value: {place}:my_reward, with my_reward = {attribute}(...) there")
+    return function
+
+
+def _import_file(file: Path) -> ModuleType:
+    name = str(file)
+    if name not in sys.modules:  # imported once for all its functions
+        _open_folder(file.parent)
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _open_folder(folder: Path) -> None:
+    """Let a file import the modules beside it, as a script may; also later, when its functions are called.
+
+    Raises:
+        ImportError: it would get a module of another reward file's folder under the name of one of its own.
+    """
+    if folder in _FOLDERS:
+        return
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "/")
+        home = file.parents[1] if file.name == "__init__.py" else file.parent
+        if home in _FOLDERS and (Path(folder, name).is_dir() or Path(folder, f"{name}.py").is_file()):
+            raise ImportError(f"{name} is in {folder} and in {home}, and Python imports one of them; rename one")
+    _FOLDERS.append(folder)
+    sys.path.insert(0, str(folder))
