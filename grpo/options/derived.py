@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.options.option import default_of, options
-from grpo.options.refusal import refuse
+from grpo.options.refusal import nearest, refuse
 
 InForce = Callable[[str], Any]
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
@@ -84,6 +84,21 @@ def floor(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
     return [f"min_lr_rate={share} * learning_rate={peak} = min_lr={share * peak:g}"]
 
 
+def rewards(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """Reward functions of other projects are refused here, together with the other conflicts of their recipe."""
+    names = [name for name in in_force("reward_funcs") if ".py" not in name]
+    if {*names} <= {"format", "correctness"}:
+        return []  # without the import
+    from rewards import BUILT_IN
+
+    unknown = [name for name in names if name not in BUILT_IN]
+    if unknown:
+        own = "path/to/file.py:function"
+        refuse("reward_funcs", unknown[0] if len(unknown) == 1 else unknown, f"must be {', '.join(BUILT_IN)} or {own}",
+               nearest(unknown[0], BUILT_IN) or own)
+    return []
+
+
 def resume(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
     """resume_from_checkpoint is resume, where it names the checkpoint that a resumed run goes on from."""
     asked = values.pop("resume_from_checkpoint", None)
@@ -105,6 +120,7 @@ STEPS: dict[Callable[[dict[str, Any], InForce, int], list[str]], tuple[str, ...]
     length: ("max_completion_length", "max_prompt_length"),
     batch: (*SIZES, "num_generations", "prompts_per_step"),
     floor: ("learning_rate", "min_lr"),
+    rewards: ("reward_funcs",),
     resume: ("output_dir",),
 }
 

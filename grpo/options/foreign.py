@@ -112,7 +112,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "model_download_location": None, "dataset_local_location": None,
     },
     "reward functions get every column": {"remove_unused_columns": False},
-    "GRPO does not use it, in TRL neither": {
+    "GRPO has no use for it, in TRL neither": {
         "label_names": None, "label_smoothing_factor": 0, "average_tokens_across_devices": True,
         "train_sampling_strategy": "random", "length_column_name": "length",
     },

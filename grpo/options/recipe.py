@@ -20,7 +20,7 @@ from grpo.options.zero_settings import check_deepspeed, read_json
 
 @dataclass
 class ForeignNames:
-    """Names of TRL and transformers from which the options above follow."""
+    """Names of TRL and transformers from which the options above follow; docs/recipes.md has their other keys."""
 
     bf16: bool | None = option(None, "true means torch_dtype bfloat16.")
     max_seq_length: int | None = option(

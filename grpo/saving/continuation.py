@@ -11,7 +11,7 @@ from typing import Any
 
 from data.example import Example
 from grpo.config import Config
-from grpo.options.option import options
+from grpo.options.option import default_of, options
 
 # Options that say where, how fast and how loud, not what is computed.
 FREE = {
@@ -59,9 +59,10 @@ def check(folder: Path, then: dict[str, Any], config: Config, examples: list[Exa
     constant = config.lr_scheduler_type == "constant" and (share == 0 or share >= 1)
     free = FREE | (LENGTH if constant else set())
     names = [name for name in now["recipe"] if name not in free]
-    differing = [name for name in names if then["recipe"].get(name) != now["recipe"][name]]
+    was = {name: default_of(one) for name, one in options(Config).items()} | then["recipe"]  # older than an option
+    differing = [name for name in names if was[name] != now["recipe"][name]]
     if differing:
-        listed = ", ".join(f"{name} ({then['recipe'].get(name)!r} then, {now['recipe'][name]!r} now)"
+        listed = ", ".join(f"{name} ({was[name]!r} then, {now['recipe'][name]!r} now)"
                            for name in differing)
         raise ValueError(f"resume=True with another recipe than {folder}: {listed}; nearest valid value: the values of "
                          "then, or a new output_dir with adapter_name_or_path set to the checkpoint's adapter")
