@@ -151,7 +151,8 @@ class Config:
         choices=("auto", "reference", "triton", "hybrid"))
     zero_stage: int = option(
         3, "What ZeRO shards over the ranks: 1 optimizer state, 2 also gradients, 3 also weights.", within="[0, 3]")
-    deepspeed: dict | None = option(None, "DeepSpeed settings that override the generated ones, as YAML or JSON.")
+    deepspeed: dict | None = option(
+        None, "DeepSpeed settings that override the generated ones, as YAML or JSON; or a .json file with them.")
     plan: int | None = option(
         None, "Print what a run on this many GPUs needs, in memory and time, and exit.", unit="GPUs", within="[1, inf)")
     doctor: bool = option(False, "Try everything that a run needs, one step included, train nothing, and exit.")

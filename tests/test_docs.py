@@ -147,7 +147,7 @@ def test_the_worked_example_is_what_the_code_says() -> None:
 
 
 def test_the_page_on_recipes_is_the_one_that_the_table_gives() -> None:
-    """Where this fails: python tests/support/recipe_page.py."""
+    """Where this fails: python -m tests.support.recipe_page."""
     assert (ROOT / "docs" / "recipes.md").read_text() == recipe_page.page()
 
 

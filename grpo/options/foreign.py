@@ -90,7 +90,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "a folder with another run in it is refused, and never written over": {"overwrite_output_dir": False},
     "log-probabilities come from the kernel that logprob_impl names, with float32 logits": {
         "use_liger_kernel": False, "liger_kernel_config": None, "use_liger_loss": False,
-        "cast_lm_head_to_fp32": (False, True), "unsloth_num_chunks": -1, "unsloth_logit_chunk_multiplier": None,
+        "cast_lm_head_to_fp32": False, "unsloth_num_chunks": -1, "unsloth_logit_chunk_multiplier": None,
         "unsloth_grpo_mini_batch": None,
     },
     "torch.compile is not used": {
@@ -180,9 +180,9 @@ CONFLICTS: dict[str, dict[str, Any]] = {
         "model_init_kwargs": (None, {})},
     "each epoch has an order of its own, from seed": {"shuffle_dataset": True},
     "a run has one dataset, train_dataset_id_or_path, and all its problems": {
-        "dataset_mixture": None, "datasets": None, "max_train_samples": None, "max_samples": None},
+        "dataset_mixture": None, "datasets": None, "max_train_samples": None},
     "a reward is named in reward_funcs, as path/to/file.py:function": {
-        "reward_fn": None, "reward_function_name": None, "reward_model_path": None},
+        "reward_fn": None, "reward_function_name": None},
     "a completion is one text, without tools and turns": {
         "tools_script": None, "tool_functions_module": None, "max_env_steps": None, "turn_advantage_coef": None},
     "a resumed run goes on where its data stopped": {"ignore_data_skip": False},
@@ -199,8 +199,11 @@ INSTEAD = {
        "adamw_hf": "torch's AdamW, which adds adam_epsilon after the bias correction"},
 }
 
-# What TRL 1.16 does where a recipe is silent, and this project does not.
+# What TRL 1.16 has where a recipe is silent, and this project has not.
 DEFAULTS = {
-    "use_peft": False, "load_in_4bit": False, "lora_alpha": 32, "lora_dropout": 0.05, "max_completion_length": 512,
-    "num_train_epochs": 3.0, "beta": 0.0, "learning_rate": 1e-6, "lr_scheduler_type": "linear",
+    "use_peft": False, "load_in_4bit": False, "lora_alpha": 32, "lora_dropout": 0.05,
+    "lora_target_modules": "left to peft: q_proj v_proj", "prompts_per_step": "per_device_train_batch_size=8",
+    "max_completion_length": 512, "num_train_epochs": 3.0, "beta": 0.0, "learning_rate": 1e-6,
+    "lr_scheduler_type": "linear",
 }
+SECRET = ("env", "hub_token", "push_to_hub_token")  # keys whose values are never shown

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from grpo.options import foreign
-from grpo.options.derived import SIZES, STEPS, set_once, silenced
+from grpo.options.derived import LORA_SHAPE, SIZES, STEPS, set_once, silenced
 from grpo.options.option import check, convert, default_of, kind_of, option, options
 from grpo.options.refusal import SHORT, Mistakes, collecting, nearest, refuse
 from grpo.options.strict_yaml import read_yaml
@@ -179,7 +179,7 @@ def _take(given: str, value: Any, known: dict[str, Field], values: dict[str, Any
 
 def _passed_over(name: str, value: Any, known: dict[str, Field]) -> list[str]:
     """The line on a value without effect, if it needs one; ValueError for a conflict, and for a name nobody knows."""
-    shown = name if str(name).endswith("_token") else f"{name}={SHORT.repr(value)}"  # a token for the Hub is a secret
+    shown = name if name in foreign.SECRET else f"{name}={SHORT.repr(value)}"
     for why, group in foreign.HARMLESS.items():
         if name in group:
             return [] if _is_one_of(value, group[name]) else [f"{shown} has no effect: {why}"]
@@ -211,7 +211,7 @@ def _plain(value: Any) -> str | float:
 
 def _left_out(recipe: dict[str, Any], values: dict[str, Any], in_force: Callable[[str], Any]) -> list[str]:
     """What the recipe of another trainer leaves to defaults that are others here, in one line."""
-    idle = set() if in_force("use_peft") else {"lora_alpha", "lora_dropout", "load_in_4bit"}
+    idle = set() if in_force("use_peft") else {"load_in_4bit", *LORA_SHAPE}
     idle |= {"num_train_epochs"} if in_force("max_steps") > 0 else set()
     differing = [f"{name}={in_force(name)} ({theirs})" for name, theirs in foreign.DEFAULTS.items()
                  if name not in values and name not in idle]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.options.option import ARTICLE
-from grpo.options.refusal import SHORT, nearest, refuse
+from grpo.options.refusal import SHORT, nearest, refuse, spelled_out
 
 # What the option deepspeed may hold, by type; and what it may not, because an option here sets it.
 DEEPSPEED = {"zero_optimization": dict, "data_types": dict, "communication_data_type": str, "steps_per_print": int,
@@ -39,7 +39,7 @@ def read_json(path: str) -> tuple[dict[str, Any], list[str]]:
         refuse("deepspeed", path, f"must hold a mapping, not a {type(content).__name__}", "{}")
     left: list[str] = []
     settings = {key: kept for key, value in content.items() if (kept := _decided(key, value, key, left)) is not None}
-    return settings, [f"deepspeed={path!r} leaves to the options here: {', '.join(left)}"] if left else []
+    return settings, [spelled_out(f"deepspeed={path!r} leaves to the options here: {', '.join(left)}")] if left else []
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from grpo.advantage import GATES, SCALES
 from grpo.config import Config, load
 from grpo.loss import CORRECTIONS, KL_ESTIMATORS, LOSS_TYPES
 from grpo.options.option import options
-from grpo.options.recipe import ForeignNames
+from grpo.options.recipe import ForeignNames, renamed
 from grpo.sampler.linear import FORMS
 from kernels.choice import IMPLEMENTATIONS
 
@@ -166,8 +166,9 @@ def test_a_saved_configuration_loads_back_equal(place):
 def test_help_lists_every_option_and_needs_no_torch():
     code = "import sys; from grpo.config import load\ntry: load(['--help'])\nfinally: assert 'torch' not in sys.modules"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in options(Config) | options(ForeignNames):
+    for name in options(Config) | options(ForeignNames) | renamed(Config):
         assert f"--{name} " in shown
+    assert "--use_vllm" not in shown
 
 
 def test_each_choice_of_the_algorithm_is_one_that_the_code_knows():
@@ -210,6 +211,7 @@ BAD = [
     ("--num_generations 1", "num_generations=1", "[2, inf)", "2"),
     ("--num_generations abc", "num_generations='abc'", "whole number", "8 (the default)"),
     ("--num_generations 3.7", "num_generations='3.7'", "whole number", "4"),
+    ("--save_steps 0.1", "save_steps='0.1'", "whole number", "1"),
     ("--beta -0.1", "beta=-0.1", "[0, inf)", "0"),
     ("--beta nan", "beta='nan'", "finite number", "0.04 (the default)"),
     ("--epsilon 0", "epsilon=0.0", "(0, 1)", "0.2 (the default)"),
