@@ -93,13 +93,13 @@ def resolve(recipe: dict[str, Any], overrides: dict[str, Any], cls: type, *,
     def in_force(name: str) -> Any:
         return values.get(name, default_of(options(cls)[name]))
 
-    mistakes = list(wrong.values())
+    mistakes, unknown = list(wrong.values()), {foreign.RENAMED.get(name, name) for name in wrong}
     ranks = values.get("plan") or world_size
     for step, needs in STEPS.items():
-        if not wrong.keys() & {*needs}:
+        if not unknown & {*needs}:
             with collecting(mistakes):
                 notes += step(values, in_force, ranks)
-    if not wrong.keys() & {"deepspeed", "zero_stage"}:
+    if not unknown & {"deepspeed", "zero_stage"}:
         with collecting(mistakes):
             check_deepspeed(in_force("deepspeed") or {}, in_force("zero_stage"))
     if mistakes:
@@ -130,8 +130,11 @@ def _known(cls: type) -> dict[str, Field]:
 
 def _without(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """The recipe without what the overrides replace, under whatever name; the sizes of a batch work together."""
+    idle = [name for name in ("bf16", "disable_dropout") if str(overrides.get(name)).lower() == "false"]
+
     def replaces(name: str, other: str) -> bool:
-        return name == other or _decided(name) == _decided(other) and not {name, other} <= {*SIZES}
+        alike = _decided(name) == _decided(other) and not {name, other} <= {*SIZES}
+        return name == other or alike and name not in idle
 
     return {name: value for name, value in recipe.items() if not any(replaces(one, name) for one in overrides)}
 

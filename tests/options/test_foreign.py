@@ -64,6 +64,7 @@ def test_every_key_has_one_place_in_the_table() -> None:
     places = [*foreign.SAME, *options(recipe.ForeignNames), *foreign.RENAMED, *recipe.hidden()]
     assert len(places) == len({*places})
     assert DEFAULTS.keys() - {*places} == set()
+    assert {*options(Config)} & {*places} <= {*foreign.SAME}  # an option is in no other place
     assert len(DEFAULTS) == 216 and len(places) > 300
 
 
@@ -150,6 +151,7 @@ def test_mistakes_of_every_kind_from_file_and_command_line_are_told_together(pla
 
 def test_a_mistake_hides_no_second_one_that_follows_from_it(place: Path) -> None:
     assert len(refused(place, num_generations="some", per_device_train_batch_size=6)) == 1
+    assert len(refused(place, max_grpo_completion_length="x", max_seq_length=100)) == 1
     assert len(refused(place, zero_stage=9, deepspeed={"zero_optimization": {"stage": 2}})) == 1
 
 
@@ -163,6 +165,11 @@ def test_the_command_line_replaces_what_the_file_says_under_any_name(place: Path
     assert (config.warmup_steps, config.warmup_ratio, config.max_prompt_length) == (0.0, 0.1, 7)
     assert config.lora_dropout == 0.1
     assert loaded(place, "--per_device_train_batch_size", "8", per_device_train_batch_size="x").prompts_per_step == 1
+
+
+def test_a_switch_that_is_off_replaces_nothing(place: Path) -> None:
+    config = loaded(place, "--bf16", "false", "--disable_dropout", "False", torch_dtype="bfloat16", lora_dropout=0.05)
+    assert (config.torch_dtype, config.lora_dropout) == ("bfloat16", 0.05)
 
 
 def test_a_plan_counts_the_ranks_that_it_is_for(place: Path) -> None:
