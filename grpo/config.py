@@ -6,19 +6,18 @@ is refused here. Imports no torch, so that this takes no time.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from grpo.options import recipe
 from grpo.options.command_line import command_line
-from grpo.options.option import check, default_of, option, options
+from grpo.options.option import check, option, options
 from grpo.options.refusal import refuse
 from grpo.options.surroundings import check_surroundings, world_size
+from grpo.options.zero_settings import check_deepspeed
 
 TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
 CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state")
-LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,8 @@ class Config:
     # Loss
     loss_type: str = option(
         "dapo", "What the sum of token losses is divided by: dapo tokens of the step; grpo tokens of each completion, "
-        "then completions; dr_grpo completions times max_completion_length.", choices=("dapo", "grpo", "dr_grpo"))
+        "then completions; dr_grpo completions times max_completion_length.", choices=("dapo", "grpo", "dr_grpo"),
+        not_offered={"bnpo": "its mean is over a micro-batch, so it depends on how the batch is split"})
     scale_rewards: str = option(
         "group", "Standard deviation that advantages are divided by; none is Dr. GRPO.",
         choices=("group", "batch", "none"))
@@ -124,10 +124,14 @@ class Config:
     # Optimizer
     learning_rate: float = option(1e-5, "Peak step size of AdamW.", within="(0, inf)")
     lr_scheduler_type: str = option(
-        "cosine", "Learning rate after the warm-up.", choices=("cosine", "linear", "constant"))
+        "cosine", "Learning rate after the warm-up.", choices=("cosine", "linear", "constant", "cosine_with_min_lr"))
+    min_lr: float | None = option(None, "Learning rate at which cosine_with_min_lr ends.", within="[0, inf)")
     warmup_ratio: float = option(
         0.0, "Share of the steps that warm up: step k of W has (k + 1) / W of the peak; transformers has k / W.",
         within="[0, 1)")
+    warmup_steps: float = option(
+        0.0, "Steps that warm up, in place of warmup_ratio; below 1 a share of the steps.", unit="steps",
+        within="[0, inf)")
     weight_decay: float = option(0.0, "AdamW's weight decay.", unit="per unit of learning rate", within="[0, inf)")
     adam_beta1: float = option(0.9, "AdamW's decay of the mean gradient.", within="[0, 1)")
     adam_beta2: float = option(0.999, "AdamW's decay of the mean squared gradient.", within="[0, 1)")
@@ -150,7 +154,8 @@ class Config:
         choices=("auto", "reference", "triton", "hybrid"))
     zero_stage: int = option(
         3, "What ZeRO shards over the ranks: 1 optimizer state, 2 also gradients, 3 also weights.", within="[0, 3]")
-    deepspeed: dict | None = option(None, "DeepSpeed settings that override the generated ones, as YAML or JSON.")
+    deepspeed: dict | None = option(
+        None, "DeepSpeed settings that override the generated ones, as YAML or JSON; or a .json file with them.")
     plan: int | None = option(
         None, "Print what a run on this many GPUs needs, in memory and time, and exit.", unit="GPUs", within="[1, inf)")
     doctor: bool = option(False, "Try everything that a run needs, one step included, train nothing, and exit.")
@@ -172,6 +177,8 @@ class Config:
         1, "Steps between two that report_to receives; metrics.jsonl has every step.", unit="steps", within="[1, inf)")
     report_to: list[str] = option(
         [], "Where else metrics go, each an installed package.", choices=("tensorboard", "mlflow", "wandb"))
+    run_name: str | None = option(
+        None, "Name of the run in mlflow and wandb; none: the folder's, and the step it starts from.")
     eval_examples: int = option(
         200, "Held-out problems solved before and after training; 0: no evaluation.", unit="problems",
         within="[0, inf)")
@@ -180,9 +187,6 @@ class Config:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        if self.loss_type == "bnpo":
-            refuse("loss_type", "bnpo", "is not offered: its mean is over a micro-batch, so it depends on how the "
-                   "batch is split", "dapo")
         for name, one in options(Config).items():
             check(one, getattr(self, name))
         if self.epsilon_high is None:
@@ -196,6 +200,7 @@ class Config:
             refuse("doctor", True, "looks at the start of a run, and takes neither resume nor plan", False)
         if self.max_steps == 0:
             refuse("max_steps", 0, "must be -1 or at least 1", 1)
+        self._check_floor()
         if self.rollout_weights == "nf4" and not (self.load_in_4bit and self.rollout_keep):
             refuse("rollout_weights", "nf4", "needs load_in_4bit=True, and rollout_keep=True because packed weights "
                    "stay where they are", "lora")
@@ -215,11 +220,17 @@ class Config:
         if self.micro_batch_tokens is not None and self.micro_batch_tokens < longest:
             refuse("micro_batch_tokens", self.micro_batch_tokens, "must fit the longest prompt with a completion",
                    longest)
-        recipe.check_deepspeed(self.deepspeed or {}, self.zero_stage)
+        check_deepspeed(self.deepspeed or {}, self.zero_stage)
         for key, value in (self.gradient_checkpointing_kwargs or {}).items():
             if key not in CHECKPOINT_ARGUMENTS or type(value) is not bool:
                 refuse("gradient_checkpointing_kwargs", {key: value},
                        f"must hold true or false for {' or '.join(CHECKPOINT_ARGUMENTS)}", "{use_reentrant: false}")
+
+    def _check_floor(self) -> None:
+        if self.lr_scheduler_type == "cosine_with_min_lr" and self.min_lr is None:
+            refuse("lr_scheduler_type", self.lr_scheduler_type, "needs min_lr", f"min_lr={self.learning_rate / 10:g}")
+        if self.min_lr is not None and self.min_lr > self.learning_rate:
+            refuse("min_lr", self.min_lr, f"must be at most learning_rate={self.learning_rate}", self.learning_rate)
 
     def save(self, path: str | Path) -> None:
         """Write the options as YAML, which is a recipe."""
@@ -233,42 +244,13 @@ def load(argv: list[str]) -> Config:
     Overrides win over the recipe (by default recipes/toy.yaml), and the recipe over the defaults of the dataclass.
 
     Raises:
-        ValueError: one line that names the field, the value, the rule and the nearest valid value.
+        ValueError: a line for each mistake that names the field, the value, the rule and the nearest valid value.
     """
-    parser = command_line(Config, recipe.ForeignNames, usage="torchrun train.py [--config FILE] [--option value ...]")
+    parser = command_line(Config, recipe.ForeignNames, usage="torchrun train.py [--config FILE] [--option value ...]",
+                          renamed=recipe.renamed(Config), hidden=recipe.hidden())
     parser.add_argument("--config", metavar="FILE", default=TOY_RECIPE, help="YAML recipe [default recipes/toy.yaml]")
     given = parser.parse_args(argv)
-    from_recipe, notes = recipe.translate(recipe.read(given.pop("config")), Config)
-    overrides, more_notes = recipe.translate(given, Config)
-    values = recipe.merge(from_recipe, overrides)
-    in_force = {
-        name: values.get(name, getattr(Config, name)) for name in ("num_generations", "max_completion_length", "plan")}
-    for name, value in in_force.items():
-        check(options(Config)[name], value)
-    batch_notes = recipe.derive(values, world_size=in_force.pop("plan") or world_size(), **in_force)
-    notes = [*notes, *more_notes, *batch_notes, *_without_effect(values)]
+    values, notes = recipe.resolve(recipe.read(given.pop("config")), given, Config, world_size=world_size())
     config = Config(**values, notes=tuple(notes))
     check_surroundings({name: getattr(config, name) for name in options(Config)})
     return config
-
-
-def _without_effect(values: dict[str, Any]) -> list[str]:
-    """One line for each option that was set but has no effect because of another one."""
-    def value_of(name: str) -> Any:
-        return values.get(name, default_of(options(Config)[name]))
-
-    reasons = {
-        "beta=0 leaves the KL out of the loss": (value_of("beta") == 0, ["kl_estimator"]),
-        "rollout_correction is none": (value_of("rollout_correction") == "none", ["rollout_correction_cap"]),
-        "use_peft=False trains every weight": (not value_of("use_peft"), LORA_SHAPE),
-        "adapter_name_or_path brings its own": (value_of("adapter_name_or_path") is not None, LORA_SHAPE),
-        "max_steps ends the run": (value_of("max_steps") > 0, ["num_train_epochs"]),
-        "save_strategy is not steps": (value_of("save_strategy") != "steps", ["save_steps"]),
-        "gradient_checkpointing is off": (
-            value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
-    }
-    return [
-        f"{name}={values[name]!r} has no effect: {reason}"
-        for reason, (applies, names) in reasons.items() if applies
-        for name in names if name in values and values[name] != default_of(options(Config)[name])
-    ]

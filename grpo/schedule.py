@@ -26,18 +26,24 @@ def total_steps(num_examples: int, *, prompts_per_step: int, num_train_epochs: f
     return max_steps if max_steps > 0 else math.ceil(num_train_epochs * num_examples / prompts_per_step)
 
 
-def learning_rate(step: int, *, peak: float, scheduler: str, warmup_ratio: float, total: int) -> float:
+def learning_rate(step: int, *, peak: float, scheduler: str, warmup_ratio: float, warmup_steps: float = 0.0,
+                  min_lr: float | None = None, total: int) -> float:
     """The step's learning rate: a linear warm-up to the peak, then the named decay.
 
-        warm-up    peak * (step + 1) / W                    for step < W = ceil(warmup_ratio * total)
-        constant   peak
-        linear     peak * (1 - x)                           x = (step - W) / (total - W)
-        cosine     peak * (1 + cos(pi * x)) / 2
+        warm-up               peak * (step + 1) / W             for step < W
+        constant              peak
+        linear                peak * (1 - x)                    x = (step - W) / (total - W)
+        cosine                peak * (1 + cos(pi * x)) / 2
+        cosine_with_min_lr    min_lr + (peak - min_lr) * (1 + cos(pi * x)) / 2
 
+    W is warmup_steps; below 1 that is a share of `total`, and where it is 0, warmup_ratio is the share, rounded up.
     Steps count from 0, `total` is those of the whole run. The decays are those of transformers.
     """
-    warmup = math.ceil(warmup_ratio * total)
+    warmup = int(warmup_steps) if warmup_steps >= 1 else math.ceil((warmup_steps or warmup_ratio) * total)
     if step < warmup:
         return peak * (step + 1) / warmup  # transformers has peak * step / W, whose first step learns nothing
     x = (step - warmup) / max(total - warmup, 1)
-    return peak * {"constant": 1.0, "linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2}[scheduler]
+    cosine = (1 + math.cos(math.pi * x)) / 2
+    if scheduler == "cosine_with_min_lr":
+        return min_lr + (peak - min_lr) * cosine
+    return peak * {"constant": 1.0, "linear": 1 - x, "cosine": cosine}[scheduler]

@@ -93,7 +93,7 @@ def grpo_step(run: Run, step: int) -> Step:
     clock.enter("update")
     rate = learning_rate(
         step, peak=config.learning_rate, scheduler=config.lr_scheduler_type, warmup_ratio=config.warmup_ratio,
-        total=run.num_steps)
+        warmup_steps=config.warmup_steps, min_lr=config.min_lr, total=run.num_steps)
     moved = move(run.engine, work, config, rate)
     clock.enter("log")
     metrics = collected.metrics | moved | rollout_metrics(collected.rollout, clock)

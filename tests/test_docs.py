@@ -7,7 +7,9 @@ import statistics
 from dataclasses import fields
 from pathlib import Path
 
+import peer_fields
 import pytest
+import recipe_page
 import torch
 import yaml
 from ranks import ROOT
@@ -142,6 +144,17 @@ def test_the_speed_of_sampling_on_a_gpu_is_the_one_on_file() -> None:
 def test_the_worked_example_is_what_the_code_says() -> None:
     (winner, *losers), = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist()
     assert f"{winner:.4f}" in README and f"{losers[0]:.4f}".replace("-", "−") in README
+
+
+def test_the_page_on_recipes_is_the_one_that_the_table_gives() -> None:
+    """Where this fails: python -m tests.support.recipe_page."""
+    assert (ROOT / "docs" / "recipes.md").read_text() == recipe_page.page()
+
+
+def test_the_fields_on_file_are_of_the_pinned_transformers_and_of_trl_1_16() -> None:
+    """Where this fails: python tests/support/peer_fields.py, and a place in the table for each new key."""
+    pinned, = re.findall(r"^transformers==(.+)$", (ROOT / "requirements.lock").read_text(), re.M)
+    assert [peer_fields.committed(name)["version"] for name in ("transformers", "trl")] == [pinned, "1.16.0"]
 
 
 def test_files_and_functions_stay_short() -> None:

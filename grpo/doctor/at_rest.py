@@ -128,7 +128,8 @@ def schedule(run: Run) -> Finding:
     """Does the learning rate move anything, over a run of what length?"""
     config, total = run.config, run.num_steps
     rates = [learning_rate(step, peak=config.learning_rate, scheduler=config.lr_scheduler_type,
-                           warmup_ratio=config.warmup_ratio, total=total) for step in range(total)]
+                           warmup_ratio=config.warmup_ratio, warmup_steps=config.warmup_steps, min_lr=config.min_lr,
+                           total=total) for step in range(total)]
     epochs = total * config.prompts_per_step / len(run.train_examples)
     reference = f"beta {config.beta:g}" if config.beta else "beta 0: no reference, and no KL is measured"
     # What AdamW adds is computed in float32.

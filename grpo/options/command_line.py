@@ -1,15 +1,22 @@
 """The command line and its `--help`, made from the fields of dataclasses. Imports no torch: both answer at once."""
 
 import argparse
+from collections.abc import Iterable, Mapping
 from dataclasses import Field
 from typing import Any, NoReturn, get_args, get_origin
 
 from grpo.options.option import default_of, kind_of, options
 from grpo.options.refusal import nearest
+from grpo.options.strict_yaml import read_yaml
 
 
-def command_line(*classes: type, usage: str) -> "_Parser":
+def command_line(*classes: type, usage: str, renamed: Mapping[str, Field] | None = None,
+                 hidden: Iterable[str] = ()) -> "_Parser":
     """A parser of `--option value` for the options of the dataclasses; it gives text, and only what was given.
+
+    Args:
+        renamed: other names of options.
+        hidden: names that are taken, with any number of values, and are not in the help.
 
     Its `parse_args` raises ValueError where argparse would print a page of usage and exit.
     """
@@ -18,18 +25,29 @@ def command_line(*classes: type, usage: str) -> "_Parser":
     for cls in classes:
         group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
         for one in options(cls).values():
-            kind, _ = kind_of(one)
-            count: dict[str, Any] = {}
-            if get_origin(kind) is list:
-                count = {"nargs": "*"}
-            elif kind is bool or "true" in one.metadata["choices"]:
-                count = {"nargs": "?", "const": "true"}
-            type_name = " ".join(part.__name__.upper() for part in get_args(kind) or [kind])
-            group.add_argument(f"--{one.name}", metavar=type_name, help=_help(one), **count)
+            group.add_argument(f"--{one.name}", help=_help(one), **_values(one))
+    for name, one in (renamed or {}).items():
+        group.add_argument(f"--{name}", help=f"Another name of {one.name}.", **_values(one))
+    for name in hidden:
+        parser.add_argument(f"--{name}", nargs="*", help=argparse.SUPPRESS)
+    parser.hidden = {*hidden}
     return parser
 
 
+def _values(one: Field) -> dict[str, Any]:
+    """How many values an option takes, and what the help calls them."""
+    kind, _ = kind_of(one)
+    shown = {"metavar": " ".join(part.__name__.upper() for part in get_args(kind) or [kind])}
+    if get_origin(kind) is list:
+        return shown | {"nargs": "*"}
+    if kind is bool or "true" in one.metadata["choices"]:
+        return shown | {"nargs": "?", "const": "true"}
+    return shown
+
+
 class _Parser(argparse.ArgumentParser):
+    hidden: set[str] = set()
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; a value that starts with a minus is written --option=-1e-3")
 
@@ -39,9 +57,21 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             known = [name.removeprefix("--") for name in self._option_string_actions]
             name = unknown[0].split("=")[0]
-            near = nearest(name.removeprefix("--"), known)
+            near = nearest(name.removeprefix("--"), [one for one in known if one not in self.hidden])
             raise ValueError(f"unknown option {name}; " + (f"nearest known one: --{near}" if near else "see --help"))
-        return vars(given)
+        return {name: _one(value) if name in self.hidden else value for name, value in vars(given).items()}
+
+
+def _one(words: list[str]) -> Any:
+    """What a recipe would read there: none are a flag, one is itself."""
+    return _read(words[0]) if len(words) == 1 else [_read(word) for word in words] or True
+
+
+def _read(word: str) -> Any:
+    try:
+        return read_yaml(word)
+    except ValueError:
+        return word
 
 
 def _help(one: Field) -> str:

@@ -17,15 +17,17 @@ SMALLEST, LARGEST = 2.0**-126, 2.0**127  # what float32 holds at full precision
 
 
 def option(default: Any, text: str, *, unit: str = "", within: str = "", choices: Iterable[Any] = (),
-           why: str = "") -> Any:
+           why: str = "", not_offered: dict[str, str] | None = None) -> Any:
     """A dataclass field that is an option.
 
     Args:
         text: one sentence for `--help`.
         within: the interval of valid numbers, as in "(0, 1]".
         why: the reason for the range, part of the refusal.
+        not_offered: choices of other trainers that are refused, each with the reason.
     """
-    metadata = dict(text=text, unit=unit, within=within, choices=tuple(choices), why=why)
+    metadata = dict(
+        text=text, unit=unit, within=within, choices=tuple(choices), why=why, not_offered=not_offered or {})
     if isinstance(default, list | dict):
         return field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -71,6 +73,8 @@ def check(one: Field, value: Any) -> None:
     for item in value if isinstance(value, list) else [value]:
         if item is None:
             continue
+        if reason := one.metadata["not_offered"].get(str(item)):
+            refuse(one.name, item, f"is not offered: {reason}", choices[0])
         if choices and item not in choices:
             refuse(one.name, item, f"must be one of {', '.join(choices)}{why}", nearest(str(item), choices))
         if within and not _contains(within, item):
@@ -121,7 +125,8 @@ def _number(text: Any, kind: type) -> int | float | None:
 def _nearest_of_type(one: Field, value: Any, kind: type) -> Any:
     number = _number(value, float) if isinstance(value, str | float) else None
     if kind is int and number is not None and math.isfinite(number):
-        return round(number)
+        within = one.metadata["within"]
+        return round(number) if not within or _contains(within, round(number)) else _nearest_inside(one, number)
     if kind is str and not isinstance(value, list | dict | None):
         return f"'{value}'"
     if kind is dict:

@@ -1,24 +1,27 @@
 """A recipe: a YAML file plus command-line overrides, read into this project's option names.
 
-Recipes written for TRL and transformers load unchanged: a key that has another name here is translated, and one for
-which this project has no choice is named in one line as without effect.
+Recipes written for TRL and transformers load: each key has its effect, or one line says that it has none, or it is
+refused because this project computes something else. `foreign` is the table of those keys.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from copy import copy
+from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
-from grpo.options.option import ARTICLE, check, convert, option, options
-from grpo.options.refusal import SHORT, nearest, refuse
+from grpo.options import foreign
+from grpo.options.derived import LORA_SHAPE, SIZES, STEPS, set_once, silenced
+from grpo.options.option import check, convert, default_of, kind_of, option, options
+from grpo.options.refusal import SHORT, Mistakes, collecting, nearest, refuse
 from grpo.options.strict_yaml import read_yaml
+from grpo.options.zero_settings import check_deepspeed, read_json
 
 
 @dataclass
 class ForeignNames:
-    """Names of TRL and transformers, translated into the options above or without effect."""
+    """Names of TRL and transformers from which the options above follow; docs/recipes.md has their other keys."""
 
-    dtype: str | None = option(None, "Another name of torch_dtype.")
     bf16: bool | None = option(None, "true means torch_dtype bfloat16.")
     max_seq_length: int | None = option(
         None, "Longest prompt and completion together: max_prompt_length is what max_completion_length leaves of it.",
@@ -28,42 +31,30 @@ class ForeignNames:
         unit="completions", within="[1, inf)")
     gradient_accumulation_steps: int | None = option(
         None, "See per_device_train_batch_size.", unit="micro-batches, 1 where not given", within="[1, inf)")
-    top_p: float | None = option(
-        None, "Only 1 in training.", within="[1, 1]", why="truncated sampling biases the ratio; eval.py allows it")
-    top_k: int | None = option(
-        None, "Only 0 (off) in training.", within="[0, 0]", why="truncated sampling biases the ratio")
-    packing: bool | None = option(None, "Completions are always packed.")
-    attn_implementation: str | None = option(None, "Attention is always sdpa.")
-    logging_strategy: str | None = option(None, "Logging always counts steps.", choices=("steps", "epoch", "no"))
-    push_to_hub: bool | None = option(None, "Nothing is ever pushed to the Hub.")
+    generation_batch_size: int | None = option(
+        None, "Only the completions of one step: they are used in the step that they are sampled for.",
+        unit="completions", within="[1, inf)")
+    steps_per_generation: int | None = option(
+        None, "Only gradient_accumulation_steps, for the same reason.", within="[1, inf)")
+    lr_scheduler_kwargs: dict | None = option(None, "min_lr or min_lr_rate, of cosine_with_min_lr.")
+    min_lr_rate: float | None = option(None, "min_lr as a share of learning_rate.", within="[0, 1]")
+    use_bias_correction_kl: bool | None = option(None, "true means kl_estimator k3_unbiased, false k3.")
+    disable_dropout: bool | None = option(None, "true means lora_dropout 0.")
+    resume_from_checkpoint: str | None = option(
+        None, "true, or output_dir or its newest checkpoint, means resume.")
 
 
-# Foreign name -> the only value that this project has, and why.
-WITHOUT_EFFECT = {
-    "top_p": (1.0, "training samples from the whole distribution"),
-    "top_k": (0, "training samples from the whole distribution"),
-    "packing": (True, "completions are always packed, which changes no gradient"),
-    "attn_implementation": ("sdpa", "a packed batch needs a tree mask, which sdpa takes"),
-    "logging_strategy": ("steps", "metrics are written every logging_steps steps"),
-    "push_to_hub": (False, "the trained adapter stays in output_dir"),
-}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# Values of TRL and peft that have another spelling here.
+# Values of TRL, peft and others that have another spelling here.
 SPELLINGS: dict[str, dict[str, Any]] = {
-    "scale_rewards": {"true": "group", "false": "none"}, "lora_target_modules": {"all-linear": PROJECTIONS}}
-BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
-# What the option deepspeed may hold, by type; and what it may not, because an option here sets it.
-DEEPSPEED = {"zero_optimization": dict, "data_types": dict, "communication_data_type": str, "steps_per_print": int,
-             "wall_clock_breakdown": bool}
-DEEPSPEED_FLOATS = ("fp32", "bf16", "fp16")
-DEEPSPEED_ELSEWHERE = {
-    "train_batch_size": "prompts_per_step", "train_micro_batch_size_per_gpu": "micro_batch_tokens",
-    "gradient_accumulation_steps": "micro_batch_tokens", "gradient_clipping": "max_grad_norm", "bf16": "torch_dtype",
-    "fp16": "torch_dtype", "optimizer": "learning_rate", "scheduler": "lr_scheduler_type",
-}
-# Settings of zero_optimization that DeepSpeed offers and this project does not.
-ZERO_NOT_OFFERED = dict.fromkeys(("offload_optimizer", "cpu_offload", "zenflow"), "it needs another AdamW") | {
-    "compute_grad_norm": "the norm is always needed"}
+    "scale_rewards": {"true": "group", "false": "none"}, "lora_target_modules": {"all-linear": PROJECTIONS},
+    "lr_scheduler_type": {"constant_with_warmup": "constant"}, "gradient_checkpointing": {"unsloth": "true"},
+    "resume_from_checkpoint": {"true": "true", "false": None}}
+# A name: the option that it decides, besides those of foreign.RENAMED. On the command line it replaces the file's.
+DECIDES = dict.fromkeys(SIZES, "prompts_per_step") | {
+    "bf16": "torch_dtype", "max_seq_length": "max_prompt_length", "lr_scheduler_kwargs": "min_lr",
+    "min_lr_rate": "min_lr", "use_bias_correction_kl": "kl_estimator", "disable_dropout": "lora_dropout",
+    "resume_from_checkpoint": "resume", "warmup_steps": "warmup_ratio"}
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -82,114 +73,152 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def merge(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with the overrides in place; whichever way the overrides set the batch size replaces the other."""
-    if "prompts_per_step" in overrides:
-        recipe = {name: value for name, value in recipe.items() if name not in BATCH}
-    elif any(name in overrides for name in BATCH):
-        recipe = {name: value for name, value in recipe.items() if name != "prompts_per_step"}
-    return recipe | overrides
+def resolve(recipe: dict[str, Any], overrides: dict[str, Any], cls: type, *,
+            world_size: int) -> tuple[dict[str, Any], list[str]]:
+    """The options of `cls` that a recipe with its overrides gives, and one line for each derived or unused value.
 
-
-def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[str]]:
-    """A recipe or a command line in the names and types of `cls` and of TRL's batch sizes; one line per unused value.
-
-    ValueError for an unknown name, a value of another type, or two names that contradict each other.
+    Raises:
+        Mistakes: a line for each name that is unknown, value that is not valid, conflict with what this project
+            computes, and contradiction.
     """
-    own, foreign = options(cls), options(ForeignNames)
-    result, notes = {}, []
-    for name, value in values.items():
-        if name not in own | foreign:
-            near = nearest(str(name), own | foreign)
-            hint = f"nearest known one: {near}" if near else "see --help"
-            raise ValueError(f"unknown option {name}={SHORT.repr(value)}; {hint}")
-        one = (own | foreign)[name]
-        value = convert(one, SPELLINGS.get(name, {}).get(str(value).lower(), value))
-        if name in foreign:
-            check(one, value)
-        if name not in WITHOUT_EFFECT:
-            result[name] = value
-        elif value is not None and value != WITHOUT_EFFECT[name][0]:
-            notes.append(f"{name}={value!r} has no effect: {WITHOUT_EFFECT[name][1]}")
-    dtype = result.pop("dtype", None)
-    if dtype is not None:
-        _set(result, "torch_dtype", dtype, f"dtype={dtype}")
-    if result.pop("bf16", None):
-        _set(result, "torch_dtype", "bfloat16", "bf16=True")
-    return result, notes
+    values: dict[str, Any] = {}
+    notes: list[str] = []
+    wrong: dict[str, str] = {}
+    recipe = _without(recipe, overrides)
+    for source in (recipe, overrides):
+        part, lines = _translate(source, cls, wrong)
+        values |= part
+        notes += lines
+
+    def in_force(name: str) -> Any:
+        return values.get(name, default_of(options(cls)[name]))
+
+    mistakes, unknown = list(wrong.values()), {foreign.RENAMED.get(name, name) for name in wrong}
+    ranks = values.get("plan") or world_size
+    for step, needs in STEPS.items():
+        if not unknown & {*needs}:
+            with collecting(mistakes):
+                notes += step(values, in_force, ranks)
+    if not unknown & {"deepspeed", "zero_stage"}:
+        with collecting(mistakes):
+            check_deepspeed(in_force("deepspeed") or {}, in_force("zero_stage"))
+    if mistakes:
+        raise Mistakes(*mistakes)
+    if recipe.keys() - options(cls).keys():  # written for another trainer
+        notes += _left_out(recipe, values, in_force)
+    return values, [*notes, *silenced(values, cls)]
 
 
-def derive(values: dict[str, Any], *, num_generations: int, max_completion_length: int, world_size: int) -> list[str]:
-    """Replace TRL's batch sizes by `prompts_per_step` and `max_seq_length` by `max_prompt_length`, in place.
+def renamed(cls: type) -> dict[str, Field]:
+    """The other names of options of `cls`."""
+    return {name: options(cls)[option] for name, option in foreign.RENAMED.items() if option in options(cls)}
 
-        prompts_per_step = per_device_train_batch_size * world_size * gradient_accumulation_steps / num_generations
 
-    Returns a line on the prompts_per_step that batch sizes give, if any were given. ValueError if a rank's share is not
-    a whole number of groups, or two options contradict each other.
+def hidden() -> list[str]:
+    """Every name that is known and has no effect here."""
+    return [name for group in (*foreign.HARMLESS.values(), *foreign.CONFLICTS.values()) for name in group]
+
+
+def _known(cls: type) -> dict[str, Field]:
+    """Every name that has an effect; another name of an option has a field that a refusal calls by that name."""
+    known = options(cls) | options(ForeignNames)
+    for name, one in renamed(cls).items():
+        known[name] = copy(one)
+        known[name].name = name
+    return known
+
+
+def _without(recipe: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without what the overrides replace, under whatever name; the sizes of a batch work together."""
+    idle = [name for name in ("bf16", "disable_dropout") if str(overrides.get(name)).lower() == "false"]
+
+    def replaces(name: str, other: str) -> bool:
+        alike = _decided(name) == _decided(other) and not {name, other} <= {*SIZES}
+        return name == other or alike and name not in idle
+
+    return {name: value for name, value in recipe.items() if not any(replaces(one, name) for one in overrides)}
+
+
+def _decided(name: str) -> str:
+    return DECIDES.get(name, foreign.RENAMED.get(name, name))
+
+
+def _translate(source: dict[str, Any], cls: type, wrong: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe or a command line in the names and types of `cls` and ForeignNames, and one line per unused value.
+
+    The lines of what is wrong go to `wrong`, by name.
     """
-    longest = values.pop("max_seq_length", None)
-    if longest is not None:
-        if longest <= max_completion_length:
-            refuse("max_seq_length", longest, f"must be more than max_completion_length={max_completion_length}",
-                   max_completion_length + 1)
-        _set(values, "max_prompt_length", longest - max_completion_length, f"max_seq_length={longest}")
-    per_device, accumulation = (values.pop(name, None) for name in BATCH)
-    if per_device is None and accumulation is None:
-        return []
-    if per_device is None:
-        refuse(BATCH[1], accumulation, f"needs {BATCH[0]} too", f"{BATCH[0]}={num_generations}")
-    accumulation = accumulation or 1
-    if per_device * accumulation % num_generations:
-        smallest = num_generations // math.gcd(num_generations, per_device)
-        refuse(BATCH[1], accumulation, f"times {BATCH[0]}={per_device} must be a multiple of "
-               f"num_generations={num_generations}, so that a rank has whole groups",
-               max(1, round(accumulation / smallest)) * smallest)
-    source = f"{BATCH[0]}={per_device} * {world_size} ranks * {BATCH[1]}={accumulation} / {num_generations} generations"
-    _set(values, "prompts_per_step", per_device * world_size * accumulation // num_generations, source)
-    return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a packed batch"]
+    known, values, notes = _known(cls), {}, []
+    # Own names first, so that another name of the same option is held against it.
+    for name, value in sorted(source.items(), key=lambda item: item[0] in foreign.RENAMED):
+        mistake: list[str] = []
+        with collecting(mistake):
+            notes += _take(name, value, known, values) if name in known else _passed_over(name, value, known)
+        wrong |= {str(name): line for line in mistake}
+    return values, notes
 
 
-def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
-    """Refuse with ValueError DeepSpeed settings that an option here sets, or that DeepSpeed would silently ignore."""
-    for key, value in settings.items():
-        if key in DEEPSPEED_ELSEWHERE:
-            refuse("deepspeed", {key: value}, f"is set by the option {DEEPSPEED_ELSEWHERE[key]}", "without this key")
-        if key not in DEEPSPEED:
-            refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED) or "without it")
-        if type(value) is not DEEPSPEED[key]:
-            refuse("deepspeed", {key: value}, f"must have {ARTICLE[DEEPSPEED[key]]} there", "without this key")
-        if key == "steps_per_print" and value < 1:
-            refuse("deepspeed", {key: value}, "must have at least 1 there", 1)
-        if key == "communication_data_type":
-            _check_float(value, {key: value})
-    for key, value in settings.get("data_types", {}).items():
-        if key != "grad_accum_dtype":
-            refuse("deepspeed", {"data_types": {key: value}}, "has an unknown key", "grad_accum_dtype")
-        _check_float(value, {"data_types": {key: value}})
-        if zero_stage == 0:
-            refuse("deepspeed", {"data_types": {key: value}}, "needs zero_stage of at least 1", "without this key")
-    zero = settings.get("zero_optimization", {})
-    for key, value in zero.items():
-        setting = {"zero_optimization": {key: value}}
-        if type(key) is not str:
-            refuse("deepspeed", setting, "has an unknown key", "without this key")
-        if value == "auto":
-            refuse("deepspeed", setting, "is filled in by another trainer", "without this key")
-        if key in ZERO_NOT_OFFERED:
-            refuse("deepspeed", setting, f"is not offered: {ZERO_NOT_OFFERED[key]}", "without this key")
-    stage = zero.get("stage", zero_stage)
-    if stage != zero_stage:
-        valid = stage if stage in (0, 1, 2, 3) else "without stage"
-        refuse("zero_stage", zero_stage, f"contradicts stage {SHORT.repr(stage)} of the option deepspeed", valid)
+def _take(given: str, value: Any, known: dict[str, Field], values: dict[str, Any]) -> list[str]:
+    """Put the value of a known name where it belongs; a line on what a file leaves open."""
+    one, name, notes = known[given], foreign.RENAMED.get(given, given), []
+    if name != given:
+        if value is None:
+            return []
+        if isinstance(value, list) and len(value) == 1 and get_origin(kind_of(one)[0]) is not list:
+            value, = value
+    if name == "deepspeed" and isinstance(value, str) and value.endswith(".json"):
+        value, notes = read_json(value)
+    value = convert(one, SPELLINGS.get(name, {}).get(str(value).lower(), value))
+    check(one, value)
+    if name == "lr_scheduler_kwargs":
+        for key, inner in (value or {}).items():
+            if key not in ("min_lr", "min_lr_rate"):
+                refuse(name, {key: inner}, "is not offered: only min_lr and min_lr_rate are", "min_lr or min_lr_rate")
+            _take(key, inner, known, values)
+        return notes
+    set_once(values, name, value, f"{given}={value}")
+    return notes
 
 
-def _check_float(value: Any, setting: dict[str, Any]) -> None:
-    if value not in DEEPSPEED_FLOATS:
-        refuse("deepspeed", setting, f"must have one of {', '.join(DEEPSPEED_FLOATS)} there",
-               nearest(str(value).lower(), DEEPSPEED_FLOATS) or "without this key")
+def _passed_over(name: str, value: Any, known: dict[str, Field]) -> list[str]:
+    """The line on a value without effect, if it needs one; ValueError for a conflict, and for a name nobody knows."""
+    shown = name if name in foreign.SECRET else f"{name}={SHORT.repr(value)}"
+    for why, group in foreign.HARMLESS.items():
+        if name in group:
+            return [] if _is_one_of(value, group[name]) else [f"{shown} has no effect: {why}"]
+    for why, group in foreign.CONFLICTS.items():
+        if name in group and not _is_one_of(value, group[name]):
+            if instead := foreign.INSTEAD.get(name, {}).get(str(value)):
+                return [f"{shown} is {instead}"]
+            accepted = group[name][0] if isinstance(group[name], tuple) else group[name]
+            refuse(name, value, f"is not offered: {why}", "none" if accepted is None else accepted)
+        if name in group:
+            return []
+    near = nearest(str(name), known)
+    raise ValueError(f"unknown option {name}={SHORT.repr(value)}; "
+                     + (f"nearest known one: {near}" if near else "see --help"))
 
 
-def _set(values: dict[str, Any], name: str, value: Any, source: str) -> None:
-    if values.get(name) not in (None, "auto", value):
-        refuse(name, values[name], f"contradicts {source}, which makes it {value}", value)
-    values[name] = value
+def _is_one_of(value: Any, accepted: Any) -> bool:
+    """Is it one of the values, or the value, that a table accepts, as YAML or as the command line writes it?"""
+    return any(_plain(value) == _plain(one) for one in (accepted if isinstance(accepted, tuple) else (accepted,)))
+
+
+def _plain(value: Any) -> str | float:
+    text = str(value).strip().lower()
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _left_out(recipe: dict[str, Any], values: dict[str, Any], in_force: Callable[[str], Any]) -> list[str]:
+    """What the recipe of another trainer leaves to defaults that are others here, in one line."""
+    idle = set() if in_force("use_peft") else {"load_in_4bit", *LORA_SHAPE}
+    idle |= {"num_train_epochs"} if in_force("max_steps") > 0 else set()
+    differing = [f"{name}={in_force(name)} ({theirs})" for name, theirs in foreign.DEFAULTS.items()
+                 if name not in values and name not in idle]
+    notes = [f"not in the recipe, with TRL's other defaults in brackets: {', '.join(differing)}"] if differing else []
+    if recipe.get("lr_scheduler_type") == "constant" and (in_force("warmup_ratio") or in_force("warmup_steps")):
+        notes.append("lr_scheduler_type='constant' warms up here; that of transformers does not")
+    return notes

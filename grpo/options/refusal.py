@@ -15,6 +15,13 @@ LONGEST = 200  # characters of a library's own words in a refusal
 NEAR = 0.6  # difflib's ratio from which a word counts as a misspelling of another
 
 
+class Mistakes(ValueError):
+    """Several refusals in one; its `args` are their lines."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The most similar word; None where none is near."""
     return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=NEAR)), None)
@@ -42,6 +49,21 @@ def refusing(name: str, value: Any, rule: str, valid: str) -> Iterator[None]:
             refuse(name, value, f"{rule}: {type(error).__name__}: {words}", valid)
         except ValueError as refusal:
             raise refusal from error
+
+
+@contextmanager
+def collecting(lines: list[str]) -> Iterator[None]:
+    """Add a refusal's line to the list instead of raising it, so that a user reads all mistakes at once."""
+    try:
+        yield
+    except ValueError as error:
+        lines.append(str(error))
+
+
+def told(error: ValueError) -> str:
+    """A refusal as a user reads it: a line for each mistake."""
+    lines = error.args if isinstance(error, Mistakes) else [error]
+    return "\n".join(f"error: {spelled_out(str(line))}" for line in lines)
 
 
 def spelled_out(text: str, *, keep: str = "") -> str:

@@ -31,7 +31,7 @@ def _tensorboard(output_dir: Path, first_step: int, settings: dict[str, Any]) ->
 def _mlflow(output_dir: Path, first_step: int, settings: dict[str, Any]) -> Sink:
     import mlflow
 
-    mlflow.start_run(run_name=f"{output_dir.name} from step {first_step}")
+    mlflow.start_run(run_name=_name(output_dir, first_step, settings))
     mlflow.log_params(settings)
     return lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run
 
@@ -39,8 +39,12 @@ def _mlflow(output_dir: Path, first_step: int, settings: dict[str, Any]) -> Sink
 def _wandb(output_dir: Path, first_step: int, settings: dict[str, Any]) -> Sink:
     import wandb
 
-    run = wandb.init(dir=output_dir, name=f"{output_dir.name} from step {first_step}", config=settings)
+    run = wandb.init(dir=output_dir, name=_name(output_dir, first_step, settings), config=settings)
     return lambda step, values: run.log(values, step=step), run.finish
+
+
+def _name(output_dir: Path, first_step: int, settings: dict[str, Any]) -> str:
+    return settings["run_name"] or f"{output_dir.name} from step {first_step}"
 
 
 SINKS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}

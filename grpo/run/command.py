@@ -6,7 +6,7 @@ from typing import Any
 from grpo.config import Config, load
 from grpo.health import last_words
 from grpo.memory import plan
-from grpo.options.refusal import spelled_out
+from grpo.options.refusal import told
 from rewards.loading import name_of
 
 
@@ -17,7 +17,7 @@ def asked(argv: list[str], reward_funcs: Sequence[str | Callable[..., Any]] = ()
         reward_funcs: names or functions; they replace those of the command line.
 
     Raises:
-        SystemExit: with 0 after `--help` and `--plan`, with 2 after one line about a mistake, else with 1.
+        SystemExit: with 0 after `--help` and `--plan`, with 2 after a line about each mistake, else with 1.
     """
     try:
         config = load([*argv, "--reward_funcs", *map(name_of, reward_funcs)] if reward_funcs else argv)
@@ -25,7 +25,7 @@ def asked(argv: list[str], reward_funcs: Sequence[str | Callable[..., Any]] = ()
             return config
         print("\n".join(plan.page(config)))
     except ValueError as error:
-        raise SystemExit(last_words.fail(f"error: {spelled_out(str(error))}", 2)) from None
+        raise SystemExit(last_words.fail(told(error), 2)) from None
     except (Exception, KeyboardInterrupt) as error:
         raise SystemExit(last_words.fail(last_words.words(error), 1)) from None
     raise SystemExit(0)

@@ -11,14 +11,14 @@ from typing import Any
 
 from data.example import Example
 from grpo.config import Config
-from grpo.options.option import options
+from grpo.options.option import default_of, options
 
 # Options that say where, how fast and how loud, not what is computed.
 FREE = {
     "plan", "doctor", "resume", "output_dir", "ddp_timeout", "zero_stage", "deepspeed", "micro_batch_tokens",
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "logprob_impl", "rollout_slots", "rollout_weights",
     "rollout_keep", "save_strategy", "save_steps", "save_total_limit", "max_skipped_steps", "logging_steps",
-    "report_to", "reward_timeout", "reward_memory", "max_reward_failures", "trust_remote_code",
+    "report_to", "run_name", "reward_timeout", "reward_memory", "max_reward_failures", "trust_remote_code",
 }
 LENGTH = {"max_steps", "num_train_epochs"}  # without effect on a step where the learning rate is constant
 
@@ -55,12 +55,14 @@ def adapter_fingerprint(path: str | None) -> str | None:
 def check(folder: Path, then: dict[str, Any], config: Config, examples: list[Example]) -> None:
     """Refuse to resume with a recipe, start adapter or data that would compute something else: ValueError."""
     now = facts(config, examples, adapter_fingerprint(config.adapter_name_or_path), 0)
-    constant = config.lr_scheduler_type == "constant" and config.warmup_ratio == 0
+    share = config.warmup_steps or config.warmup_ratio  # from 1 on a number of steps, whatever the run's length
+    constant = config.lr_scheduler_type == "constant" and (share == 0 or share >= 1)
     free = FREE | (LENGTH if constant else set())
     names = [name for name in now["recipe"] if name not in free]
-    differing = [name for name in names if then["recipe"].get(name) != now["recipe"][name]]
+    was = {name: default_of(one) for name, one in options(Config).items()} | then["recipe"]  # older than an option
+    differing = [name for name in names if was[name] != now["recipe"][name]]
     if differing:
-        listed = ", ".join(f"{name} ({then['recipe'].get(name)!r} then, {now['recipe'][name]!r} now)"
+        listed = ", ".join(f"{name} ({was[name]!r} then, {now['recipe'][name]!r} now)"
                            for name in differing)
         raise ValueError(f"resume=True with another recipe than {folder}: {listed}; nearest valid value: the values of "
                          "then, or a new output_dir with adapter_name_or_path set to the checkpoint's adapter")

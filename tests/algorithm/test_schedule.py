@@ -1,8 +1,10 @@
 """grpo.schedule by hand: which prompts, which learning rate, how many steps. 3 seconds, of imports."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import TrainingArguments, get_scheduler
 
 from grpo.config import Config
 from grpo.options.option import options
@@ -27,23 +29,36 @@ def test_no_seed_begins_with_another_ones_later_epoch():
     ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
     ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
     ("cosine", [0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447]),  # (1 + cos(pi / 4)) / 2 = 0.853553
+    ("cosine_with_min_lr", [0.5, 1.0, 1.0, 0.882843, 0.6, 0.317157]),  # 0.2 + 0.8 of that
 ])
 def test_the_learning_rate_warms_up_and_decays(scheduler, rates):
-    found = [learning_rate(step, peak=2.0, scheduler=scheduler, warmup_ratio=0.3, total=6) for step in range(6)]
+    found = [learning_rate(step, peak=2.0, scheduler=scheduler, warmup_ratio=0.3, min_lr=0.4, total=6)
+             for step in range(6)]
     assert found == pytest.approx([2.0 * rate for rate in rates], abs=1e-5)
 
 
-@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine", "cosine_with_min_lr"])
 def test_the_rate_is_that_of_transformers_but_one_step_ahead_in_the_warm_up_as_its_option_says(scheduler):
     # 13 steps, of which ceil(0.3 * 13) = 4 warm up: 1/4, 2/4, 3/4, 4/4 here and 0/4, 1/4, 2/4, 3/4 there.
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     name = scheduler.replace("constant", "constant_with_warmup")
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=13).lr_lambdas[0]
-    ours = [learning_rate(step, peak=2.0, scheduler=scheduler, warmup_ratio=0.3, total=13) / 2.0 for step in range(13)]
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=13,
+                           scheduler_specific_kwargs={"min_lr": 0.4} if "min" in name else None).lr_lambdas[0]
+    ours = [learning_rate(step, peak=2.0, scheduler=scheduler, warmup_ratio=0.3, min_lr=0.4, total=13) / 2.0
+            for step in range(13)]
     assert ours[:4] == [0.25, 0.5, 0.75, 1.0] and [theirs(step) for step in range(4)] == [0.0, 0.25, 0.5, 0.75]
     assert ours[4:] == pytest.approx([theirs(step) for step in range(4, 13)], abs=1e-12)
     said = options(Config)["warmup_ratio"].metadata["text"]
     assert "step k of W has (k + 1) / W of the peak; transformers has k / W" in said
+
+
+@pytest.mark.parametrize(("asked", "warmup"), [(0.05, 1), (0.3, 4), (0.99, 13), (1, 1), (4, 4), (5.5, 5), (20, 20)])
+def test_warmup_steps_are_a_number_or_below_1_a_share_as_in_transformers(asked, warmup):
+    there = SimpleNamespace(warmup_steps=asked)
+    assert TrainingArguments.get_warmup_steps(there, 13) == warmup
+    rates = [learning_rate(step, peak=2.0, scheduler="constant", warmup_ratio=0.7, warmup_steps=asked, total=13)
+             for step in range(13)]
+    assert rates == pytest.approx([2.0 * min(1, (step + 1) / warmup) for step in range(13)])
 
 
 def test_without_a_warm_up_the_first_step_has_the_peak():

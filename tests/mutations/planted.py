@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
+from tests.mutations.planted_recipes import RECIPE_GROUPS
 from tests.mutations.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
 from tests.mutations.planted_rows import (
     COEFFICIENTS,
@@ -219,5 +220,6 @@ _GROUPS = [
     *RUN_GROUPS,
     *OUTPUT_GROUPS,
     *TRL_GROUPS,
+    *RECIPE_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

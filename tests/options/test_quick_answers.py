@@ -52,7 +52,11 @@ def test_help_is_answered_without_a_library_that_takes_seconds(script: str) -> N
 
 
 @pytest.mark.parametrize(("words", "line"), [
-    (["train.py", "--optim", "x"], "error: unknown option --optim; see --help"),
+    (["train.py", "--wandb", "x"], "error: unknown option --wandb; see --help"),
+    (["train.py", "--optim", "lomo", "--top_p", "0.9"],
+     "error: optim='lomo' is not offered: the optimizer is AdamW; nearest valid value: adamw_torch\n"
+     "error: top_p=0.9 is not offered: truncated sampling biases the ratio (eval.py has top_p); "
+     "nearest valid value: 1"),
     (["train.py", "--config", "nofile.yaml"],
      "error: config='nofile.yaml' must be a recipe file; nearest valid value: recipes/toy.yaml"),
     (["train.py", "--beta", "-1"], "error: beta=-1.0 must lie in [0, inf); nearest valid value: 0"),
@@ -61,7 +65,7 @@ def test_help_is_answered_without_a_library_that_takes_seconds(script: str) -> N
     (["eval.py", "--optim", "x"], "error: unknown option --optim; see --help"),
     (["eval.py", "--num_shots", "9"], "error: num_shots=9 must lie in [0, 8]; nearest valid value: 8"),
 ])
-def test_a_mistake_is_one_line_and_code_2_without_them(words: list[str], line: str) -> None:
+def test_a_mistake_is_a_line_and_code_2_without_them(words: list[str], line: str) -> None:
     assert answer(*words) == ("2", "", line + "\n")
 
 

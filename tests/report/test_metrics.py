@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +123,18 @@ def test_sinks_receive_every_logging_steps_th_step_and_the_file_every_step(tmp_p
     log.close()
     assert received == [(0, {"reward": 0.0}), (2, {"reward": 2.0}), "closed"]
     assert [record["step"] for record in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("run_name", "shown"), [("first try", "first try"), (None, "out from step 3")])
+def test_a_tracker_shows_the_name_of_the_run_or_its_folder_and_first_step(run_name, shown, tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(
+        init=lambda **given: names.append(given["name"]) or SimpleNamespace(log=None, finish=None)))
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(
+        start_run=lambda run_name: names.append(run_name), log_params=len, end_run=None))
+    for tracker in ("wandb", "mlflow"):
+        SINKS[tracker](tmp_path / "out", 3, asdict(Config(run_name=run_name)))
+    assert names == [shown, shown]
 
 
 def test_tensorboard_receives_every_logging_steps_th_step(tmp_path):

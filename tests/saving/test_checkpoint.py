@@ -19,7 +19,7 @@ MAY_DIFFER = {
     "plan", "doctor", "resume", "output_dir", "ddp_timeout", "trust_remote_code",
     "zero_stage", "deepspeed", "micro_batch_tokens", "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "logprob_impl", "rollout_slots", "rollout_weights", "rollout_keep",
-    "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to",
+    "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "run_name",
     "max_skipped_steps", "reward_timeout", "reward_memory", "max_reward_failures",
 }
 EXAMPLES = [Example(question="2 + 2", answer="", final_answer="4", prompt="2 + 2 =", columns={})]
@@ -67,6 +67,16 @@ def test_an_option_that_decides_what_is_computed_may_not_change_on_resume(name: 
 def test_the_length_of_a_run_may_change_where_the_rate_does_not_depend_on_it(name: str) -> None:
     constant = Config(lr_scheduler_type="constant")
     resumed(constant, name)
-    for depends in (replace(constant, warmup_ratio=0.1), Config(lr_scheduler_type="linear")):
+    resumed(replace(constant, warmup_steps=2.0), name)  # two, of however many
+    shares = replace(constant, warmup_ratio=0.1), replace(constant, warmup_steps=0.1)
+    for depends in (*shares, Config(lr_scheduler_type="linear")):
         with pytest.raises(ValueError, match=name):
             resumed(depends, name)
+
+
+def test_a_run_that_is_older_than_an_option_had_its_default() -> None:
+    then = continuation.facts(Config(), EXAMPLES, None, 3)
+    del then["recipe"]["warmup_steps"]
+    continuation.check(Path("step-3"), then, Config(), EXAMPLES)
+    with pytest.raises(ValueError, match=r"warmup_steps \(0.0 then, 2.0 now\)"):
+        continuation.check(Path("step-3"), then, Config(warmup_steps=2.0), EXAMPLES)

@@ -1,0 +1,150 @@
+"""What options follow from names of other trainers (`recipe.ForeignNames`), and what options silence others.
+
+A step takes the values that were given, by name, and `in_force`, which has the default for an option that was not. It
+replaces the names of others in `values` by options, and returns the lines that say so.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grpo.options.option import default_of, options
+from grpo.options.refusal import nearest, refuse
+
+InForce = Callable[[str], Any]
+LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
+SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
+
+
+def set_once(values: dict[str, Any], name: str, value: Any, source: str) -> None:
+    """Set an option that another name decides; ValueError where it was given itself, with another value."""
+    if values.get(name) not in (None, "auto", value):
+        refuse(name, values[name], f"contradicts {source}, which makes it {value}", value)
+    values[name] = value
+
+
+def switches(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """bf16, disable_dropout and use_bias_correction_kl each stand for a value of an option."""
+    if values.pop("bf16", None):
+        set_once(values, "torch_dtype", "bfloat16", "bf16=True")
+    if values.pop("disable_dropout", None):
+        set_once(values, "lora_dropout", 0.0, "disable_dropout=True")
+    corrected = values.pop("use_bias_correction_kl", None)
+    if corrected is not None:
+        set_once(values, "kl_estimator", "k3_unbiased" if corrected else "k3", f"use_bias_correction_kl={corrected}")
+    return []
+
+
+def length(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """max_seq_length is max_prompt_length and max_completion_length together."""
+    longest, completion = values.pop("max_seq_length", None), in_force("max_completion_length")
+    if longest is not None:
+        if longest <= completion:
+            refuse("max_seq_length", longest, f"must be more than max_completion_length={completion}", completion + 1)
+        set_once(values, "max_prompt_length", longest - completion, f"max_seq_length={longest}")
+    return []
+
+
+def batch(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """TRL's batch sizes, in completions, are prompts_per_step:
+
+        prompts_per_step = per_device_train_batch_size * ranks * gradient_accumulation_steps / num_generations
+
+    ValueError if a rank's share is not a whole number of groups, or completions would be used in a later step.
+    """
+    per_device, accumulation, sampled, steps = given = [values.pop(name, None) for name in SIZES]
+    if given == [None] * 4:
+        return []
+    if per_device is None:
+        name, value = next((name, value) for name, value in zip(SIZES, given) if value is not None)
+        refuse(name, value, f"needs {SIZES[0]} too", f"{SIZES[0]}={in_force('num_generations')}")
+    accumulation, generations = accumulation or 1, in_force("num_generations")
+    if per_device * accumulation % generations:
+        smallest = generations // math.gcd(generations, per_device)
+        refuse(SIZES[1], accumulation, f"times {SIZES[0]}={per_device} must be a multiple of "
+               f"num_generations={generations}, so that a rank has whole groups",
+               max(1, round(accumulation / smallest)) * smallest)
+    completions = per_device * ranks * accumulation
+    for name, value, valid in ((SIZES[2], sampled, completions), (SIZES[3], steps, accumulation)):
+        if value not in (None, valid):
+            refuse(name, value, f"contradicts {SIZES[0]}={per_device} * {ranks} ranks * {SIZES[1]}={accumulation}: "
+                   "completions are used in the step that they are sampled for, and only there", valid)
+    source = f"{SIZES[0]}={per_device} * {ranks} ranks * {SIZES[1]}={accumulation} / {generations} generations"
+    set_once(values, "prompts_per_step", completions // generations, source)
+    return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a packed batch"]
+
+
+def floor(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """min_lr = min_lr_rate * learning_rate."""
+    share, peak = values.pop("min_lr_rate", None), in_force("learning_rate")
+    if share is None:
+        return []
+    set_once(values, "min_lr", share * peak, f"min_lr_rate={share} of learning_rate={peak}")
+    return [f"min_lr_rate={share} * learning_rate={peak} = min_lr={share * peak:g}"]
+
+
+def rewards(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """Reward functions of other projects are refused here, together with the other conflicts of their recipe."""
+    names = [name for name in in_force("reward_funcs") if ".py" not in name]
+    if {*names} <= {"format", "correctness"}:
+        return []  # without the import
+    from rewards import BUILT_IN
+
+    unknown = [name for name in names if name not in BUILT_IN]
+    if unknown:
+        own = "path/to/file.py:function"
+        refuse("reward_funcs", unknown[0] if len(unknown) == 1 else unknown, f"must be {', '.join(BUILT_IN)} or {own}",
+               nearest(unknown[0], BUILT_IN) or own)
+    return []
+
+
+def resume(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """resume_from_checkpoint is resume, where it names the checkpoint that a resumed run goes on from."""
+    asked = values.pop("resume_from_checkpoint", None)
+    if asked is None:
+        return []
+    folder = Path(in_force("output_dir"))
+    saved = [path for path in folder.glob("checkpoints/step-*") if path.name[5:].isdecimal()]
+    newest = max(saved, key=lambda path: int(path.name[5:]), default=None)
+    if asked != "true" and Path(asked).resolve() not in [path.resolve() for path in (folder, newest) if path]:
+        refuse("resume_from_checkpoint", asked, f"must be true, output_dir={str(folder)!r} or its newest checkpoint: a "
+               "run goes on in its own folder, from there", newest or "true")
+    set_once(values, "resume", True, f"resume_from_checkpoint={asked}")
+    return []
+
+
+# The steps, each with the names that must be right before it.
+STEPS: dict[Callable[[dict[str, Any], InForce, int], list[str]], tuple[str, ...]] = {
+    switches: ("torch_dtype", "lora_dropout", "kl_estimator"),
+    length: ("max_completion_length", "max_prompt_length"),
+    batch: (*SIZES, "num_generations", "prompts_per_step"),
+    floor: ("learning_rate", "min_lr"),
+    rewards: ("reward_funcs",),
+    resume: ("output_dir",),
+}
+
+
+def silenced(values: dict[str, Any], cls: type) -> list[str]:
+    """One line for each option of `cls` that was set but has no effect because of another one."""
+    defaults = {name: default_of(one) for name, one in options(cls).items()}
+    value_of = (defaults | values).__getitem__
+    reasons = {
+        "beta=0 leaves the KL out of the loss": (value_of("beta") == 0, ["kl_estimator"]),
+        "rollout_correction is none": (value_of("rollout_correction") == "none", ["rollout_correction_cap"]),
+        "use_peft=False trains every weight": (not value_of("use_peft"), LORA_SHAPE),
+        "adapter_name_or_path brings its own": (value_of("adapter_name_or_path") is not None, LORA_SHAPE),
+        "max_steps ends the run": (value_of("max_steps") > 0, ["num_train_epochs"]),
+        "warmup_steps comes first": (value_of("warmup_steps") > 0, ["warmup_ratio"]),
+        "lr_scheduler_type is not cosine_with_min_lr": (
+            value_of("lr_scheduler_type") != "cosine_with_min_lr", ["min_lr"]),
+        "save_strategy is not steps": (value_of("save_strategy") != "steps", ["save_steps"]),
+        "report_to has neither mlflow nor wandb": (not {"mlflow", "wandb"} & {*value_of("report_to")}, ["run_name"]),
+        "gradient_checkpointing is off": (
+            value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
+    }
+    return [
+        f"{name}={values[name]!r} has no effect: {reason}"
+        for reason, (applies, names) in reasons.items() if applies
+        for name in names if name in values and values[name] != defaults[name]
+    ]
