@@ -56,9 +56,9 @@ class RewardPool:
         """Refuse with ValueError a dataset that lacks a column which a function needs."""
         self._or_refuse(self._ask({"columns": columns}, None))
 
-    def score(self, *, prompts: list[str], completions: list[str], columns: dict[str, list[Any]], seed: str = "",
+    def score(self, *, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]], seed: str = "",
               on_wait: Callable[[], None] | None = None) -> Scored:
-        """Score N completions, given N prompts and N values per column.
+        """Score N completions, given N prompts, all of them texts or TRL's lists of messages, and N values per column.
 
         A function is called once with all of them. If that call fails, it is called again for each one alone, so that
         only those at fault lose their reward; after three more failures the rest is not tried.
