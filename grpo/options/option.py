@@ -24,7 +24,7 @@ def option(default: Any, text: str, *, unit: str = "", within: str = "", choices
         text: one sentence for `--help`.
         within: the interval of valid numbers, as in "(0, 1]".
         why: the reason for the range, part of the refusal.
-        lines: whether a text may have several, or be blank.
+        lines: whether a text may have several, or be nothing but line breaks.
     """
     metadata = dict(text=text, unit=unit, within=within, choices=tuple(choices), why=why, lines=lines)
     if isinstance(default, list | dict):
@@ -109,8 +109,9 @@ ARTICLE = {bool: "true or false", int: "a whole number", float: "a finite number
 
 def _is_text(text: str, *, lines: bool) -> bool:
     """Whether it is not blank, and has no character that a file name or a terminal cannot take."""
-    odd = {letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs")} - set("\n\t" if lines else "")
-    return bool(text if lines else text.strip()) and not odd
+    fine = "\n\t" if lines else ""
+    odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text if letter not in fine)
+    return bool(text.strip(" " if lines else None)) and not odd
 
 
 def _number(text: Any, kind: type) -> int | float | None:
