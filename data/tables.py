@@ -1,6 +1,7 @@
 """Tables that the library `datasets` reads: Parquet, CSV and TSV files, folders of `save_to_disk`, and the Hub."""
 
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ def read_table(path: Path, suffix: str) -> Table:
 
     kind, options = READERS[suffix]
     try:
-        # As a stream, so that no copy of the file goes to the library's cache.
-        return list(datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True, **options))
+        # A name is a pattern to the library. As a stream, so that no copy of the file goes to its cache.
+        return list(datasets.load_dataset(kind, data_files=escape(str(path)), split="train", streaming=True, **options))
     except Exception as error:  # each format has its own
         raise ValueError(f"{path}: cannot be read as {suffix}: {_words(error)}") from None
 

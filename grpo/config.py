@@ -279,6 +279,9 @@ def _without_effect(values: dict[str, Any]) -> list[str]:
         "save_strategy is not steps": (value_of("save_strategy") != "steps", ["save_steps"]),
         "gradient_checkpointing is off": (
             value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
+        "wordproblems have their own columns": (
+            {value_of("train_dataset_id_or_path"), value_of("test_dataset_id_or_path")} <= {"wordproblems", None},
+            ["dataset_config", "prompt_column", "answer_column"]),
         "apply_chat_template is false": (
             value_of("apply_chat_template") == "false", ["chat_template", "chat_template_kwargs"]),
     }

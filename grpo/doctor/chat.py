@@ -37,3 +37,12 @@ def ends_turn(run: Run) -> bool:
     """Whether a token ends an answer, so that a policy which knows the template stops by itself."""
     prompt = run.train_examples[0].prompt
     return isinstance(prompt, str) or bool(end_of_turn(run.tokenizer, prompt, run.config.chat_template_kwargs))
+
+
+def what_ends(run: Run) -> str:
+    """What to set where completions do not end."""
+    if isinstance(run.train_examples[0].prompt, list):
+        return "chat_template=the one that the model was trained with"
+    ready = not default_stop_strings(example.prompt for example in run.train_examples)
+    unused = ready and run.tokenizer.chat_template is not None
+    return "apply_chat_template=true" if unused else "num_shots that show how to end"

@@ -168,7 +168,7 @@ def test_a_text_gets_the_tokens_around_it_and_messages_only_those_of_the_templat
 
 def test_without_a_template_or_with_one_that_fails_messages_are_one_line():
     cases = ((None, "has no chat template; nearest valid: a file with one"),
-             ("{{ raise_exception('no\nsystem') }}", "take messages that end in 'What is 2 + 2?': TemplateError: no system"),
+             ("{{ raise_exception('no\nsystem') }}", "that end in 'What is 2 + 2?': TemplateError: no system"),
              ("{{ messages", "TemplateSyntaxError"))
     for template, words in cases:
         with pytest.raises(ValueError, match="chat_template") as caught:

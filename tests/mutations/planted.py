@@ -6,6 +6,7 @@ is tolerable.
 
 from typing import NamedTuple
 
+from tests.mutations.planted_chat import CHAT_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
 from tests.mutations.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
@@ -218,5 +219,6 @@ _GROUPS = [
     ("grpo/health/heartbeat.py", ("test_heartbeat.py", "test_door.py"), HEARTBEAT),
     *RUN_GROUPS,
     *OUTPUT_GROUPS,
+    *CHAT_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

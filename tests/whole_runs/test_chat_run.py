@@ -18,8 +18,8 @@ from grpo.run.parts import Run
 EOS, END = 1, 2
 SYSTEM = "Answer in one word."
 VARIABLES = {"enable_thinking": False}
-CHAT = ["--answer_column", "reward_model.ground_truth", "--system_prompt", SYSTEM, "--chat_template_kwargs",
-        json.dumps(VARIABLES), "--max_completion_length", "32"]
+CHAT = ["--answer_column", "reward_model.ground_truth", "--system_prompt", SYSTEM, "--chat_template", CHAT_TEMPLATE,
+        "--chat_template_kwargs", json.dumps(VARIABLES), "--max_completion_length", "32"]
 # A user's own, as written for TRL: it fails on anything but conversations.
 REWARD = """
 def vowels(prompts, completions, extra_info, **columns):
@@ -46,9 +46,7 @@ def messages(number: int) -> list[dict]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat")
     tiny_qwen2(num_hidden_layers=2).save_pretrained(folder / "model")
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
     (folder / "rewards.py").write_text(REWARD)
     for name, numbers in (("train", range(20)), ("test", range(20, 24))):
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row(number)) for number in numbers))
@@ -85,8 +83,9 @@ def lines(path: Path) -> list[dict]:
 
 def test_the_sampled_prompts_are_those_of_the_chat_template_token_for_token(run: Run, sampled: dict) -> None:
     def expected(numbers: range) -> list[list[int]]:
-        return [run.tokenizer.apply_chat_template(messages(number), add_generation_prompt=True, **VARIABLES)["input_ids"]
-                for number in numbers]
+        return [tiny_tokenizer().apply_chat_template(
+            messages(number), chat_template=CHAT_TEMPLATE, add_generation_prompt=True, **VARIABLES)["input_ids"]
+            for number in numbers]
 
     trained, tested = expected(range(20)), expected(range(20, 24))
     assert len(sampled["step"]) == 5 and all(len(rollout.prompt_ids) == 4 for rollout in sampled["step"])

@@ -1,11 +1,13 @@
-"""What a run is made of before it has a model on a GPU: prompts that fit. 4 seconds."""
+"""What a run is made of before it has a model on a GPU: problems, and prompts that fit. 4 seconds."""
+
+from pathlib import Path
 
 import pytest
 from tiny_models import tiny_tokenizer
 
 from data.example import Example
 from grpo.config import Config
-from grpo.run.examples import fit_context
+from grpo.run.examples import fit_context, load_problems
 
 # Byte by byte: prompts of 3, 9 and 5 tokens.
 EXAMPLES = [Example(question=prompt, answer="", final_answer="1", prompt=prompt, columns={})
@@ -27,3 +29,29 @@ def test_the_context_bounds_a_prompt_with_its_completion() -> None:
     assert [len(one.prompt) for one in kept] == [3, 5]  # 12 - 7 tokens are left
     with pytest.raises(ValueError, match="max_completion_length=7 with a prompt of 9 tokens"):
         fit_context(EXAMPLES, tiny_tokenizer(), 12, Config(max_completion_length=7))
+
+
+def test_the_length_of_messages_is_that_of_the_text_that_the_template_makes_of_them() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{{ more }}"
+    example = Example(question="", answer="", final_answer="1", prompt=[{"role": "user", "content": "xyz"}])
+    config = Config(max_completion_length=7, chat_template_kwargs={"more": "xy"})
+    _, prompts, _ = fit_context([example], tokenizer, 100, config)
+    assert prompts == [tokenizer.encode("xyzxy")]
+    with pytest.raises(ValueError, match="max_completion_length=7 with a prompt of 5 tokens"):
+        fit_context([example], tokenizer, 11, config)
+
+
+def test_the_configuration_of_the_training_dataset_is_not_that_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("prompt,label\nq,1\n")
+    options = {"dataset_config": "main", "answer_column": "label", "test_dataset_id_or_path": str(path)}
+    _, (test,) = load_problems(Config(**options))
+    assert test.final_answer == "1"
+    with pytest.raises(ValueError, match="dataset_config='main': is of a Hub dataset"):
+        load_problems(Config(**options, train_dataset_id_or_path=str(path)))
+
+
+def test_the_options_of_the_prompts_are_those_of_both_datasets() -> None:
+    both = load_problems(Config(apply_chat_template="true", system_prompt="Be brief.", num_shots=1))
+    assert {len(examples[0].prompt) for examples in both} == {4}  # system, a question, its answer, the problem
