@@ -15,16 +15,23 @@ def read_template(value: str | None) -> str | None:
     """The text of a chat template, which an option gives as such or as the name of a file.
 
     Raises:
-        ValueError: there is no such file, or it is no text.
+        ValueError: there is no such file, or no template in it.
     """
-    if value is None or any(mark in value for mark in ("{{", "{%", "\n")):
+    if value is None or _is_template(value):
         return value
     try:
-        return Path(value).expanduser().read_text(encoding="utf-8")
+        text = Path(value).expanduser().read_text(encoding="utf-8")
+        problem = "" if _is_template(text) else "it has neither {{ nor {%"
     except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        refuse("chat_template", value, f"must be a template or a file with one: {words}",
+        problem = getattr(error, "strerror", None) or "it is no UTF-8 text"
+    if problem:
+        refuse("chat_template", value, f"must be a template or a file with one: {problem}",
                "a file such as chat_template.jinja")
+    return text
+
+
+def _is_template(text: str) -> bool:
+    return "{{" in text or "{%" in text
 
 
 def check_variables(variables: dict[Any, Any] | None) -> None:

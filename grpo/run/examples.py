@@ -16,9 +16,8 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
     """Training problems, and held-out ones where an evaluation wants them: never from the training split."""
     options: dict[str, Any] = {name: getattr(config, name) for name in (
         "num_shots", "seed", "prompt_column", "answer_column", "apply_chat_template", "system_prompt")}
-    same = config.test_dataset_id_or_path in (None, config.train_dataset_id_or_path)
-    train = load_examples(
-        config.train_dataset_id_or_path, config.dataset_splits, dataset_config=config.dataset_config, **options)
+    train_path, test_path = config.train_dataset_id_or_path, config.test_dataset_id_or_path
+    train = load_examples(train_path, config.dataset_splits, dataset_config=config.dataset_config, **options)
     # A final_answer that is no number would show only as a reward that is always 0.
     for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
         if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
@@ -27,12 +26,12 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
                    "needs a number", "a number in each row, or reward_funcs without correctness")
     if config.eval_examples == 0:
         return train, []
-    if config.test_dataset_id_or_path is None:
-        test = load_examples(
-            config.train_dataset_id_or_path, "validation", dataset_config=config.dataset_config, **options)
-    else:
-        test = load_examples(
-            config.test_dataset_id_or_path, "test", dataset_config=config.dataset_config if same else None, **options)
+    test = load_examples(
+        test_path or train_path, "test" if test_path else "validation",
+        dataset_config=config.dataset_config if test_path in (None, train_path) else None, **options)
+    if type(test[0].prompt) is not type(train[0].prompt):  # what ends a completion depends on it
+        refuse("test_dataset_id_or_path", test_path, "must have messages as prompts where the training dataset has "
+               "them, and texts where it has texts", "apply_chat_template=true, which makes texts messages")
     if not all(example.final_answer for example in test):
         refuse("eval_examples", config.eval_examples, "needs a final_answer to every held-out problem", 0)
     return train, test

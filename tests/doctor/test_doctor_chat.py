@@ -1,9 +1,9 @@
 """What the doctor says of a chat template that is not used, opens a thought, or ends nothing. 5 seconds."""
 
-import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tiny_models import CHAT_TEMPLATE
@@ -14,6 +14,7 @@ from grpo.doctor import problems
 from grpo.doctor.chat import chat_template, what_ends
 from grpo.doctor.finding import Finding
 from grpo.run.parts import Run
+from rewards.pool import RewardPool
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
 BEGUN = {"role": "assistant", "content": "Let me see.\n<think>"}
@@ -101,19 +102,17 @@ def test_every_check_of_the_problems_takes_messages(run: Run) -> None:
     assert found["reward correctness"].words.startswith("4 of 4 gold answers earn 1.0")
 
 
-def test_the_users_own_rewards_get_messages_from_the_doctor_too(run: Run) -> None:
-    asked = []
-
-    class Pool:
-        weights = [1.0, 1.0]
-
-        def score(self, *, prompts, completions, columns, on_wait):
-            asked.append((prompts, completions))
-            return problems.Scored([1.0] * 4, {"mine": [1.0] * 4}, {})
-
-    conversation = replace(with_prompt(run, [USER, BEGUN]), rewards=Pool())
-    problems.rewards(conversation, conversation.train_examples, own=True)
-    prompts, completions = asked[0]
-    assert prompts == [[USER]] * 4
-    assert all(one[0]["role"] == "assistant" and one[0]["content"].startswith(BEGUN["content"]) for one in completions)
-    assert json.dumps(completions)  # plain lists and texts
+def test_the_users_own_rewards_get_messages_from_the_doctor_too(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"""
+def mine(prompts, completions, **columns):
+    assert prompts == [[{USER}]] * 4, prompts
+    assert all(one[0]["role"] == "assistant" for one in completions), completions
+    return [one[0]["content"].startswith({BEGUN["content"]!r}) for one in completions]
+""")
+    pool = RewardPool([f"{tmp_path / 'mine.py'}:mine"], None, timeout_s=20, memory_bytes=2**30)
+    try:
+        conversation = replace(with_prompt(run, [USER, BEGUN]), rewards=pool)
+        found = problems.rewards(conversation, conversation.train_examples, own=True)
+    finally:
+        pool.close()
+    assert found[0].words == "1 for gold answers, 1 for no text and nonsense"

@@ -108,8 +108,10 @@ PROMPTS = [
 ]
 
 CHAT_OPTIONS = [
-    ("one line is a file", '("{{", "{%", "\\n")', '("\\n",)'),
-    ("a file is the template", "return Path(value).expanduser().read_text", "return value or Path(value).read_text"),
+    ("a template is a file", "if value is None or _is_template(value):", "if value is None:"),
+    ("a file is the template", "    return text\n", "    return value\n"),
+    ("any text is a template", 'problem = "" if _is_template(text) else', 'problem = "" if True else'),
+    ("a template prints", '"{{" in text or "{%" in text', '"{{" in text'),
     ("bytes that are no text are a crash", "except (OSError, ValueError) as error:", "except OSError as error:"),
     ("tokens may be cut", '"truncation", "max_length"', '"max_length"'),
     ("any variable", "name in TAKEN:", "False:"),
@@ -164,8 +166,9 @@ STOPPING = [
     ("the last token never shows", "ids and self.kind_V[ids[-1]] == ENDS", "ids"),
 ]
 EXAMPLES = [
-    ("the configuration of another dataset", "config.dataset_config if same else None", "config.dataset_config"),
-    ("no configuration for the same dataset", "config.dataset_config if same else None", "None"),
+    ("the configuration of another dataset", "if test_path in (None, train_path) else None", "if True else None"),
+    ("no configuration for the same dataset", "if test_path in (None, train_path) else None", "if False else None"),
+    ("texts held out from messages", "if type(test[0].prompt) is not type(train[0].prompt):", "if False:"),
     ("variables forgotten", "prompt_ids(tokenizer, example.prompt, config.chat_template_kwargs)",
      "prompt_ids(tokenizer, example.prompt)"),
     ("no system prompt", '"apply_chat_template", "system_prompt")}', '"apply_chat_template")}'),

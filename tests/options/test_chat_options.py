@@ -39,15 +39,17 @@ def test_a_chat_template_is_given_as_text_or_as_a_file(parse, tmp_path: Path) ->
     file.write_text(CHAT_TEMPLATE, encoding="utf-8")
     assert parse(["--chat_template", str(file)]).chat_template == CHAT_TEMPLATE
     assert parse(["--chat_template", CHAT_TEMPLATE]).chat_template == CHAT_TEMPLATE
-    with pytest.raises(ValueError, match="chat_template=.*jinjer' must be a template or a file with one: No such file"):
-        parse(["--chat_template", f"{file}er"])
+    with pytest.raises(ValueError, match="chat_template=.*jinja2' must be a template or a file with one: No such file"):
+        parse(["--chat_template", f"{file}2"])
     (tmp_path / "bytes").write_bytes(b"\xff")
-    for path in (tmp_path, tmp_path / "bytes"):
-        with pytest.raises(ValueError, match="must be a template or a file with one: (Is a directory|it is no UTF-8)"):
+    (tmp_path / "words").write_text("Hello\n")
+    problems = {tmp_path: "Is a directory", tmp_path / "bytes": "it is no UTF-8", tmp_path / "words": "it has neither"}
+    for path, problem in problems.items():
+        with pytest.raises(ValueError, match=f"must be a template or a file with one: {problem}"):
             parse(["--chat_template", str(path)])
 
 
-@pytest.mark.parametrize("text", ["{{ messages }}", "{% if x %}y{% endif %}", "a\nb"])
+@pytest.mark.parametrize("text", ["{{ messages }}", "{% if x %}y{% endif %}"])
 def test_what_only_a_template_holds_is_no_name_of_a_file(text: str) -> None:
     assert read_template(text) == text
 

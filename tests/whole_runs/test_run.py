@@ -7,6 +7,7 @@ from tiny_models import tiny_tokenizer
 
 from data.example import Example
 from grpo.config import Config
+from grpo.run import examples
 from grpo.run.examples import fit_context, load_problems
 
 # Byte by byte: prompts of 3, 9 and 5 tokens.
@@ -42,16 +43,32 @@ def test_the_length_of_messages_is_that_of_the_text_that_the_template_makes_of_t
         fit_context([example], tokenizer, 11, config)
 
 
-def test_the_configuration_of_the_training_dataset_is_not_that_of_another(tmp_path: Path) -> None:
-    path = tmp_path / "d.csv"
-    path.write_text("prompt,label\nq,1\n")
-    options = {"dataset_config": "main", "answer_column": "label", "test_dataset_id_or_path": str(path)}
-    _, (test,) = load_problems(Config(**options))
-    assert test.final_answer == "1"
-    with pytest.raises(ValueError, match="dataset_config='main': is of a Hub dataset"):
-        load_problems(Config(**options, train_dataset_id_or_path=str(path)))
+@pytest.mark.parametrize(("test", "configurations"), [
+    (None, ["main", "main"]), ("wordproblems", ["main", "main"]), ("d.csv", ["main", None])])
+def test_the_configuration_of_the_training_dataset_is_not_that_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test: str | None, configurations: list
+) -> None:
+    (tmp_path / "d.csv").write_text("prompt,label\nq,1\n")
+    monkeypatch.chdir(tmp_path)
+    asked, load_examples = [], examples.load_examples
+
+    def watched(*args, **options):
+        asked.append(options["dataset_config"])
+        return load_examples(*args, **options)
+
+    monkeypatch.setattr(examples, "load_examples", watched)
+    load_problems(Config(dataset_config="main", answer_column="label", test_dataset_id_or_path=test))
+    assert asked == configurations
+
+
+def test_texts_are_not_held_out_from_messages(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": [{"role": "user", "content": "q"}], "answer": "1"}')
+    with pytest.raises(ValueError, match="test_dataset_id_or_path=.*must have messages as prompts where the training"):
+        load_problems(Config(test_dataset_id_or_path=str(path)))
+    load_problems(Config(test_dataset_id_or_path=str(path), apply_chat_template="true"))
 
 
 def test_the_options_of_the_prompts_are_those_of_both_datasets() -> None:
     both = load_problems(Config(apply_chat_template="true", system_prompt="Be brief.", num_shots=1))
-    assert {len(examples[0].prompt) for examples in both} == {4}  # system, a question, its answer, the problem
+    assert {len(problems[0].prompt) for problems in both} == {4}  # system, a question, its answer, the problem
