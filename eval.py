@@ -2,8 +2,8 @@
 
     python eval.py --model Qwen/Qwen2.5-0.5B --adapter outputs/run/adapter --data openai/gsm8k --num_shots 0 2 4 8
 
-Prompt, stop strings and parser are those of the training. An accuracy depends on the number of examples in the prompt,
-so the table has one row for each number, and a 95 % interval behind every accuracy.
+Prompt, stop strings and parser are those of the training, where the options are. An accuracy depends on the number of
+examples in the prompt, so the table has one row for each number, and a 95 % interval behind every accuracy.
 """
 
 import json
@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
 from data.example import Example
-from data.prompts import STOP_STRINGS
+from data.prompt_ids import end_of_turn, prompt_ids
+from data.prompts import default_stop_strings
 from grpo.distributed import free_bytes
 from grpo.evaluation.answers import Answer, evaluate, save_answers
 from grpo.evaluation.statistics import SCORES, compare, summarize
@@ -35,6 +36,7 @@ from grpo.memory.concurrency import Lengths, choose_slots
 from grpo.options.refusal import refuse, spelled_out
 from grpo.packing import common_prefix_length
 from grpo.report.page import NOTE, draw_shares, image, page, percent, table
+from grpo.run.examples import form_of_prompts
 from grpo.sampler.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -49,26 +51,35 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
     Raises:
         ValueError: the model, the adapter or the dataset is missing, or they do not fit together.
     """
+    options = {name: getattr(settings, name) for name in (
+        "seed", "prompt_column", "answer_column", "dataset_config", "apply_chat_template", "system_prompt")}
     examples = {
-        shots: load_examples(settings.data, settings.split, num_shots=shots, seed=settings.seed)[:settings.limit]
+        shots: load_examples(settings.data, settings.split, num_shots=shots, **options)[:settings.limit]
         for shots in settings.num_shots}
-    if not all(example.final_answer for group in examples.values() for example in group):
+    everything = [example for group in examples.values() for example in group]
+    if not all(example.final_answer for example in everything):
         refuse("data", settings.data, "needs a final answer to every problem", "a dataset with a column final_answer")
+    stop_strings, prompt = settings.stop_strings, everything[0].prompt
+    if stop_strings is None:
+        stop_strings = default_stop_strings(example.prompt for example in everything)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_of(settings.torch_dtype, device)
     answers = {}
     for adapter in [settings.adapter, None] if settings.compare_base else [settings.adapter]:  # one model at a time
         decoder, tokenizer, stop_token_ids = load_decoder(
             settings.model, adapter=adapter, load_in_4bit=settings.load_in_4bit, dtype=dtype, device=device,
-            revision=settings.model_revision, trust_remote_code=settings.trust_remote_code)
+            chat_template=settings.chat_template, revision=settings.model_revision,
+            trust_remote_code=settings.trust_remote_code)
+        stop_token_ids |= end_of_turn(tokenizer, prompt, settings.chat_template_kwargs)
+        label = "model" if adapter is None else "adapter"
+        print(f"{label}: {form_of_prompts(tokenizer, prompt, stop_token_ids, stop_strings)}", file=sys.stderr)
         for num_shots in settings.num_shots:
-            label = "model" if adapter is None else "adapter"
             answers[label, num_shots] = evaluate(
                 decoder, tokenizer, examples[num_shots], num_samples=settings.num_samples,
                 temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
                 max_completion_length=settings.max_completion_length, stop_token_ids=stop_token_ids,
-                stop_strings=STOP_STRINGS, num_slots=slots(settings, decoder, tokenizer, examples[num_shots]),
-                progress=f"{label}, {num_shots} shots")
+                stop_strings=stop_strings, num_slots=slots(settings, decoder, tokenizer, examples[num_shots]),
+                template_variables=settings.chat_template_kwargs, progress=f"{label}, {num_shots} shots")
     return answers
 
 
@@ -78,7 +89,7 @@ def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBa
     Raises:
         ValueError: the number asked for does not fit into memory.
     """
-    prompts = [tokenizer.encode(example.prompt) for example in examples]
+    prompts = [prompt_ids(tokenizer, example.prompt, settings.chat_template_kwargs) for example in examples]
     prefix = common_prefix_length(prompts)
     lengths = Lengths(prefix, max(map(len, prompts)) - prefix, settings.max_completion_length)
     num_rows = min(settings.rollout_slots or MOST_SLOTS, len(examples) * settings.num_samples)

@@ -13,53 +13,72 @@ import sys
 import warnings
 from pathlib import Path
 
+from data.conversation import converse, last_said
 from data.example import Example
 from data.prompts import COMPLETION, build_prompt, check_num_shots
-from data.rows import SPLITS, Row, find_splits, read
+from data.rows import SPLITS, Row, check_answers, find_splits, look_up, read
 
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 ANSWER_MARK = "####"
 PREPARED_COLUMNS = ("prompt", "question", "answer", "final_answer")
 
 
-def load(path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt") -> list[Example]:
-    """The examples of one split, from raw GSM8K rows or rows with prompts; arguments as for `data.load_examples`."""
+def load(
+    path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt",
+    answer_column: str | None = None, dataset_config: str | None = None, chat: bool = False,
+) -> list[Example]:
+    """The examples of one split, from raw GSM8K rows or rows with prompts; arguments as for `data.load_examples`.
+
+    `chat` makes texts the user's message of a conversation.
+    """
     check_num_shots(num_shots)
-    rows = read(path_or_name, split, prompt_column=prompt_column, seed=seed)
+    rows = read(path_or_name, split, prompt_column=prompt_column, seed=seed, dataset_config=dataset_config)
+    if answer_column is not None:
+        check_answers(path_or_name, rows, answer_column)
     if prompt_column not in rows[0]:
-        return [raw_example(row, num_shots=num_shots) for row in rows]
+        return [raw_example(row, num_shots=num_shots, answer_column=answer_column, chat=chat) for row in rows]
     if num_shots and rows[0][prompt_column] != build_prompt(rows[0].get("question") or "", num_shots):
         warnings.warn(f"num_shots={num_shots} has no effect: {path_or_name} has ready prompts", stacklevel=2)
-    return [prepared_example(row, prompt_column=prompt_column) for row in rows]
+    return [prepared_example(row, prompt_column=prompt_column, answer_column=answer_column, chat=chat) for row in rows]
 
 
-def raw_example(row: Row, *, num_shots: int) -> Example:
+def raw_example(row: Row, *, num_shots: int, answer_column: str | None = None, chat: bool = False) -> Example:
     """A GSM8K row as an example: without calculator marks, and with an answer that ends in our answer line."""
     question = row["question"].strip()
     reasoning, mark, _ = CALCULATOR_MARK.sub("", row["answer"]).rpartition(ANSWER_MARK)
     if not mark:
         raise ValueError(f"answer={row['answer']!r:.60}: must end in '#### N' as in GSM8K, or give prompt_column")
-    final_answer = find_final_answer(row)
-    prompt = build_prompt(question, num_shots)
+    final_answer = find_final_answer(row, answer_column)
+    prompt = (converse if chat else build_prompt)(question, num_shots=num_shots)
     answer = COMPLETION.format(reasoning=reasoning.strip(), final_answer=final_answer).strip()
     return Example(question=question, answer=answer, final_answer=final_answer, prompt=prompt,
                    columns=row | {"prompt": prompt, "final_answer": final_answer})
 
 
-def prepared_example(row: Row, *, prompt_column: str) -> Example:
+def prepared_example(
+    row: Row, *, prompt_column: str, answer_column: str | None = None, chat: bool = False
+) -> Example:
     """A row with a prompt as an example; only a row with an answer gets a column final_answer."""
-    final_answer = find_final_answer(row)
-    derived = {"final_answer": final_answer} if "answer" in row else {}
-    return Example(question=str(row.get("question") or ""), answer=str(row.get("answer") or ""),
-                   final_answer=final_answer, prompt=row[prompt_column],
-                   columns={"prompt": row[prompt_column]} | derived | row)
+    final_answer, prompt = find_final_answer(row, answer_column), row[prompt_column]
+    if isinstance(prompt, list):  # a table gives each message the keys of all, with None in those that it lacks
+        prompt = [{key: value for key, value in message.items() if value is not None} for message in prompt]
+    elif chat:
+        prompt = converse(prompt)
+    question = last_said(prompt) if isinstance(prompt, list) else str(row.get("question") or "")
+    columns = {"prompt": row[prompt_column]} | row
+    if answer_column is not None or "answer" in row and "final_answer" not in row:
+        columns["final_answer"] = final_answer
+    return Example(question=question, answer=str(row.get("answer") or ""), final_answer=final_answer, prompt=prompt,
+                   columns=columns)
 
 
-def find_final_answer(row: Row) -> str:
-    """The column final_answer as text, else what follows "####" in the answer, else the whole answer."""
-    if row.get("final_answer") is not None:
+def find_final_answer(row: Row, answer_column: str | None = None) -> str:
+    """The answer column as text; without one final_answer, else what follows "####" in the answer, or all of it."""
+    if answer_column is None and row.get("final_answer") is not None:
         return str(row["final_answer"])
-    return str(row.get("answer") or "").rpartition(ANSWER_MARK)[2].strip().removeprefix("The final answer is").strip()
+    answer = row.get("answer") if answer_column is None else look_up(row, answer_column)
+    text = "" if answer is None else str(answer)
+    return text.rpartition(ANSWER_MARK)[2].strip().removeprefix("The final answer is").strip()
 
 
 def main() -> None:

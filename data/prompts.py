@@ -5,6 +5,10 @@ the next solution starts, and the examples show the format that we want. They ar
 of GSM8K; none is taken from it.
 """
 
+from collections.abc import Iterable
+
+from data.example import Prompt
+
 TEMPLATE = "Question: {question}\nSolution: Let's think step by step."
 COMPLETION = " {reasoning}\n#### The final answer is {final_answer}"
 SEPARATOR = "\n\n"
@@ -60,6 +64,12 @@ def build_prompt(question: str, num_shots: int = 0) -> str:
     shots = [TEMPLATE.format(question=shot) + COMPLETION.format(reasoning=reasoning, final_answer=final_answer)
              for shot, reasoning, final_answer in EXEMPLARS[:num_shots]]
     return SEPARATOR.join([*shots, TEMPLATE.format(question=question)])
+
+
+def default_stop_strings(prompts: Iterable[Prompt]) -> list[str]:
+    """STOP_STRINGS where every prompt ends as our template does; what ends a ready prompt's completion, others know."""
+    ours = TEMPLATE.rpartition("}")[2]
+    return STOP_STRINGS if all(isinstance(prompt, str) and prompt.endswith(ours) for prompt in prompts) else []
 
 
 def check_num_shots(num_shots: int) -> None:

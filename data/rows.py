@@ -1,42 +1,49 @@
 """Rows of a dataset, from a file, a folder or the Hugging Face Hub, each a mapping from column to value."""
 
+import gzip
 import json
 import random
-import re
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data import tables
+from data.conversation import fault
+
 Row = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
-SUFFIXES = (".json", ".jsonl")
+JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+SUFFIXES = (*JSON, *tables.READERS)
 # What reward functions are called with besides the columns.
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, which JSON can write and no tokenizer reads
 MAX_DEPTH = 100  # lists and mappings in one another; pickle, on the way to the reward functions, fails at 500
 GSM8K_COLUMNS = ("question", "answer")
-HUB_CONFIG = {"openai/gsm8k": "main"}
 VALIDATION_SHARE = 0.1
 
 
-def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> list[Row]:
-    """The rows of one split, each with a text in `prompt_column`, or else in `question` and `answer` as in GSM8K.
+def read(
+    path_or_name: str, split: str, *, prompt_column: str, seed: int, dataset_config: str | None = None
+) -> list[Row]:
+    """The rows of one split, with a text or messages in `prompt_column`, or with GSM8K's `question` and `answer`.
 
     Rows with prompts come as they are, in their order. The train split of GSM8K rows is shuffled, and if there is no
     validation split, a tenth of it is held out as one.
 
     Args:
-        path_or_name: a .jsonl or .json file, a folder with train.jsonl, test.jsonl (or .json), or a Hub name. A file is
-            the split it is named after, with any other name it is train; all but train can also be asked for as test.
+        path_or_name: a file with one of SUFFIXES, a folder with train.jsonl, test.jsonl (or another of SUFFIXES), a
+            folder of `save_to_disk`, or a Hub name. A file is the split it is named after, with any other name it is
+            train; all but train can also be asked for as test. So is a folder of `save_to_disk` without splits.
         split: train, validation, test, or another split that a Hub dataset has.
+        dataset_config: of a Hub dataset.
 
-    ValueError for a missing dataset or split, a line that is not JSON, no rows, a row that lacks a needed column, or a
-    column nested too deeply.
+    ValueError for a missing dataset or split, a file that cannot be read, no rows, a row that lacks a needed column, or
+    a column nested too deeply.
     """
-    splits = find_splits(path_or_name, split)
+    splits = find_splits(path_or_name, split, dataset_config)
     hold_out = "validation" not in splits and split in ("train", "validation")
     source = "train" if hold_out else split
     if source not in splits:
@@ -62,39 +69,64 @@ def read(path_or_name: str, split: str, *, prompt_column: str, seed: int) -> lis
     return rows
 
 
-def find_splits(path_or_name: str, split: str) -> dict[str, Callable[[], list[Row]]]:
+def find_splits(
+    path_or_name: str, split: str, dataset_config: str | None = None
+) -> dict[str, Callable[[], list[Row]]]:
     """The splits of a source by name, each with the function that reads it; `split` is the one that is wanted."""
     path = Path(path_or_name).expanduser()
+    if dataset_config is not None and path.exists():
+        raise ValueError(f"dataset_config={dataset_config!r}: is of a Hub dataset, and {path_or_name} is here; "
+                         "nearest valid value: none")
     if path.is_file():
-        if split == "test" and path.stem != "train":  # any other file that a user names for the evaluation
-            return {"test": partial(read_file, path)}
-        return {path.stem if path.stem in SPLITS else "train": partial(read_file, path)}
+        return _of_one(path, split, partial(read_file, path))
+    if path.is_dir() and tables.is_saved(path):
+        saved = tables.saved_splits(path)
+        return saved if "" not in saved else _of_one(path, split, saved[""])
     if path.is_dir():
         files = [path / (name + suffix) for name in SPLITS for suffix in SUFFIXES]
         splits: dict[str, Callable[[], list[Row]]] = {
-            file.stem: partial(read_file, file) for file in files if file.is_file()}
+            _stem(file): partial(read_file, file) for file in files if file.is_file()}
         if not splits:
             raise ValueError(f"dataset={path_or_name!r}: a folder must hold one of {', '.join(f.name for f in files)}")
         return splits
-    if path.suffix in SUFFIXES or path_or_name.startswith((".", "/", "~")):
+    if path.name.endswith(SUFFIXES) or path_or_name.startswith((".", "/", "~")):
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         nearest = [str(path.with_name(name)) for name in get_close_matches(path.name, siblings, n=1)]
         raise ValueError(f"dataset={path_or_name!r}: no such file or folder; "
                          f"nearest valid value: {(nearest or ['openai/gsm8k'])[0]}")
-    return _hub_splits(path_or_name)
+    return tables.hub_splits(path_or_name, dataset_config)
+
+
+def _of_one(path: Path, split: str, rows: Callable[[], list[Row]]) -> dict[str, Callable[[], list[Row]]]:
+    """The split that a path without splits is."""
+    name = _stem(path)
+    if split == "test" and name != "train":  # any other path that a user names for the evaluation
+        return {"test": rows}
+    return {name if name in SPLITS else "train": rows}
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(_suffix(path))
+
+
+def _suffix(path: Path) -> str:
+    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), path.suffix)
 
 
 def read_file(path: Path) -> list[Row]:
-    """The rows of a file of JSON objects, one a line or all in one list; a key that a row lacks becomes None.
+    """The rows of a table, or of a file of JSON objects, one a line or all in one list, where what lacks is None.
 
-    ValueError, whose message starts with file:line, if there is something else in the file.
+    ValueError, whose message starts with the file, and if it is JSON with file:line, if there is something else in it.
     """
+    if _suffix(path) in tables.READERS:
+        return tables.read_table(path, _suffix(path))
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+            text = file.read()  # without the byte order mark that some editors begin with
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if text.lstrip().startswith("["):
         rows = [(1, row) for row in _parse(text, path, line=1)]
     else:
@@ -128,18 +160,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _hub_splits(name: str) -> dict[str, Callable[[], list[Row]]]:
-    import datasets  # here because it takes a second and local files do not need it
-
-    try:
-        loaded = datasets.load_dataset(name, HUB_CONFIG.get(name))
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either: "
-                         f"{reason}") from None
-    return {split: rows.to_list for split, rows in loaded.items()}
-
-
 def _check_depth(path_or_name: str, rows: list[Row]) -> None:
     """Refuse columns that are nested too deeply for pickle."""
     for number, row in enumerate(rows, start=1):
@@ -164,8 +184,36 @@ def _check_columns(path_or_name: str, rows: list[Row], columns: Sequence[str], p
         if column in rows[0]:
             raise ValueError(f"dataset={path_or_name!r}: the column {column!r} has the name of what reward functions "
                              f"receive besides the columns; nearest valid value: {column}_of_dataset")
+    chat = columns == [prompt_column] and isinstance(rows[0][prompt_column], list)
     for number, row in enumerate(rows, start=1):
         for column in columns:
-            if not isinstance(row[column], str) or not row[column].strip() or _SURROGATE.search(row[column]):
-                raise ValueError(f"dataset={path_or_name!r}: row {number}, column {column!r} must be text, "
-                                 f"is {row[column]!r:.40}")
+            if wrong := fault(row[column], chat=chat):
+                raise ValueError(f"dataset={path_or_name!r}: row {number}, column {column!r} {wrong}")
+
+
+def check_answers(path_or_name: str, rows: list[Row], answer_column: str) -> None:
+    """Refuse rows without this column."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            look_up(row, answer_column)
+        except (KeyError, TypeError):
+            there = list(_paths(row))
+            nearest = get_close_matches(answer_column, there, n=1, cutoff=0.0)
+            raise ValueError(f"dataset={path_or_name!r}: row {number} has no answer_column={answer_column!r}; it has "
+                             f"{', '.join(there)}; nearest valid value: answer_column={nearest[0]}") from None
+
+
+def look_up(row: Row, column: str) -> Any:
+    """The value in a column, or in an inner one such as reward_model.ground_truth; KeyError, TypeError without it."""
+    value: Any = row
+    for key in [column] if column in row else column.split("."):
+        value = value[key]
+    return value
+
+
+def _paths(row: Row) -> Iterator[str]:
+    """The names of the columns, and of those inside them."""
+    for name, value in row.items():
+        yield name
+        if isinstance(value, dict):
+            yield from (f"{name}.{inner}" for inner in value)

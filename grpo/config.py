@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from grpo.options import recipe
+from grpo.options import chat, recipe
 from grpo.options.command_line import command_line
 from grpo.options.option import check, option, options
 from grpo.options.refusal import refuse
@@ -50,9 +50,20 @@ class Config:
     test_dataset_id_or_path: str | None = option(
         None, "Held-out problems for the evaluation; none: the held-out split of the training dataset.")
     dataset_splits: str = option("train", "Split of the training dataset that is trained on.")
-    prompt_column: str = option("prompt", "Column with the prompt, in a dataset that has prepared prompts.")
+    dataset_config: str | None = option(None, "Configuration of a training dataset from the Hub that has several.")
+    prompt_column: str = option("prompt", "Column with a ready prompt: a text, or a list of messages.")
+    answer_column: str | None = option(
+        None, "Column that becomes final_answer, such as solution or reward_model.ground_truth; none: what follows "
+        "#### in answer.")
     num_shots: int = option(
         0, "Worked examples before each problem.", unit="examples", within="[0, 8]", why="there are eight")
+    apply_chat_template: str = option(
+        "auto", "Which prompts go through the chat template; auto: messages, and with a system_prompt texts as well; "
+        "true: a text too, as the user's message; false: none.", choices=("auto", "true", "false"))
+    system_prompt: str | None = option(None, "System message in front of every prompt.", lines=True)
+    chat_template: str | None = option(None, "Chat template, or a file with it; none: the tokenizer's.", lines=True)
+    chat_template_kwargs: dict | None = option(
+        None, "Variables of the chat template, such as {enable_thinking: false}.")
     max_prompt_length: int | None = option(
         None, "Problems with a longer prompt are left out; none: what fits the model's context.", unit="tokens",
         within="[1, inf)")
@@ -79,6 +90,9 @@ class Config:
         8, "Completions sampled per prompt (G).", unit="completions", within="[2, inf)",
         why="a completion is judged against the others of its group")
     max_completion_length: int = option(256, "A longer completion is cut.", unit="tokens", within="[1, inf)")
+    stop_strings: list[str] | None = option(
+        None, "Texts that end a completion and are cut off; none: what begins another problem, where the prompts have "
+        "our own template, else nothing.", lines=True)
     temperature: float = option(
         1.0, "Logits are divided by it, in sampling and in the loss.", within="(0, inf)",
         why="greedy text has no exploration and no log-probability")
@@ -191,6 +205,7 @@ class Config:
             check(one, getattr(self, name))
         if self.epsilon_high is None:
             object.__setattr__(self, "epsilon_high", self.epsilon)
+        object.__setattr__(self, "chat_template", chat.read_template(self.chat_template))
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -220,6 +235,7 @@ class Config:
         if self.micro_batch_tokens is not None and self.micro_batch_tokens < longest:
             refuse("micro_batch_tokens", self.micro_batch_tokens, "must fit the longest prompt with a completion",
                    longest)
+        chat.check_variables(self.chat_template_kwargs)
         check_deepspeed(self.deepspeed or {}, self.zero_stage)
         for key, value in (self.gradient_checkpointing_kwargs or {}).items():
             if key not in CHECKPOINT_ARGUMENTS or type(value) is not bool:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from data.conversation import for_rewards
 from data.example import Example
-from data.prompts import STOP_STRINGS
 from grpo.advantage import gate_advantages, group_advantages
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.health.pulse import pulse
@@ -50,7 +50,7 @@ class Collected:
         num_generations = len(rollout.text) // len(self.examples)
         columns = {
             # Not the whole prompt: with eight solved examples in front the file would be mostly those.
-            "question": [one.question or one.prompt for one in self.examples for _ in range(num_generations)],
+            "question": [one.title for one in self.examples for _ in range(num_generations)],
             "completion": rollout.text,
             "reward": self.reward_BG.flatten().tolist(),
             "rewards": [dict(zip(parts, values)) for values in zip(*parts.values())],
@@ -148,9 +148,9 @@ def sample(run: Run, examples: list[Example], places: list[int], step: int) -> R
             bar.update(finished - bar.n)
 
         rollout = generate(
-            run.decoder, [run.tokenizer.encode(example.prompt) for example in examples], tokenizer=run.tokenizer,
+            run.decoder, [run.prompt_ids(example) for example in examples], tokenizer=run.tokenizer,
             num_generations=config.num_generations, max_completion_length=config.max_completion_length,
-            temperature=config.temperature, stop_token_ids=run.stop_token_ids, stop_strings=STOP_STRINGS,
+            temperature=config.temperature, stop_token_ids=run.stop_token_ids, stop_strings=config.stop_strings,
             seed=config.seed, step=step, prompt_index=places, num_slots=run.num_slots, progress=show)
     if not config.rollout_keep:
         run.decoder.move("cpu")
@@ -169,11 +169,12 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Sco
 
     asked = [example for example in examples for _ in range(run.config.num_generations)]  # once for each completion
     columns = {name: [one.columns[name] for one in asked] for name in asked[0].columns if name != "prompt"}
+    pairs = [for_rewards(one.prompt, text) for one, text in zip(asked, rollout.text, strict=True)]
     completion_ids = [ids_T[:length].tolist() for ids_T, length in zip(rollout.token_NT, rollout.length_N)]
     scored = run.rewards.score(
-        prompts=[one.prompt for one in asked], completions=rollout.text, completion_ids=completion_ids,
-        columns=columns, trainer_state=run.trainer_state(step), seed=f"{run.config.seed}/{step}/{rank()}",
-        on_wait=wait)
+        prompts=[prompt for prompt, _ in pairs], completions=[text for _, text in pairs],
+        completion_ids=completion_ids, columns=columns, trainer_state=run.trainer_state(step),
+        seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
     fate = "they get 0" if run.config.reward_failure == "zero" else "they are left out"
     for name, (count, reason) in scored.failures.items():
         # On a new line: the progress bar is on the current one.

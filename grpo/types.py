@@ -46,7 +46,7 @@ class Rollout:
     length_N: torch.Tensor  # int64, number of sampled tokens, at least 1
     sampler_logprob_NT: torch.Tensor  # float32, nats, under the sampler's own distribution; 0.0 beyond length_N
     truncated_N: torch.Tensor  # bool, True where max_completion_length ended the completion, not the policy
-    text: list[str]  # N strings, what the rewards read: without special tokens, cut before the stop string
+    text: list[str]  # N strings, what the rewards read: without special and end tokens, cut before the stop string
     cost: RolloutCost | None = None  # None for merged rollouts
 
 

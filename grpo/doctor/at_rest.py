@@ -144,7 +144,7 @@ def memory(run: Run) -> Finding:
     config, ledger, free = run.config, run.ledger, free_bytes(run.device)
     slots = run.num_slots * slot_bytes(run.decoder, config.max_completion_length)
     coming = ledger.gradients() + ledger.optimizer() + (slots if config.rollout_keep else 0)
-    longest = max(len(run.tokenizer.encode(example.prompt)) for example in sample(run))
+    longest = max(len(run.prompt_ids(example)) for example in sample(run))
     checkpointing = config.gradient_checkpointing == "true"
     row, least = (ledger.update(num_tokens, checkpointing=checkpointing)
                   for num_tokens in (config.micro_batch_tokens, longest + config.max_completion_length))
@@ -193,7 +193,7 @@ def facts(run: Run) -> dict[str, Any]:
     return {
         "versions": ", ".join([f"python {platform.python_version()}", *versions]),
         "options": fingerprint([json.dumps(in_force, sort_keys=True)])[:12],
-        "data": fingerprint(example.prompt for example in (*run.train_examples, *run.test_examples))[:12],
+        "data": fingerprint(example.prompt_text for example in (*run.train_examples, *run.test_examples))[:12],
         "free": free_bytes(run.device),
     }
 

@@ -4,8 +4,10 @@ import statistics
 from collections.abc import Callable
 from math import isnan
 
+from data.conversation import for_rewards
 from data.example import Example
-from data.prompts import COMPLETION, STOP_STRINGS
+from data.prompts import COMPLETION
+from grpo.doctor.chat import chat_template, ends_turn
 from grpo.doctor.finding import Finding, judge
 from grpo.health.pulse import pulse
 from grpo.run.parts import Run
@@ -22,7 +24,8 @@ NONSENSE = ("", " zq vlorp, 7 ## xx")
 def of_problems(run: Run, *, own_rewards: bool) -> list[Finding]:
     """All of these checks; with `own_rewards` the user's own rewards are called too."""
     examples = sample(run)
-    return [*end_of_text(run), *prompts(run, examples), *repetitions(run), *rewards(run, examples, own=own_rewards)]
+    return [*end_of_text(run), *prompts(run, examples), chat_template(run, examples), *repetitions(run),
+            *rewards(run, examples, own=own_rewards)]
 
 
 def sample(run: Run) -> list[Example]:
@@ -32,34 +35,35 @@ def sample(run: Run) -> list[Example]:
 
 def end_of_text(run: Run) -> list[Finding]:
     """Can a completion end before it is cut?"""
-    tokenizer, vocabulary = run.tokenizer, run.decoder.config.vocab_size
+    tokenizer, vocabulary, stops = run.tokenizer, run.decoder.config.vocab_size, run.config.stop_strings
     inside = sorted(token for token in run.stop_token_ids if token < vocabulary)
     beyond = sorted(run.stop_token_ids - set(inside))
-    spelled = {stop: tokenizer.encode(stop, add_special_tokens=False) for stop in STOP_STRINGS}
+    spelled = {stop: tokenizer.encode(stop, add_special_tokens=False) for stop in stops}
     lost = [stop for stop, ids in spelled.items()
             if stop not in tokenizer.decode(ids) or max(ids, default=vocabulary) >= vocabulary]
     other = "tokenizer_name_or_path=one with an end token that the model knows"
     doubt = {
         other: not inside or tokenizer.eos_token_id is None,
+        "chat_template=one that ends an answer with an end token": not ends_turn(run),
         f"an eos_token_id in generation_config.json without {beyond}, which the head cannot produce": beyond}
     return [
         judge("end tokens", f"{inside or 'none'} of {vocabulary:,} end a text, {beyond or 'none'} lie beyond the head; "
               f"the tokenizer's is {tokenizer.eos_token_id}", warn=next(filter(doubt.get, doubt), ""),
-              fail=other if not inside and len(lost) == len(STOP_STRINGS) else ""),
-        judge("stop strings", f"{len(STOP_STRINGS) - len(lost)} of {len(STOP_STRINGS)} can be sampled"
+              fail=other if not inside and len(lost) == len(stops) else ""),
+        judge("stop strings", f"{len(stops) - len(lost)} of {len(stops)} can be sampled"
               + (f", but not {lost}" if lost else ""), warn="tokenizer_name_or_path=one that spells them" * bool(lost)),
     ]
 
 
 def prompts(run: Run, examples: list[Example]) -> list[Finding]:
     """Do the prompts fit, and end where a completion can begin?"""
-    encoded = [run.tokenizer.encode(example.prompt) for example in examples]
+    encoded = [run.prompt_ids(example) for example in examples]
     lengths = [len(tokens) for tokens in encoded]
     completion, context = run.config.max_completion_length, run.decoder.config.max_position_embeddings
     number = len(run.train_examples)
     total = number + run.left_out
     # Not a line break: tokenizers keep it apart from the word behind it, and chat templates end in one.
-    spaced = sum(example.prompt[-1] in " \t" for example in run.train_examples)
+    spaced = sum(example.prompt[-1] in (" ", "\t") for example in run.train_examples)
     ended = sum(tokens[-1] in run.stop_token_ids for tokens in encoded)
     return [
         judge("prompt length", f"{max(lengths):,} tokens the longest of {len(lengths)}, {statistics.median(lengths):g} "
@@ -75,9 +79,9 @@ def prompts(run: Run, examples: list[Example]) -> list[Finding]:
 
 def repetitions(run: Run) -> list[Finding]:
     """Is a problem there twice, or both learnt and held out?"""
-    learnt = {example.question or example.prompt for example in run.train_examples}
-    number, different = len(run.train_examples), len({example.prompt for example in run.train_examples})
-    both = sum((example.question or example.prompt) in learnt for example in run.test_examples)
+    learnt = {example.title for example in run.train_examples}
+    number, different = len(run.train_examples), len({example.prompt_text for example in run.train_examples})
+    both = sum(example.title in learnt for example in run.test_examples)
     per_step = run.config.prompts_per_step
     return [
         judge("duplicates", f"{number - different:,} of {number:,} training prompts came before",
@@ -102,11 +106,13 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
     def ask(completion: Callable[[Example], str]) -> Scored:
         """The one place where the doctor calls reward functions, with a completion of each example."""
         columns = {name: [one.columns[name] for one in examples] for name in examples[0].columns if name != "prompt"}
-        completions = [completion(example) for example in examples]
+        texts = [completion(example) for example in examples]
+        pairs = [for_rewards(example.prompt, text) for example, text in zip(examples, texts, strict=True)]
+        completions = [completion for _, completion in pairs]
         if own:
-            ids = [run.tokenizer.encode(text, add_special_tokens=False) for text in completions]
+            ids = [run.tokenizer.encode(text, add_special_tokens=False) for text in texts]
             return run.rewards.score(
-                prompts=[one.prompt for one in examples], completions=completions, completion_ids=ids, columns=columns,
+                prompts=[prompt for prompt, _ in pairs], completions=completions, completion_ids=ids, columns=columns,
                 trainer_state=run.trainer_state(0), on_wait=pulse.progress)
         parts = {name: BUILT_IN[name](completions, **columns) for name in run.config.reward_funcs if name in BUILT_IN}
         weight = dict(zip(run.config.reward_funcs, run.rewards.weights))

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from grpo import update
 from grpo.distributed import gather_objects, global_max, global_sum, rank
 from grpo.doctor.at_rest import dropout_cure, shard
+from grpo.doctor.chat import what_ends
 from grpo.doctor.finding import Finding, agree, judge
 from grpo.health.pulse import pulse
 from grpo.report.measures import Clock, rollout_metrics
@@ -65,7 +66,7 @@ def completions(run: Run, rollout: Rollout, metrics: dict[str, float]) -> list[F
     cut, right, wrong = (metrics[name] for name in (
         "truncated_share", "zero_variance_all_right", "zero_variance_all_wrong"))
     longer = (f"temperature=1 instead of {config.temperature:g}" if config.temperature > 1
-              else f"max_completion_length={2 * config.max_completion_length}, or num_shots that show how to end")
+              else f"max_completion_length={2 * config.max_completion_length}, or {what_ends(run)}")
     advice = ""
     if right + wrong > bound("zero_variance_all_wrong"):
         what = "zero_variance_all_right" if right > wrong else "zero_variance_all_wrong"

@@ -8,11 +8,14 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from data.conversation import for_rewards
 from data.example import Example
+from data.prompt_ids import prompt_ids
 from grpo.sampler.decoder import Decoder
 from grpo.sampler.generate import generate
 from grpo.types import Rollout
@@ -38,12 +41,14 @@ class Answer:
 def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example], *, num_samples: int = 1,
              temperature: float = 0.0, top_p: float = 1.0, seed: int, max_completion_length: int,
              stop_token_ids: set[int], stop_strings: list[str], prompt_index: list[int] | None = None,
-             num_slots: int | None = None, progress: str | None = None) -> list[Answer]:
+             template_variables: dict[str, Any] | None = None, num_slots: int | None = None,
+             progress: str | None = None) -> list[Answer]:
     """Answer every example of this rank `num_samples` times, and score the answers. Makes no collective call.
 
     Args:
         temperature: 0 decodes greedily.
         prompt_index: place of each example in the set of all ranks; None: 0, 1, 2, ...
+        template_variables: those of the chat template, where prompts are messages.
         num_slots: completions decoded at the same time; None: all.
         progress: label of a progress bar.
 
@@ -52,7 +57,7 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
     if num_samples > 1 and temperature == 0:
         raise ValueError(f"num_samples={num_samples}: greedy samples are all the same; use 1, or a temperature > 0")
     indices = list(range(len(examples))) if prompt_index is None else prompt_index
-    prompts = [tokenizer.encode(example.prompt) for example in examples]
+    prompts = [prompt_ids(tokenizer, example.prompt, template_variables) for example in examples]
     _check_room(prompts, indices, max_completion_length, decoder.config.max_position_embeddings)
     if not examples:
         return []
@@ -76,9 +81,10 @@ def _check_room(prompts: list[list[int]], indices: list[int], max_completion_len
 def _score(rollout: Rollout, examples: list[Example], indices: list[int], num_samples: int) -> list[Answer]:
     asked = [pair for pair in zip(indices, examples, strict=True) for _ in range(num_samples)]
     gold = [example.final_answer for _, example in asked]
-    correct, formatted = correctness_reward(rollout.text, gold), format_reward(rollout.text)
+    texts = [for_rewards(example.prompt, text)[1] for (_, example), text in zip(asked, rollout.text, strict=True)]
+    correct, formatted = correctness_reward(texts, gold), format_reward(texts)
     return [
-        Answer(index=index, question=example.question or example.prompt, final_answer=gold[n],
+        Answer(index=index, question=example.title, final_answer=gold[n],
                completion=rollout.text[n], strict=correct[n] > 0,
                lenient=correct[n] > 0 or last_number_right(rollout.text[n], gold[n]),
                format=formatted[n] > 0, truncated=bool(rollout.truncated_N[n]))

@@ -66,8 +66,8 @@ def load_base(
     return model.to(device).requires_grad_(False).train()
 
 
-def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub name.
+def load_tokenizer(name: str, *, chat_template: str | None = None, **hub: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub name, with another chat template if one is given.
 
     Raises:
         ValueError: there is none, it has no vocabulary, or it brings code.
@@ -76,6 +76,7 @@ def load_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
     check_code("tokenizer_name_or_path", name, tokenizer.init_kwargs, trusted=hub.get("trust_remote_code", False))
     check_tokenizer(name, tokenizer)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     return tokenizer
 
 
@@ -139,11 +140,11 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
 
 def load_decoder(
     model_name_or_path: str, *, adapter: str | None, load_in_4bit: bool, dtype: torch.dtype, device: torch.device,
-    **hub: Any,
+    chat_template: str | None = None, **hub: Any,
 ) -> tuple[Decoder, PreTrainedTokenizerBase, set[int]]:
-    """A sampler for evaluation, with its tokenizer and stop tokens; `hub` as for `load_base`."""
+    """A sampler for evaluation, with its tokenizer and stop tokens; chat_template as for `load_tokenizer`."""
     model = load_base(model_name_or_path, load_in_4bit=load_in_4bit, dtype=dtype, device=device, **hub)
     if adapter is not None:
         read_adapter(model, adapter, is_trainable=False)
-    tokenizer = load_tokenizer(model_name_or_path, **hub)
+    tokenizer = load_tokenizer(model_name_or_path, chat_template=chat_template, **hub)
     return build_decoder(model), tokenizer, stop_token_ids(model, tokenizer)

@@ -142,6 +142,11 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
         "report_to has neither mlflow nor wandb": (not {"mlflow", "wandb"} & {*value_of("report_to")}, ["run_name"]),
         "gradient_checkpointing is off": (
             value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
+        "wordproblems have their own columns": (
+            {value_of("train_dataset_id_or_path"), value_of("test_dataset_id_or_path")} <= {"wordproblems", None},
+            ["dataset_config", "prompt_column", "answer_column"]),
+        "apply_chat_template is false": (
+            value_of("apply_chat_template") == "false", ["chat_template", "chat_template_kwargs"]),
     }
     return [
         f"{name}={values[name]!r} has no effect: {reason}"

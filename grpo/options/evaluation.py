@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from grpo.options import chat
 from grpo.options.command_line import command_line
 from grpo.options.option import check, convert, option, options
 from grpo.options.refusal import refuse, spelled_out
@@ -22,6 +23,16 @@ class Settings:
     compare_base: bool = option(False, "Also score the model without the adapter, and test the difference.")
     data: str = option("wordproblems", "wordproblems, a dataset file or folder, or a Hub name.")
     split: str = option("test", "Split of the dataset.")
+    dataset_config: str | None = option(None, "Configuration of a dataset from the Hub that has several.")
+    prompt_column: str = option("prompt", "Column with a ready prompt: a text, or a list of messages.")
+    answer_column: str | None = option(None, "Column that becomes final_answer; none: what follows #### in answer.")
+    apply_chat_template: str = option(
+        "auto", "Which prompts go through the chat template, as in training.", choices=("auto", "true", "false"))
+    system_prompt: str | None = option(None, "System message in front of every prompt.", lines=True)
+    chat_template: str | None = option(None, "Chat template, or a file with it; none: the tokenizer's.", lines=True)
+    chat_template_kwargs: dict | None = option(None, "Variables of the chat template.")
+    stop_strings: list[str] | None = option(
+        None, "Texts that end a completion; none: those of our own template, where the prompts have it.", lines=True)
     num_shots: list[int] = option([0], "Worked examples in the prompt, one evaluation for each.", within="[0, 8]")
     limit: int | None = option(None, "Score only the first problems, this many.", unit="problems", within="[1, inf)")
     max_completion_length: int = option(256, "Longer completions are truncated.", unit="tokens", within="[1, inf)")
@@ -48,6 +59,8 @@ def parse(argv: Sequence[str]) -> Settings:
     settings = Settings(**{name: convert(known[name], value) for name, value in given.items()})
     for name, one in known.items():
         check(one, getattr(settings, name))
+    settings = replace(settings, chat_template=chat.read_template(settings.chat_template))
+    chat.check_variables(settings.chat_template_kwargs)
     if settings.num_samples > 1 and settings.temperature == 0:
         refuse("num_samples", settings.num_samples, "greedy samples are all the same: needs temperature > 0", 1)
     if settings.compare_base and settings.adapter is None:

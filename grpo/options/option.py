@@ -17,17 +17,18 @@ SMALLEST, LARGEST = 2.0**-126, 2.0**127  # what float32 holds at full precision
 
 
 def option(default: Any, text: str, *, unit: str = "", within: str = "", choices: Iterable[Any] = (),
-           why: str = "", not_offered: dict[str, str] | None = None) -> Any:
+           why: str = "", lines: bool = False, not_offered: dict[str, str] | None = None) -> Any:
     """A dataclass field that is an option.
 
     Args:
         text: one sentence for `--help`.
         within: the interval of valid numbers, as in "(0, 1]".
         why: the reason for the range, part of the refusal.
+        lines: whether a text may have several, or be nothing but line breaks.
         not_offered: choices of other trainers that are refused, each with the reason.
     """
-    metadata = dict(
-        text=text, unit=unit, within=within, choices=tuple(choices), why=why, not_offered=not_offered or {})
+    metadata = dict(text=text, unit=unit, within=within, choices=tuple(choices), why=why, lines=lines,
+                    not_offered=not_offered or {})
     if isinstance(default, list | dict):
         return field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -97,7 +98,7 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
         result = "no"  # YAML reads a bare `no` as false
     elif str(value).lower() in {"true", "false"} & set(one.metadata["choices"]):
         result = str(value).lower()
-    if kind is str and isinstance(result, str) and not _is_text(result):
+    if kind is str and isinstance(result, str) and not _is_text(result, lines=one.metadata["lines"]):
         refuse(one.name, value, "must be text, not empty and without control characters", _default_text(one))
     if kind is int and type(result) is int and not -WHOLE < result < WHOLE:
         refuse(one.name, value, "must be a whole number of at most 64 bits", _default_text(one))
@@ -110,9 +111,11 @@ ARTICLE = {bool: "true or false", int: "a whole number", float: "a finite number
            dict: "a mapping"}
 
 
-def _is_text(text: str) -> bool:
+def _is_text(text: str, *, lines: bool) -> bool:
     """Whether it is not blank, and has no character that a file name or a terminal cannot take."""
-    return bool(text.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+    fine = "\n\t" if lines else ""
+    odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text if letter not in fine)
+    return bool(text.strip(" " if lines else None)) and not odd
 
 
 def _number(text: Any, kind: type) -> int | float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo.options.refusal import nearest, refuse
 
-DATA_SUFFIXES = (".json", ".jsonl")
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz")
 # What a run writes to output_dir, and a second run there would write over.
 WRITTEN = ("config.yaml", "metrics.jsonl", "completions.jsonl", "checkpoints", "adapter", "model", "evaluation",
            "skipped", "summary.json", "report.html")

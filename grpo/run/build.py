@@ -12,8 +12,11 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.example import Example
+from data.prompt_ids import end_of_turn
+from data.prompts import default_stop_strings
 from grpo import distributed
 from grpo.config import Config
 from grpo.distributed import free_bytes, global_max, world_size
@@ -28,7 +31,7 @@ from grpo.options.refusal import refuse, refusing
 from grpo.packing import common_prefix_length
 from grpo.report.metrics import METRICS
 from grpo.run.announcement import announce
-from grpo.run.examples import fit_context, load_problems
+from grpo.run.examples import fit_context, form_of_prompts, load_problems
 from grpo.run.parts import Run
 from grpo.sampler.decoder import Decoder
 from grpo.saving import checkpoint, continuation
@@ -69,7 +72,8 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     torch.manual_seed(config.seed)  # the start of the LoRA weights
     # What can be refused without weights comes before they are loaded.
     model_config = read_config(config.model_name_or_path, load_in_4bit=config.load_in_4bit, **hub)
-    tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path, **hub)
+    tokenizer = load_tokenizer(
+        config.tokenizer_name_or_path or config.model_name_or_path, chat_template=config.chat_template, **hub)
     context = model_config.max_position_embeddings
     train_examples, prompts, left_out = fit_context(train_examples, tokenizer, context, config)
     test_examples, *_ = fit_context(test_examples, tokenizer, context, config)
@@ -90,13 +94,15 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         on_gpu=device.type == "cuda")
     # Measured now, when all that stays between steps has been allocated.
     room, budget = _fit_memory(ledger, decoder, prompts)
+    ends, stop_strings, prompts_line = _endings(config, model, tokenizer, train_examples)
     asked, config = config, replace(
-        config, micro_batch_tokens=budget.micro_batch_tokens, gradient_checkpointing=budget.gradient_checkpointing)
+        config, micro_batch_tokens=budget.micro_batch_tokens, gradient_checkpointing=budget.gradient_checkpointing,
+        stop_strings=stop_strings)
     if config.gradient_checkpointing == "true":
         model.gradient_checkpointing_enable({"use_reentrant": False, **(config.gradient_checkpointing_kwargs or {})})
     return Run(
         asked=asked, config=config, output_dir=Path(config.output_dir), device=device, engine=engine, decoder=decoder,
-        tokenizer=tokenizer, stop_token_ids=stop_token_ids(model, tokenizer), train_examples=train_examples,
+        tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples,
         test_examples=test_examples[: config.eval_examples], rewards=rewards, peft_config=peft_config,
         start_adapter=continuation.adapter_fingerprint(config.adapter_name_or_path),
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
@@ -109,7 +115,19 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
         ledger=ledger, left_out=left_out,
         announcement=announce(config, device, engine, decoder, ledger, {
-            "rollout": [room.words, copy_line], "update": [budget.words], "resume": passed_over}, left_out))
+            "prompts": [prompts_line], "rollout": [room.words, copy_line], "update": [budget.words],
+            "resume": passed_over}, left_out))
+
+
+def _endings(
+    config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[Example]
+) -> tuple[set[int], list[str], str]:
+    """The tokens and the texts that end a completion, and the line that says so."""
+    prompt, strings = examples[0].prompt, config.stop_strings
+    tokens = stop_token_ids(model, tokenizer) | end_of_turn(tokenizer, prompt, config.chat_template_kwargs)
+    if strings is None:
+        strings = default_stop_strings(example.prompt for example in examples)
+    return tokens, strings, form_of_prompts(tokenizer, prompt, tokens, strings)
 
 
 def build_engine(policy: Policy, config: Config, dtype: torch.dtype) -> Engine:

@@ -5,7 +5,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
-from data.example import Example
+from data.example import Example, Prompt
+from data.prompt_ids import prompt_ids
 from grpo.config import Config
 from grpo.options.refusal import refuse
 from rewards.math import gold_number
@@ -13,9 +14,10 @@ from rewards.math import gold_number
 
 def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
     """Training problems, and held-out ones where an evaluation wants them: never from the training split."""
-    options: dict[str, Any] = {
-        "num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
-    train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
+    options: dict[str, Any] = {name: getattr(config, name) for name in (
+        "num_shots", "seed", "prompt_column", "answer_column", "apply_chat_template", "system_prompt")}
+    train_path, test_path = config.train_dataset_id_or_path, config.test_dataset_id_or_path
+    train = load_examples(train_path, config.dataset_splits, dataset_config=config.dataset_config, **options)
     # A final_answer that is no number would show only as a reward that is always 0.
     for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
         if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
@@ -24,10 +26,12 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
                    "needs a number", "a number in each row, or reward_funcs without correctness")
     if config.eval_examples == 0:
         return train, []
-    if config.test_dataset_id_or_path is None:
-        test = load_examples(config.train_dataset_id_or_path, "validation", **options)
-    else:
-        test = load_examples(config.test_dataset_id_or_path, "test", **options)
+    test = load_examples(
+        test_path or train_path, "test" if test_path else "validation",
+        dataset_config=config.dataset_config if test_path in (None, train_path) else None, **options)
+    if type(test[0].prompt) is not type(train[0].prompt):  # what ends a completion depends on it
+        refuse("test_dataset_id_or_path", test_path, "must have messages as prompts where the training dataset has "
+               "them, and texts where it has texts", "apply_chat_template=true, which makes texts messages")
     if not all(example.final_answer for example in test):
         refuse("eval_examples", config.eval_examples, "needs a final_answer to every held-out problem", 0)
     return train, test
@@ -43,7 +47,7 @@ def fit_context(
     """
     room = context - config.max_completion_length
     limit = min(config.max_prompt_length or room, room)
-    encoded = [tokenizer.encode(example.prompt) for example in examples]
+    encoded = [prompt_ids(tokenizer, example.prompt, config.chat_template_kwargs) for example in examples]
     length = [len(prompt) for prompt in encoded]
     kept = [example for example, tokens in zip(examples, length) if tokens <= limit]
     # Problems are never left out without being asked to.
@@ -54,3 +58,15 @@ def fit_context(
             f"nearest valid: max_completion_length={max(context - max(length), 1)}, fewer num_shots, "
             f"or max_prompt_length={max(room, 1)} to leave such problems out")
     return kept, [prompt for prompt in encoded if len(prompt) <= limit], len(examples) - len(kept)
+
+
+def form_of_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, stop_token_ids: set[int], stop_strings: list[str]
+) -> str:
+    """How prompts such as this one become tokens, and what ends their completions, for the start of a run."""
+    form = "messages, through the chat template"
+    if isinstance(prompt, str):
+        form = "texts, as they are" + "; the chat template is not used" * (tokenizer.chat_template is not None)
+    ends = [tokenizer.decode([token]) or f"token {token}" for token in sorted(stop_token_ids)]
+    strings = [f"the text {stop!r}" for stop in stop_strings]
+    return f"{form}; a completion ends with {' or '.join([*ends, *strings])}"

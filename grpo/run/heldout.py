@@ -2,7 +2,6 @@
 
 import json
 
-from data.prompts import STOP_STRINGS
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.evaluation.answers import answers_path, evaluate, load_answers, save_answers
 from grpo.evaluation.statistics import compare
@@ -26,8 +25,9 @@ def solve(run: Run, when: str) -> None:
             answers = evaluate(
                 run.decoder, run.tokenizer, [run.test_examples[index] for index in mine], num_samples=num_samples,
                 temperature=temperature, seed=run.config.seed, max_completion_length=run.config.max_completion_length,
-                stop_token_ids=run.stop_token_ids, stop_strings=STOP_STRINGS, prompt_index=mine,
-                num_slots=run.num_slots, progress=f"{mode} {when}" if rank() == 0 else None)
+                stop_token_ids=run.stop_token_ids, stop_strings=run.config.stop_strings, prompt_index=mine,
+                template_variables=run.config.chat_template_kwargs, num_slots=run.num_slots,
+                progress=f"{mode} {when}" if rank() == 0 else None)
         everyone = [answer for part in gather_objects(answers) for answer in part]
         if rank() == 0:
             save_answers(everyone, answers_path(run.output_dir, mode, when))

@@ -11,6 +11,7 @@ from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from data.example import Example
+from data.prompt_ids import prompt_ids
 from grpo.config import Config
 from grpo.distributed import rank
 from grpo.memory.ledger import Ledger
@@ -44,6 +45,10 @@ class Run:
     ledger: Ledger
     left_out: int  # problems with too long a prompt
     announcement: list[str]
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """The tokens of an example's prompt."""
+        return prompt_ids(self.tokenizer, example.prompt, self.config.chat_template_kwargs)
 
     def sync(self) -> None:
         """Bring the policy's weights, as they are, to the sampler. Collective: every rank, once per sampling phase."""

@@ -45,8 +45,10 @@ class StopRule:
         return self.cut(text) != text
 
     def texts(self, completions: list[list[int]]) -> list[str]:
-        """The texts that rewards read: without special tokens, cut before the first stop string."""
-        return [self.cut(text) for text in self._decode(completions)]
+        """The texts that rewards read: without special tokens and the token that ends it, up to a stop string."""
+        # Some tokenizers do not call the end of their template's turn special.
+        ended = [ids[:-1] if ids and self.kind_V[ids[-1]] == ENDS else ids for ids in completions]
+        return [self.cut(text) for text in self._decode(ended)]
 
     def cut(self, text: str) -> str:
         """The text before its first stop string."""

@@ -28,7 +28,7 @@ def facts(config: Config, examples: list[Example], adapter: str | None, step: in
     drawn = step * config.prompts_per_step
     return {
         "recipe": {name: getattr(config, name) for name in options(Config)},
-        "data": {"num_examples": len(examples), "sha256": fingerprint(one.prompt for one in examples)},
+        "data": {"num_examples": len(examples), "sha256": fingerprint(one.prompt_text for one in examples)},
         "adapter": adapter,  # fingerprint of the start adapter when the run read it
         "prompts_drawn": drawn,
         "epoch": drawn / len(examples),

@@ -69,8 +69,9 @@ FILES = [
     ("d.jsonl", seven({**GOOD, "final_answer": float("inf")}), ["row 7 has the final_answer inf"]),
     ("d.jsonl", lines(*[{"question": "q", "answer": "so ####"}] * 20), ["row 1 has the final_answer ''"]),
     ("d.jsonl", lines(*[{"question": "q", "answer": "1"}] * 20), ["answer='1'", "must end in '#### N'"]),
-    ("d.csv", "prompt,final_answer\nq,1\n", ["d.csv:1: must be JSON"]),
-    ("d.parquet", b"PAR1\0\1\2", ["d.parquet:1: must be JSON"]),
+    ("d.csv", "prompt,final_answer\nq,1\nq,1,1\n", ["d.csv: cannot be read as .csv", "Expected 2 fields in line 3"]),
+    ("d.parquet", b"PAR1\0\1\2", ["d.parquet: cannot be read as .parquet", "Parquet file size is 7 bytes"]),
+    ("d.jsonl", lines({**GOOD, "prompt": [{"role": "user", "content": "q"}]}), ["chat_template=None", "messages"]),
 ]
 
 

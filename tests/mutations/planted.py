@@ -6,6 +6,7 @@ is tolerable.
 
 from typing import NamedTuple
 
+from tests.mutations.planted_chat import CHAT_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
 from tests.mutations.planted_recipes import RECIPE_GROUPS
@@ -221,5 +222,6 @@ _GROUPS = [
     *OUTPUT_GROUPS,
     *TRL_GROUPS,
     *RECIPE_GROUPS,
+    *CHAT_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

@@ -97,6 +97,12 @@ def test_special_tokens_do_not_show_in_the_text():
     assert rule().texts([tokens_of("7") + [END, EOS]]) == ["7"]
 
 
+def test_the_token_that_ends_a_row_does_not_show_even_where_it_is_not_special():
+    seven, comma = tokens_of("7", ",")
+    stop = rule(stop_token_ids=(EOS, comma))
+    assert stop.texts([[seven, comma], [comma], [seven, seven], [], [seven, EOS]]) == ["7", "", "77", "", "7"]
+
+
 def test_a_long_row_is_searched_only_at_its_end():
     ids = tokens_of("ab" * 50) + tokens_of(*"\nQuestion:")
     stop = rule("\nQuestion:")

@@ -27,6 +27,11 @@ TEXT = [
     "Question: A train goes 60 miles in one hour. How far does it go in 4 hours?",
     "Solution: Let's think step by step. 60 * 4 = 240.\n#### The final answer is 240",
 ]
+# Ends a turn with <end>, which is not the tokenizer's own end; opens and closes a thought where none is wanted.
+CHAT_TEMPLATE = """\
+{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<end>\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ 'assistant: ' }}\
+{% if enable_thinking is false %}{{ '<think></think>' }}{% endif %}{% endif %}"""
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,

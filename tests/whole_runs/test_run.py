@@ -1,11 +1,14 @@
-"""What a run is made of before it has a model on a GPU: prompts that fit. 4 seconds."""
+"""What a run is made of before it has a model on a GPU: problems, and prompts that fit. 4 seconds."""
+
+from pathlib import Path
 
 import pytest
 from tiny_models import tiny_tokenizer
 
 from data.example import Example
 from grpo.config import Config
-from grpo.run.examples import fit_context
+from grpo.run import examples
+from grpo.run.examples import fit_context, load_problems
 
 # Byte by byte: prompts of 3, 9 and 5 tokens.
 EXAMPLES = [Example(question=prompt, answer="", final_answer="1", prompt=prompt, columns={})
@@ -27,3 +30,45 @@ def test_the_context_bounds_a_prompt_with_its_completion() -> None:
     assert [len(one.prompt) for one in kept] == [3, 5]  # 12 - 7 tokens are left
     with pytest.raises(ValueError, match="max_completion_length=7 with a prompt of 9 tokens"):
         fit_context(EXAMPLES, tiny_tokenizer(), 12, Config(max_completion_length=7))
+
+
+def test_the_length_of_messages_is_that_of_the_text_that_the_template_makes_of_them() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}{{ more }}"
+    example = Example(question="", answer="", final_answer="1", prompt=[{"role": "user", "content": "xyz"}])
+    config = Config(max_completion_length=7, chat_template_kwargs={"more": "xy"})
+    _, prompts, _ = fit_context([example], tokenizer, 100, config)
+    assert prompts == [tokenizer.encode("xyzxy")]
+    with pytest.raises(ValueError, match="max_completion_length=7 with a prompt of 5 tokens"):
+        fit_context([example], tokenizer, 11, config)
+
+
+@pytest.mark.parametrize(("test", "configurations"), [
+    (None, ["main", "main"]), ("wordproblems", ["main", "main"]), ("d.csv", ["main", None])])
+def test_the_configuration_of_the_training_dataset_is_not_that_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test: str | None, configurations: list
+) -> None:
+    (tmp_path / "d.csv").write_text("prompt,label\nq,1\n")
+    monkeypatch.chdir(tmp_path)
+    asked, load_examples = [], examples.load_examples
+
+    def watched(*args, **options):
+        asked.append(options["dataset_config"])
+        return load_examples(*args, **options)
+
+    monkeypatch.setattr(examples, "load_examples", watched)
+    load_problems(Config(dataset_config="main", answer_column="label", test_dataset_id_or_path=test))
+    assert asked == configurations
+
+
+def test_texts_are_not_held_out_from_messages(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": [{"role": "user", "content": "q"}], "answer": "1"}')
+    with pytest.raises(ValueError, match="test_dataset_id_or_path=.*must have messages as prompts where the training"):
+        load_problems(Config(test_dataset_id_or_path=str(path)))
+    load_problems(Config(test_dataset_id_or_path=str(path), apply_chat_template="true"))
+
+
+def test_the_options_of_the_prompts_are_those_of_both_datasets() -> None:
+    both = load_problems(Config(apply_chat_template="true", system_prompt="Be brief.", num_shots=1))
+    assert {len(problems[0].prompt) for problems in both} == {4}  # system, a question, its answer, the problem
