@@ -25,11 +25,11 @@ from data import load_examples
 from data.example import Example
 from data.prompts import STOP_STRINGS
 from grpo.distributed import free_bytes
-from grpo.evaluation.answers import Answer, evaluate, save_answers
+from grpo.evaluation.answers import Answer, check_gold, evaluate, save_answers
 from grpo.evaluation.statistics import SCORES, compare, summarize
 from grpo.loading.model import dtype_of, load_decoder
 from grpo.memory.concurrency import Lengths, choose_slots
-from grpo.options.refusal import refuse, spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.packing import common_prefix_length
 from grpo.report.page import NOTE, draw_shares, image, page, percent, table
 from grpo.sampler.decoder import Decoder
@@ -49,8 +49,9 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
     examples = {
         shots: load_examples(settings.data, settings.split, num_shots=shots, seed=settings.seed)[:settings.limit]
         for shots in settings.num_shots}
-    if not all(example.final_answer for group in examples.values() for example in group):
-        refuse("data", settings.data, "needs a final answer to every problem", "a dataset with a column final_answer")
+    check_gold("data", settings.data,
+               [(example.place, example.final_answer) for example in examples[settings.num_shots[0]]],
+               needed_by="the evaluation", valid="a dataset with a number in the column final_answer of each row")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_of(settings.torch_dtype, device)
     answers = {}

@@ -25,33 +25,35 @@ PREPARED_COLUMNS = ("prompt", "question", "answer", "final_answer")
 def load(path_or_name: str, split: str, *, num_shots: int, seed: int, prompt_column: str = "prompt") -> list[Example]:
     """The examples of one split, from raw GSM8K rows or rows with prompts; arguments as for `data.load_examples`."""
     check_num_shots(num_shots)
-    rows = read(path_or_name, split, prompt_column=prompt_column, seed=seed)
+    rows, places = read(path_or_name, split, prompt_column=prompt_column, seed=seed)
     if prompt_column not in rows[0]:
-        return [raw_example(row, num_shots=num_shots) for row in rows]
+        return [raw_example(row, place, num_shots=num_shots) for row, place in zip(rows, places, strict=True)]
     if num_shots and rows[0][prompt_column] != build_prompt(rows[0].get("question") or "", num_shots):
         warnings.warn(f"num_shots={num_shots} has no effect: {path_or_name} has ready prompts", stacklevel=2)
-    return [prepared_example(row, prompt_column=prompt_column) for row in rows]
+    return [prepared_example(row, place, prompt_column=prompt_column)
+            for row, place in zip(rows, places, strict=True)]
 
 
-def raw_example(row: Row, *, num_shots: int) -> Example:
+def raw_example(row: Row, place: str, *, num_shots: int) -> Example:
     """A GSM8K row as an example: without calculator marks, and with an answer that ends in our answer line."""
     question = row["question"].strip()
     reasoning, mark, _ = CALCULATOR_MARK.sub("", row["answer"]).rpartition(ANSWER_MARK)
     if not mark:
-        raise ValueError(f"answer={row['answer']!r:.60}: must end in '#### N' as in GSM8K, or give prompt_column")
+        raise ValueError(f"answer={row['answer']!r:.60} in {place}: must end in '#### N' as in GSM8K, or give "
+                         "prompt_column")
     final_answer = find_final_answer(row)
     prompt = build_prompt(question, num_shots)
     answer = COMPLETION.format(reasoning=reasoning.strip(), final_answer=final_answer).strip()
-    return Example(question=question, answer=answer, final_answer=final_answer, prompt=prompt,
+    return Example(question=question, answer=answer, final_answer=final_answer, prompt=prompt, place=place,
                    columns=row | {"prompt": prompt, "final_answer": final_answer})
 
 
-def prepared_example(row: Row, *, prompt_column: str) -> Example:
+def prepared_example(row: Row, place: str, *, prompt_column: str) -> Example:
     """A row with a prompt as an example; only a row with an answer gets a column final_answer."""
     final_answer = find_final_answer(row)
     derived = {"final_answer": final_answer} if "answer" in row else {}
     return Example(question=str(row.get("question") or ""), answer=str(row.get("answer") or ""),
-                   final_answer=final_answer, prompt=row[prompt_column],
+                   final_answer=final_answer, prompt=row[prompt_column], place=place,
                    columns={"prompt": row[prompt_column]} | derived | row)
 
 
@@ -59,7 +61,8 @@ def find_final_answer(row: Row) -> str:
     """The column final_answer as text, else what follows "####" in the answer, else the whole answer."""
     if row.get("final_answer") is not None:
         return str(row["final_answer"])
-    return str(row.get("answer") or "").rpartition(ANSWER_MARK)[2].strip().removeprefix("The final answer is").strip()
+    answer = "" if row.get("answer") is None else str(row["answer"])
+    return answer.rpartition(ANSWER_MARK)[2].strip().removeprefix("The final answer is").strip()
 
 
 def main() -> None:

@@ -7,8 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from data import load_examples
 from data.example import Example
 from grpo.config import Config
-from grpo.options.refusal import refuse
-from rewards.math import gold_number
+from grpo.evaluation.answers import check_gold
 
 
 def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
@@ -16,20 +15,18 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
     options: dict[str, Any] = {
         "num_shots": config.num_shots, "seed": config.seed, "prompt_column": config.prompt_column}
     train = load_examples(config.train_dataset_id_or_path, config.dataset_splits, **options)
-    # A final_answer that is no number would show only as a reward that is always 0.
-    for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
-        if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
-            refuse("train_dataset_id_or_path", config.train_dataset_id_or_path, f"row {number} has the final_answer "
-                   f"{example.columns['final_answer']!r:.40}, which no completion can match: the reward correctness "
-                   "needs a number", "a number in each row, or reward_funcs without correctness")
+    if "correctness" in config.reward_funcs and "final_answer" in train[0].columns:  # without it the reward is refused
+        check_gold("train_dataset_id_or_path", config.train_dataset_id_or_path,
+                   [(example.place, example.columns["final_answer"]) for example in train],
+                   needed_by="the reward correctness",
+                   valid="a number in each row, or reward_funcs without correctness")
     if config.eval_examples == 0:
         return train, []
-    if config.test_dataset_id_or_path is None:
-        test = load_examples(config.train_dataset_id_or_path, "validation", **options)
-    else:
-        test = load_examples(config.test_dataset_id_or_path, "test", **options)
-    if not all(example.final_answer for example in test):
-        refuse("eval_examples", config.eval_examples, "needs a final_answer to every held-out problem", 0)
+    own = config.test_dataset_id_or_path is not None
+    option, split = ("test_dataset_id_or_path", "test") if own else ("train_dataset_id_or_path", "validation")
+    test = load_examples(getattr(config, option), split, **options)
+    check_gold(option, getattr(config, option), [(example.place, example.final_answer) for example in test],
+               needed_by="the evaluation", valid="a number in each row, or eval_examples=0")
     return train, test
 
 
