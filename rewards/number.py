@@ -32,15 +32,15 @@ DIGIT = r"[\d²³¹⁰-⁹¼-¾⅐-⅞]"
 JOINT = rf"(?:[.,:/^]|\*\*|\}}\{{|[eE][+-]?|[{SPACE}](?=[0-9]+/))?"
 IN_TEXT = re.compile(
     rf"(?P<sign>(?:(?<![\w)])[{MINUS}])?(?:\\?[{MONEY}][{SPACE}]?)?)"  # in "10-7" the last number is 7
-    rf"(?P<run>(?:[0-9]{{1,3}}(?:[{SPACE}][0-9]{{3}}(?!{DIGIT}))+|(?:(?<![\w.])\.)?[0-9])(?:{JOINT}{DIGIT})*)")
+    rf"(?P<run>(?:[0-9]{{1,3}}(?:[{SPACE}][0-9]{{3}}(?!{DIGIT}))+|(?:(?<![\w.])\.)?[0-9])(?:{JOINT}{DIGIT})*+)")
 
 # "k" only at its number: 70 k may be kelvin. No hyphen behind: "2 million-dollar houses" are 2.
 SCALE = re.compile(rf"(?:k|K|[{SPACE}]*(?ai:thousand|million|billion|bn|trillion))(?![A-Za-z'’-])")
 SCALES = {"k": 10**3, "thousand": 10**3, "million": 10**6, "billion": 10**9, "bn": 10**9, "trillion": 10**12}
 TEENS_AND_TENS = "(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ie)"
-# Anywhere behind a number. Not "second", which is a time.
+# Anywhere behind a number, in lower case: a search that ignores case takes four times as long. Not "second", a time.
 NUMBER_WORD = re.compile(
-    rf"(?ai)\b(?:(?:zero|one|two|three|four|five|fif|six|seven|eight?|nine?|ten|eleven|twel(?:ve|f)|{TEENS_AND_TENS}"
+    rf"(?a)\b(?:(?:zero|one|two|three|four|five|fif|six|seven|eight?|nine?|ten|eleven|twel(?:ve|f)|{TEENS_AND_TENS}"
     r"|hundred|thousand|million|billion|trillion|lakh|crore|dozen|half|halve|third|quarter)(?:e?s|ths?)?|pi)\b")
 # Right behind a number, where they may be a scale. Letters in this case: g is gram, m is metre. T-shirts are no scale.
 MAYBE_SCALE = re.compile(
@@ -62,8 +62,8 @@ def parse_number(text: str) -> Fraction | None:
         if not end:
             return None
         rest = inside + behind  # none of it may be a digit: "**4**2" is no number
-    factor, words = _scale(match["sign"], rest)
-    if not REST.fullmatch(words) or TAKEN_BACK.search(words):
+    factor, words = _scale(rest)
+    if not REST.fullmatch(words) or TAKEN_BACK.search(words) or _is_doubtful(match["sign"], words):
         return None
     return _value(match["sign"], match, factor)
 
@@ -75,24 +75,29 @@ def last_number(text: str) -> Fraction | None:
         pass  # only the last one counts
     if match is None:
         return None
-    factor, _ = _scale(match["sign"], text[match.end():].partition("\n")[0])
+    factor, words = _scale(text[match.end():].partition("\n")[0])
+    if _is_doubtful(match["sign"], words):
+        return None
     run, slash, divisor = match["run"].replace(" ", FIXED_SPACE[0]).partition("/")
     value = _value(match["sign"], DIGITS.fullmatch(run), factor)
     below = _value("", DIGITS.fullmatch(divisor), 1) if slash else Fraction(1)
     return value / below if value is not None and below else None
 
 
-def _value(sign: str, match: re.Match[str] | None, factor: int | None) -> Fraction | None:
-    if match is None or factor is None or len(match["digits"]) > MAX_NUMBER_LENGTH:
+def _value(sign: str, match: re.Match[str] | None, factor: int) -> Fraction | None:
+    if match is None or len(match["digits"]) > MAX_NUMBER_LENGTH:
         return None
     value = factor * Fraction(match["digits"].replace(match["group"] or ",", "") + (match["power"] or ""))
     return -value if set(sign) & set(MINUS) else value
 
 
-def _scale(sign: str, rest: str) -> tuple[int | None, str]:
-    """The factor in the text behind a number, and the words behind the factor; None where it may mean another one."""
+def _scale(rest: str) -> tuple[int, str]:
+    """The factor in the text behind a number, and the words behind that."""
     scale = SCALE.match(rest)
-    factor, words = (SCALES[scale[0].strip().lower()], rest[scale.end():]) if scale else (1, rest)
-    money = MONEY_WORD.search(sign + words)
-    doubt = NUMBER_WORD.search(words) or MAYBE_SCALE.match(words) or money and MAYBE_SCALE_OF_MONEY.match(words)
-    return None if doubt else factor, words
+    return (SCALES[scale[0].strip().lower()], rest[scale.end():]) if scale else (1, rest)
+
+
+def _is_doubtful(sign: str, words: str) -> bool:
+    """Whether the words behind a number and its scale can mean another number, or another scale."""
+    money = MAYBE_SCALE_OF_MONEY.match(words) and MONEY_WORD.search(sign + words)
+    return bool(money or MAYBE_SCALE.match(words) or NUMBER_WORD.search(words.lower()))
