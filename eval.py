@@ -29,11 +29,11 @@ from data.example import Example
 from data.prompt_ids import end_of_turn, prompt_ids
 from data.prompts import default_stop_strings
 from grpo.distributed import free_bytes
-from grpo.evaluation.answers import Answer, evaluate, save_answers
+from grpo.evaluation.answers import Answer, check_gold, evaluate, save_answers
 from grpo.evaluation.statistics import SCORES, compare, summarize
 from grpo.loading.model import dtype_of, load_decoder
 from grpo.memory.concurrency import Lengths, choose_slots
-from grpo.options.refusal import refuse, spelled_out
+from grpo.options.refusal import spelled_out
 from grpo.packing import common_prefix_length
 from grpo.report.page import NOTE, draw_shares, image, page, percent, table
 from grpo.run.examples import form_of_prompts
@@ -57,8 +57,9 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
         shots: load_examples(settings.data, settings.split, num_shots=shots, **options)[:settings.limit]
         for shots in settings.num_shots}
     everything = [example for group in examples.values() for example in group]
-    if not all(example.final_answer for example in everything):
-        refuse("data", settings.data, "needs a final answer to every problem", "a dataset with a column final_answer")
+    check_gold("data", settings.data,
+               [(example.place, example.final_answer) for example in examples[settings.num_shots[0]]],
+               needed_by="the evaluation", valid="a dataset with a number in the column final_answer of each row")
     stop_strings, prompt = settings.stop_strings, everything[0].prompt
     if stop_strings is None:
         stop_strings = default_stop_strings(example.prompt for example in everything)

@@ -15,6 +15,7 @@ class Example:
     final_answer: str  # the gold answer, with which rewards compare
     prompt: Prompt  # the text that the policy continues, or the messages that it answers
     columns: dict[str, Any] = field(default_factory=dict)  # of the dataset row; reward functions get these, as in TRL
+    place: str = ""  # of the row, as in "row 7 of split 'train'": in the file, before any shuffle
 
     @property
     def prompt_text(self) -> str:

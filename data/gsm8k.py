@@ -32,31 +32,37 @@ def load(
     `chat` makes texts the user's message of a conversation.
     """
     check_num_shots(num_shots)
-    rows = read(path_or_name, split, prompt_column=prompt_column, seed=seed, dataset_config=dataset_config)
+    rows, places = read(path_or_name, split, prompt_column=prompt_column, seed=seed, dataset_config=dataset_config)
     if answer_column is not None:
         check_answers(path_or_name, rows, answer_column)
+    numbered = list(zip(rows, places, strict=True))
     if prompt_column not in rows[0]:
-        return [raw_example(row, num_shots=num_shots, answer_column=answer_column, chat=chat) for row in rows]
+        return [raw_example(row, place, num_shots=num_shots, answer_column=answer_column, chat=chat)
+                for row, place in numbered]
     if num_shots and rows[0][prompt_column] != build_prompt(rows[0].get("question") or "", num_shots):
         warnings.warn(f"num_shots={num_shots} has no effect: {path_or_name} has ready prompts", stacklevel=2)
-    return [prepared_example(row, prompt_column=prompt_column, answer_column=answer_column, chat=chat) for row in rows]
+    return [prepared_example(row, place, prompt_column=prompt_column, answer_column=answer_column, chat=chat)
+            for row, place in numbered]
 
 
-def raw_example(row: Row, *, num_shots: int, answer_column: str | None = None, chat: bool = False) -> Example:
+def raw_example(
+    row: Row, place: str, *, num_shots: int, answer_column: str | None = None, chat: bool = False
+) -> Example:
     """A GSM8K row as an example: without calculator marks, and with an answer that ends in our answer line."""
     question = row["question"].strip()
     reasoning, mark, _ = CALCULATOR_MARK.sub("", row["answer"]).rpartition(ANSWER_MARK)
     if not mark:
-        raise ValueError(f"answer={row['answer']!r:.60}: must end in '#### N' as in GSM8K, or give prompt_column")
+        raise ValueError(f"answer={row['answer']!r:.60} in {place}: must end in '#### N' as in GSM8K, or give "
+                         "prompt_column")
     final_answer = find_final_answer(row, answer_column)
     prompt = (converse if chat else build_prompt)(question, num_shots=num_shots)
     answer = COMPLETION.format(reasoning=reasoning.strip(), final_answer=final_answer).strip()
-    return Example(question=question, answer=answer, final_answer=final_answer, prompt=prompt,
+    return Example(question=question, answer=answer, final_answer=final_answer, prompt=prompt, place=place,
                    columns=row | {"prompt": prompt, "final_answer": final_answer})
 
 
 def prepared_example(
-    row: Row, *, prompt_column: str, answer_column: str | None = None, chat: bool = False
+    row: Row, place: str, *, prompt_column: str, answer_column: str | None = None, chat: bool = False
 ) -> Example:
     """A row with a prompt as an example; only a row with an answer gets a column final_answer."""
     final_answer, prompt = find_final_answer(row, answer_column), row[prompt_column]
@@ -69,7 +75,7 @@ def prepared_example(
     if answer_column is not None or "answer" in row and "final_answer" not in row:
         columns["final_answer"] = final_answer
     return Example(question=question, answer=str(row.get("answer") or ""), final_answer=final_answer, prompt=prompt,
-                   columns=columns)
+                   columns=columns, place=place)
 
 
 def find_final_answer(row: Row, answer_column: str | None = None) -> str:

@@ -27,8 +27,10 @@ VALIDATION_SHARE = 0.1
 
 def read(
     path_or_name: str, split: str, *, prompt_column: str, seed: int, dataset_config: str | None = None
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     """The rows of one split, with a text or messages in `prompt_column`, or with GSM8K's `question` and `answer`.
+
+    With the place of each, such as "row 7 of split 'train'".
 
     Rows with prompts come as they are, in their order. The train split of GSM8K rows is shuffled, and if there is no
     validation split, a tenth of it is held out as one.
@@ -58,15 +60,15 @@ def read(
         raise ValueError(
             f"dataset={path_or_name!r}: has no split 'validation', and rows with ready prompts are not split again; "
             "nearest valid value: a folder with train.json and validation.json, or a second file for evaluation")
-    if has_prompts or source != "train":
-        return rows
-    # The same shuffle for both splits, so train and validation share no row.
-    random.Random(seed).shuffle(rows)
-    num_held_out = int(VALIDATION_SHARE * len(rows)) if hold_out else 0
-    rows = rows[:num_held_out] if split == "validation" else rows[num_held_out:]
-    if not rows:
+    order = list(range(len(rows)))
+    if not has_prompts and source == "train":
+        # The same shuffle for both splits, so train and validation share no row.
+        random.Random(seed).shuffle(order)
+        num_held_out = int(VALIDATION_SHARE * len(rows)) if hold_out else 0
+        order = order[:num_held_out] if split == "validation" else order[num_held_out:]
+    if not order:
         raise ValueError(f"dataset={path_or_name!r}: a tenth becomes validation, so it needs at least 10 rows")
-    return rows
+    return [rows[index] for index in order], [f"row {index + 1} of split {source!r}" for index in order]
 
 
 def find_splits(

@@ -5,23 +5,19 @@ a list of {"role", "content"} messages. The first answer line counts, even witho
 """
 
 import re
-from decimal import Decimal
+from fractions import Fraction
+from math import inf
 from typing import Any
+
+from rewards.number import parse_number
 
 FORMAT_REWARD = 0.5
 CORRECTNESS_REWARD = 1.0
-TOLERANCE = Decimal("0.001")
-MAX_NUMBER_LENGTH = 32  # characters; no answer to a problem is longer
+TOLERANCE = Fraction(1, 1000)
 
 # With its line break: where a completion begins with "#### The final answer is", the marker stands in the middle of a
 # line of the whole text, after "Let's think step by step.".
 ANSWER_LINE = re.compile(r"\n#### The final answer is(?!\S)([^\n]*)")
-# Linear time: no two neighbouring repetitions match the same character.
-NUMBER = re.compile(
-    r"(?P<sign>-?\$?|\$-)"
-    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-    r"(?:\.| *[A-Za-z°%$€£][A-Za-z°%$€£²³./' -]*)?"  # a full stop or a unit ("%", "miles per hour", "sq. ft.")
-)
 
 
 def format_reward(completions: list[Any], **columns: Any) -> list[float]:
@@ -32,36 +28,31 @@ def format_reward(completions: list[Any], **columns: Any) -> list[float]:
 def correctness_reward(completions: list[Any], final_answer: list[Any], **columns: Any) -> list[float]:
     """1.0 for each completion whose first answer line states the gold number, |N - gold| <= 0.001, else 0.0.
 
-    A final_answer is a number ("1,234", "$12.50", -5) or a solution that ends in "#### N"; else nothing is right.
+    A final_answer is a number ("1,234", "$12.50", -5) or a solution that ends in "#### N". With any other
+    nothing is right; a run refuses such a row before it starts.
     """
-    rewards = []
-    for completion, gold in zip(completions, final_answer, strict=True):
-        answer, truth = answer_number(completion), gold_number(gold)
-        right = answer is not None and truth is not None and abs(answer - truth) <= TOLERANCE
-        rewards.append(CORRECTNESS_REWARD if right else 0.0)
-    return rewards
+    return [CORRECTNESS_REWARD if is_right(answer_number(completion), gold_number(gold)) else 0.0
+            for completion, gold in zip(completions, final_answer, strict=True)]
 
 
-def answer_number(completion: Any) -> Decimal | None:
+def is_right(answer: Fraction | None, truth: Fraction | None) -> bool:
+    """Whether both are numbers, and the same one but for the tolerance."""
+    return answer is not None and truth is not None and abs(answer - truth) <= TOLERANCE
+
+
+def answer_number(completion: Any) -> Fraction | None:
     """The number on the first answer line of a completion; None if there is no such line or no number on it."""
     line = ANSWER_LINE.search(_text(completion))
     return parse_number(line[1]) if line else None
 
 
-def gold_number(gold: Any) -> Decimal | None:
+def gold_number(gold: Any) -> Fraction | None:
     """The number of a gold answer: itself, or what follows the last "####" of a text, or the whole text."""
-    if isinstance(gold, (int, float)):
-        number = Decimal(gold)
-        return number if number.is_finite() else None
-    return parse_number(str(gold).rpartition("####")[2].strip().removeprefix("The final answer is"))
-
-
-def parse_number(text: str) -> Decimal | None:
-    """The value of "N": minus, "$", thousands commas, decimals, then a full stop or a unit; None for anything else."""
-    match = NUMBER.fullmatch(text.strip())
-    if match is None or len(match["digits"]) > MAX_NUMBER_LENGTH:
+    if isinstance(gold, bool):  # an integer of Python, and no answer
         return None
-    return Decimal(match["sign"].replace("$", "") + match["digits"].replace(",", ""))
+    if isinstance(gold, (int, float)):
+        return Fraction(gold) if abs(gold) < inf else None  # NaN is not less either
+    return parse_number(str(gold).rpartition("####")[2].strip().removeprefix("The final answer is"))
 
 
 def _text(completion: Any) -> str:

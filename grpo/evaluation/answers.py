@@ -1,11 +1,11 @@
 """Answers to held-out problems, scored: by train.py before and after the training, and by eval.py.
 
 Each completion is scored twice. "Strict" asks for the right number in the trained format, "lenient" for the right
-number in any words. If only the strict score rises, the model has learnt the format, not arithmetic.
+number at the end of any words. If only the strict score rises, the model has learnt the format, not arithmetic.
 """
 
 import json
-import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from data.conversation import for_rewards
 from data.example import Example
 from data.prompt_ids import prompt_ids
+from grpo.options.refusal import refuse
 from grpo.sampler.decoder import Decoder
 from grpo.sampler.generate import generate
 from grpo.types import Rollout
-from rewards.math import TOLERANCE, correctness_reward, format_reward, gold_number, parse_number
-
-NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")  # in "10-7" the last is 7
+from rewards.math import correctness_reward, format_reward, gold_number, is_right
+from rewards.number import last_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,22 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
     return _score(rollout, examples, indices, num_samples)
 
 
+def check_gold(option: str, dataset: str, gold_of_place: Iterable[tuple[str, Any]], *, needed_by: str,
+               valid: str) -> None:
+    """Refuse a gold answer that is no number: no completion could match it, and the accuracy would look like a low one.
+
+    Args:
+        option: that gave the `dataset`.
+        gold_of_place: the place of each row, as in Example, and its gold answer.
+        needed_by: who needs the number, for the message.
+        valid: the nearest valid value.
+    """
+    for place, gold in gold_of_place:
+        if gold_number(gold) is None:
+            refuse(option, dataset, f"{place} has the final_answer {gold!r:.40}, which no completion can match: "
+                                    f"{needed_by} needs a number", valid)
+
+
 def _check_room(prompts: list[list[int]], indices: list[int], max_completion_length: int, context: int) -> None:
     length, index = max(zip(map(len, prompts), indices, strict=True), default=(0, 0))
     if length + max_completion_length > context:
@@ -93,9 +109,7 @@ def _score(rollout: Rollout, examples: list[Example], indices: list[int], num_sa
 
 
 def last_number_right(completion: str, final_answer: str) -> bool:
-    numbers = NUMBER.findall(completion)
-    answer, truth = parse_number(numbers[-1]) if numbers else None, gold_number(final_answer)
-    return answer is not None and truth is not None and abs(answer - truth) <= TOLERANCE
+    return is_right(last_number(completion), gold_number(final_answer))
 
 
 def answers_path(output_dir: Path, mode: str, when: str) -> Path:

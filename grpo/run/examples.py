@@ -8,8 +8,8 @@ from data import load_examples
 from data.example import Example, Prompt
 from data.prompt_ids import prompt_ids
 from grpo.config import Config
+from grpo.evaluation.answers import check_gold
 from grpo.options.refusal import refuse
-from rewards.math import gold_number
 
 
 def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
@@ -18,12 +18,11 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
         "num_shots", "seed", "prompt_column", "answer_column", "apply_chat_template", "system_prompt")}
     train_path, test_path = config.train_dataset_id_or_path, config.test_dataset_id_or_path
     train = load_examples(train_path, config.dataset_splits, dataset_config=config.dataset_config, **options)
-    # A final_answer that is no number would show only as a reward that is always 0.
-    for number, example in enumerate(train if "correctness" in config.reward_funcs else [], start=1):
-        if "final_answer" in example.columns and gold_number(example.columns["final_answer"]) is None:
-            refuse("train_dataset_id_or_path", config.train_dataset_id_or_path, f"row {number} has the final_answer "
-                   f"{example.columns['final_answer']!r:.40}, which no completion can match: the reward correctness "
-                   "needs a number", "a number in each row, or reward_funcs without correctness")
+    if "correctness" in config.reward_funcs and "final_answer" in train[0].columns:  # without it the reward is refused
+        check_gold("train_dataset_id_or_path", train_path,
+                   [(example.place, example.columns["final_answer"]) for example in train],
+                   needed_by="the reward correctness",
+                   valid="a number in each row, or reward_funcs without correctness")
     if config.eval_examples == 0:
         return train, []
     test = load_examples(
@@ -32,8 +31,9 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
     if type(test[0].prompt) is not type(train[0].prompt):  # what ends a completion depends on it
         refuse("test_dataset_id_or_path", test_path, "must have messages as prompts where the training dataset has "
                "them, and texts where it has texts", "apply_chat_template=true, which makes texts messages")
-    if not all(example.final_answer for example in test):
-        refuse("eval_examples", config.eval_examples, "needs a final_answer to every held-out problem", 0)
+    check_gold("test_dataset_id_or_path" if test_path else "train_dataset_id_or_path", test_path or train_path,
+               [(example.place, example.final_answer) for example in test],
+               needed_by="the evaluation", valid="a number in each row, or eval_examples=0")
     return train, test
 
 

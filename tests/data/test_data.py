@@ -76,6 +76,7 @@ def test_prompt_column_takes_another_column_as_it_is(tmp_path):
         ({"final_answer": None, "answer": "x\n#### 8"}, "8"),
         ({"answer": "x\n#### The final answer is 9"}, "9"),
         ({"answer": 10}, "10"),
+        ({"answer": 0}, "0"),
         ({}, ""),
     ],
 )

@@ -105,6 +105,13 @@ def test_validation_is_a_tenth_of_train_and_disjoint_from_it(raw_folder):
     assert questions(raw_folder, "test") == ["t0?", "t1?", "t2?", "t3?"]
 
 
+def test_the_place_of_an_example_is_that_of_its_row_in_the_file(raw_folder):
+    for split, source in (("train", "train"), ("validation", "train"), ("test", "test")):
+        examples = gsm8k.load(str(raw_folder), split, num_shots=0, seed=0)
+        assert [example.place for example in examples] == [
+            f"row {int(example.question[1:-1]) + 1} of split '{source}'" for example in examples]
+
+
 def test_the_seed_decides_the_shuffle_and_nothing_else_does(raw_folder):
     for split in ("train", "validation"):
         assert questions(raw_folder, split, seed=1) == questions(raw_folder, split, seed=1)

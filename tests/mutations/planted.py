@@ -6,6 +6,7 @@ is tolerable.
 
 from typing import NamedTuple
 
+from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
@@ -45,46 +46,6 @@ class Planted(NamedTuple):
     new: str
     tolerated: str = ""
 
-
-MATH = [
-    ("a whole point for the format", "FORMAT_REWARD = 0.5", "FORMAT_REWARD = 1.0"),
-    ("tolerance ten times as wide", 'Decimal("0.001")', 'Decimal("0.01")'),
-    ("tolerance ten times as narrow", 'Decimal("0.001")', 'Decimal("0.0001")'),
-    ("the border of the tolerance excluded", "<= TOLERANCE", "< TOLERANCE"),
-    ("any smaller number is right", "abs(answer - truth) <= TOLERANCE", "answer - truth <= TOLERANCE"),
-    ("the sign does not matter", "abs(answer - truth) <= TOLERANCE", "abs(abs(answer) - abs(truth)) <= TOLERANCE"),
-    ("the last answer line", "line = ANSWER_LINE.search(_text(completion))",
-     "line = [None, *ANSWER_LINE.finditer(_text(completion))][-1]"),
-    ("the answer needs no line of its own", r'r"\n#### The final answer is', 'r"#### The final answer is'),
-    ("no space behind the marker", r"is(?!\S)([^\n]*)", r"is([^\n]*)"),
-    ("the number on the next line", r"is(?!\S)([^\n]*)", r"is(?!\S)\s*([^\n]*)"),
-    ("any case", r'([^\n]*)")', r'([^\n]*)", re.IGNORECASE)'),
-    ("a number and anything behind it", "NUMBER.fullmatch(text.strip())", "NUMBER.match(text.strip())"),
-    ("a number anywhere", "NUMBER.fullmatch(text.strip())", "NUMBER.search(text.strip())"),
-    ("spaces not stripped", "NUMBER.fullmatch(text.strip())", "NUMBER.fullmatch(text)"),
-    ("a comma as the decimal point", '.replace(",", "")', '.replace(",", ".")'),
-    ("commas anywhere", "(?:,[0-9]{3})+", "(?:,[0-9]+)+"),
-    ("four digits before a comma", "[0-9]{1,3}(?:,", "[0-9]{1,4}(?:,"),
-    ("the sign is lost", 'Decimal(match["sign"].replace("$", "") + match', "Decimal(match"),
-    ("no minus behind the dollar", r"-?\$?|\$-", r"-?\$?"),
-    ("no decimals", r"|[0-9]+)(?:\.[0-9]+)?|", "|[0-9]+)|"),
-    ("no number without a 0 in front", r"|\.[0-9]+)", ")"),
-    ("no full stop behind the number", r"(?:\.| *", "(?: *"),
-    ("no unit", r"(?:\.| *[A-Za-z°%$€£][A-Za-z°%$€£²³./' -]*)?", r"\.?"),
-    ("digits of every script", r"|[0-9]+)(?:\.", r"|\d+)(?:\."),
-    ("any length", 'if match is None or len(match["digits"]) > MAX_NUMBER_LENGTH:', "if match is None:"),
-    ("the longest number excluded", "> MAX_NUMBER_LENGTH", ">= MAX_NUMBER_LENGTH"),
-    ("compared as floats", 'return Decimal(match["sign"].replace("$", "") + match["digits"].replace(",", ""))',
-     'return Decimal(float(match["sign"].replace("$", "") + match["digits"].replace(",", "")))'),
-    ("the gold answer before ####", 'rpartition("####")[2]', 'partition("####")[0]'),
-    ("a gold answer needs ####", 'rpartition("####")[2]', 'partition("####")[2]'),
-    ("a gold answer line is no number", '.removeprefix("The final answer is")', ""),
-    ("a gold answer that is not finite", "return number if number.is_finite() else None", "return number"),
-    ("golds that are missing", "zip(completions, final_answer, strict=True)", "zip(completions, final_answer)"),
-    ("the first message of a conversation", "completion[-1].get", "completion[0].get"),
-    ("the format needs no number", "0.0 if answer_number(completion) is None else FORMAT_REWARD",
-     "FORMAT_REWARD if ANSWER_LINE.search(_text(completion)) else 0.0"),
-]
 
 REWARDS = [
     ("weights ignored", "weight * v)", "v)"),
@@ -197,7 +158,7 @@ LOSS = [
 ]
 
 _GROUPS = [
-    ("rewards/math.py", ("test_rewards.py",), MATH),
+    *ANSWER_GROUPS,
     ("rewards/pool.py", ("test_reward_pool.py",), REWARDS),
     ("rewards/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
     ("rewards/worker.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
