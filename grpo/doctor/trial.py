@@ -60,14 +60,14 @@ def bound(metric: str, when: str = "") -> float:
 
 
 def completions(run: Run, rollout: Rollout, metrics: dict[str, float]) -> list[Finding]:
-    """Do completions end, say something, and differ in what they earn? Collective."""
+    """Do completions end, say something, earn something, and differ in that? Collective."""
     config = run.config
     sums = global_sum({"rows": len(rollout.text), "empty": sum(not text.strip() for text in rollout.text)})
-    cut, right, wrong = (metrics[name] for name in (
-        "truncated_share", "zero_variance_all_right", "zero_variance_all_wrong"))
+    cut, right, wrong, unscored = (metrics[name] for name in (
+        "truncated_share", "zero_variance_all_right", "zero_variance_all_wrong", "unscored_share"))
     longer = (f"temperature=1 instead of {config.temperature:g}" if config.temperature > 1
               else f"max_completion_length={2 * config.max_completion_length}, or {what_ends(run)}")
-    advice = ""
+    advice, number = "", "reward_funcs of which one gives each completion a number"
     if right + wrong > bound("zero_variance_all_wrong"):
         what = "zero_variance_all_right" if right > wrong else "zero_variance_all_wrong"
         advice = f"num_generations={2 * config.num_generations}; or {METRICS[what].cure}"
@@ -75,6 +75,8 @@ def completions(run: Run, rollout: Rollout, metrics: dict[str, float]) -> list[F
         judge("truncated", f"{100 * cut:.0f} % of {sums['rows']:.0f} completions are cut at "
               f"{config.max_completion_length:,} tokens", warn=longer if cut > bound("truncated_share") else "",
               fail=longer if cut == 1 else ""),
+        judge("scored", f"{100 * (1 - unscored):.0f} % of {sums['rows']:.0f} completions have a reward",
+              warn=number if unscored > bound("unscored_share") else "", fail=number if unscored == 1 else ""),
         judge("groups", f"at temperature {config.temperature:g} {100 * right:.0f} % are all right and "
               f"{100 * wrong:.0f} % all wrong, which teach nothing; accuracy {100 * metrics['accuracy']:.0f} %",
               warn=advice),

@@ -69,8 +69,8 @@ def test_an_unscored_completion_leaves_mean_and_std_and_gets_no_advantage():
 
 
 def test_batch_scale_divides_by_the_std_of_what_is_scored():
-    # (0, 2, 4) and (2): mean 2, sample variance 8 / 3; the second group teaches nothing
-    reward_BG = torch.tensor([[0.0, 2.0, 4.0], [2.0, NAN, NAN]])
+    # (1, 3, 5) and (3): mean 3, sample variance 8 / 3; the second group teaches nothing
+    reward_BG = torch.tensor([[1.0, 3.0, 5.0], [3.0, NAN, NAN]])
     expected_BG = torch.tensor([[-2.0, 0.0, 2.0], [0.0, 0.0, 0.0]]) / (8 / 3) ** 0.5
     torch.testing.assert_close(group_advantages(reward_BG, scale="batch", eps=0.0), expected_BG)
 

@@ -75,3 +75,7 @@ def test_the_step_that_is_tried_leaves_out_completions_without_a_reward(
     found = trial.first_step(with_own("None if n % 4 == 0 else n"))
     assert [work.keep_U.tolist() for work in prepared] == [[False, True, True, True] * 2] * 2
     assert named(found, "gradient").level == named(found, "kl at step 0").level == "ok"
+    assert named(found, "scored").level == "warn"
+    assert named(found, "scored").words == "75 % of 8 completions have a reward"
+    nothing = trial.first_step(with_own("None"))
+    assert named(nothing, "scored").level == "fail" and named(nothing, "gradient").level == "warn"

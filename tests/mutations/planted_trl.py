@@ -168,6 +168,8 @@ DOCTOR = [
 ]
 
 TRIAL = [
+    ("completions without a reward are not named", 'number if unscored > bound("unscored_share") else ""', '""'),
+    ("a step without any reward is no failure", 'fail=number if unscored == 1 else ""', 'fail=""'),
     ("the unscored are tried too", "collected.scored_N, run.config, limit)",
      "~collected.scored_N | True, run.config, limit)"),
 ]
