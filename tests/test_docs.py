@@ -41,6 +41,10 @@ def test_every_file_that_a_page_links_exists(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_every_page_of_the_docs_is_linked_from_readme() -> None:
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in README] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_option_and_make_target_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"--([a-zA-Z][\w-]*)", page.read_text()))

@@ -6,13 +6,15 @@ import pytest
 from answer_table import numbers
 
 from grpo.evaluation.answers import last_number_right
+from rewards.number import last_number
 
 LENIENT = numbers("Strict and lenient")
 
 
 @pytest.mark.parametrize(("end", "number"), LENIENT, ids=[ascii(end) for end, _ in LENIENT])
 def test_the_last_number_of_a_completion_is_that_of_the_page_and_no_part_of_it(end, number):
-    for completion in (end, f"First 7 more.\nSo {end}", f"{end}\nThat is all of it."):
+    for completion in (end, f"First 7 more.\nSo {end}", f"{end}\nOne line more."):
+        assert last_number(completion) == number
         assert number is None or last_number_right(completion, str(float(number)))
         assert not any(last_number_right(completion, part) for part in re.findall("[0-9]+", end)
                        if number is None or abs(int(part) - number) > 0.001)

@@ -46,7 +46,7 @@ class _FirstFailure:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and not self.name:
-            self.name = report.nodeid.rpartition("/")[2].partition("[")[0]
+            self.name = report.nodeid.partition("[")[0].rpartition("/")[2]
 
 
 def _run_tests(copy: Path, file: str, tests: tuple[str, ...], sender: Connection) -> None:
