@@ -98,8 +98,8 @@ class JoinedLinear:
             self.bias_Z[self.row[name]] = weight[f"{name}.bias"]
         self.rank = dict(zip(lora, _slices([len(A_RI) for A_RI, _, _ in lora.values()])))
         self.B_RO = None
-        # One factor for all is free inside the product with B. Several, of an alpha_pattern or rank_pattern, come before
-        # it, in float32, because bfloat16 would round them.
+        # One factor for all is free inside the product with B. Several, of an alpha_pattern or rank_pattern, come
+        # before it, in float32, because bfloat16 would round them.
         self.scaling, self.scaling_R, factors = 1.0, None, {scaling for _, _, scaling in lora.values()}
         if len(factors) == 1:
             self.scaling, = factors

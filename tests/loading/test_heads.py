@@ -1,4 +1,4 @@
-"""Embeddings and heads of their own, on tied and untied models: sampler, trainer, reference and export as in peft. 20 s.
+"""Embeddings and heads of their own, on tied and untied models: in sampler, trainer and export as in peft. 20 s.
 
 A published recipe trains `lm_head` and `embed_tokens` whole without tying them, on models whose two are one.
 """
@@ -26,7 +26,8 @@ TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 BOTH = ["lm_head", "embed_tokens"]
 WHOLE = [
     {"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}, {"modules_to_save": BOTH},
-    {"modules_to_save": ["model.embed_tokens"], "target_modules": "all-linear"}, {"modules_to_save": ["norm", "k_proj"]},
+    {"modules_to_save": ["model.embed_tokens"], "target_modules": "all-linear"},
+    {"modules_to_save": ["norm", "k_proj"]},
     {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
     {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     {"modules_to_save": BOTH, "ensure_weight_tying": True}]

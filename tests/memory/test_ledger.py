@@ -114,7 +114,8 @@ def test_each_zero_stage_shards_what_it_should(folder: Path) -> None:
     ("tied", {"lora_target_modules": ["q_proj", "up_proj"], "lora_alpha": 8}),
     ("tied", {"lora_modules_to_save": ["norm", "v_proj"], "lora_target_modules": ["q_proj"]}),
     *(("tied", {"adapter_name_or_path": name}) for name in ADAPTERS if name != "untied head"),
-    ("untied", {"adapter_name_or_path": "untied head"}), ("tied", {"adapter_name_or_path": "two", "load_in_4bit": True}),
+    ("untied", {"adapter_name_or_path": "untied head"}),
+    ("tied", {"adapter_name_or_path": "two", "load_in_4bit": True}),
 ], ids=str)
 def test_weights_and_the_sampler_are_those_of_the_model_to_the_byte(folder: Path, model: str, options) -> None:
     if "adapter_name_or_path" in options:
