@@ -1,7 +1,7 @@
 """LoRA branches put into a base, fresh or from peft's files. Nothing is ever unpickled."""
 
 import copy
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
     if config.adapter_name_or_path is None:
         if config.lora_r > model.config.hidden_size:
             refuse("lora_r", config.lora_r, "is above hidden_size, the highest useful rank", model.config.hidden_size)
-        _check_modules("lora_modules_to_save", config.lora_modules_to_save, model, kinds=("Linear4bit",))
+        _check_modules("lora_modules_to_save", config.lora_modules_to_save, model)
         tied = bool(model.config.tie_word_embeddings and config.lora_modules_to_save)
         lora = LoraConfig(
             r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
@@ -84,12 +84,13 @@ def read_adapter(model: PreTrainedModel, path: str, *, is_trainable: bool) -> Pe
     kind = read_adapter_config(path)
     with refusing("adapter_name_or_path", path, "cannot be loaded", SAVED_ADAPTER):
         tensors = load_file(Path(path) / "adapter_model.safetensors")
-    _check_modules("modules_to_save", kind.modules_to_save or [], model, kinds=())
+    _check_modules("modules_to_save", kind.modules_to_save or [], model)
+    foreign = _foreign(model, tensors)
     made_for = f"was made for {kind.base_model_name_or_path}, not for this model"
     with refusing("adapter_name_or_path", path, made_for, SAVED_ADAPTER):
         peft_model = PeftModel.from_pretrained(
             model, path, TRAINED, is_trainable=is_trainable, autocast_adapter_dtype=False)
-    _check_tensors(path, peft_model, tensors)
+    _check_tensors(path, peft_model, tensors, foreign)
     return peft_model
 
 
@@ -123,11 +124,19 @@ def _check_kind(path: str, kind: PeftConfig, written: dict[str, Any]) -> None:
         refuse("adapter_name_or_path", path, "must be LoRA of target_modules, for the task CAUSAL_LM", SAVED_ADAPTER)
 
 
-def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor]) -> None:
+def _foreign(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> set[str]:
+    """Names of tensors that are not the bare model's own; peft adds some of those where it saves embeddings."""
+    base = {f"base_model.model.{name}": one.data for name, one in model.named_parameters(remove_duplicate=False)}
+    return {name for name, tensor in tensors.items()
+            if name not in base or not torch.equal(tensor.to(base[name]), base[name])}
+
+
+def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor], foreign: set[str]) -> None:
     """Refuse an adapter whose tensors do not match its description and the model, or are not finite."""
     wanted = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False).keys()
+    # peft puts any other tensor into the base, or passes over it: no export would have it.
     wrong = [(wanted - tensors.keys(), "is missing in adapter_model.safetensors"),
-             ({one for one in tensors.keys() - wanted if ".lora_" in one}, "has no place in this model")]
+             (foreign - wanted, "has no place in this model, or is in neither target_modules nor modules_to_save")]
     for names, what in wrong:
         if names:
             refuse("adapter_name_or_path", path, f"was not made for this model: {min(names)} {what}", SAVED_ADAPTER)
@@ -139,10 +148,11 @@ def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor]
                    SAVED_ADAPTER)
 
 
-def _check_modules(name: str, wanted: Iterable[str], model: nn.Module, *, kinds: Container[str]) -> None:
-    """Refuse wanted names that match no module with weights of its own, apart from modules of these classes."""
-    known = {path.rpartition(".")[2]: None for path, module in model.named_modules()
-             if type(module).__name__ not in kinds and next(module.parameters(recurse=False), None) is not None}
+def _check_modules(name: str, wanted: Iterable[str], model: nn.Module) -> None:
+    """Refuse wanted names that match no module with weights of its own that are not packed."""
+    paths = [f".{path}" for path, module in model.named_modules()
+             if type(module).__name__ != "Linear4bit" and next(module.parameters(recurse=False), None) is not None]
     for one in wanted:
-        if one.rpartition(".")[2] not in known:
-            refuse(name, one, "is no module that can be trained whole", nearest(one, known))
+        if not any(path.endswith(f".{one}") for path in paths):
+            refuse(name, one, "is no module that can be trained whole",
+                   nearest(one, dict.fromkeys(path.rpartition(".")[2] for path in paths)))

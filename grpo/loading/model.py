@@ -6,6 +6,7 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -59,6 +60,8 @@ def load_base(
             ignore_mismatched_sizes=True,  # check_weights names them
             output_loading_info=True, **hub)
     check_weights(name, model, found)
+    # transformers ties by what the files hold: a head that differs from the embedding stays one of its own.
+    model.config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             # With AVX512-BF16 an eval-mode forward repacks the weight in place, but ZeRO-3 gathers the old one.
@@ -121,7 +124,7 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
     dtype = dtype or model.dtype
     weight: dict[str, Weight] = {}
     lora: dict[str, Branch] = {}
-    trained = set(trainable(model))
+    trained, seen = set(trainable(model)), set[nn.Parameter]()
     for name, module in model.named_modules():
         if "lora_" in name or ".original_module" in name or f".modules_to_save.{REFERENCE}" in name:
             continue
@@ -129,12 +132,13 @@ def build_decoder(model: PreTrainedModel, *, form: str = "lora", dtype: torch.dt
             A_RI, B_OR = (parts[TRAINED].weight.data for parts in (module.lora_A, module.lora_B))
             lora[name] = A_RI.to(dtype), B_OR.to(dtype), module.scaling[TRAINED]
         for leaf, parameter in module.named_parameters(recurse=False):
+            if parameter in seen:  # a head that is the embedding, which comes first
+                continue
+            seen.add(parameter)
             value = parameter.data
             packed = isinstance(parameter, bnb.nn.Params4bit)
             weight[public_name(f"{name}.{leaf}")] = (
                 PackedWeight(value, parameter.quant_state, dtype) if packed else value.to(dtype))
-    if model.config.tie_word_embeddings:
-        weight.pop("lm_head.weight", None)
     return Decoder(model.config, weight, lora, form=form, trained=trained)
 
 

@@ -4,11 +4,15 @@ Formulas for what libraries do were derived from transformers' Qwen2 layer, peft
 DeepSpeed's ZeRO; test_ledger.py measures each.
 """
 
+import math
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpo.config import Config
 from grpo.loading.model_config import NF4_BLOCK
+from grpo.memory import shapes
+from grpo.memory.shapes import Added
 from grpo.trainer.zero import zero_config
 
 if TYPE_CHECKING:  # `--plan` answers before anything imports these
@@ -42,14 +46,6 @@ class NumberType(NamedTuple):
         return self.name
 
 
-class Parameter(NamedTuple):
-    """A kind of weight or bias: the last part of its module's name, its size, and how many the model has."""
-
-    module: str
-    numel: int
-    count: int
-
-
 def size(num_bytes: float) -> str:
     """Bytes as text."""
     return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
@@ -65,93 +61,51 @@ class Ledger:
     dtype: "torch.dtype | NumberType"  # of the trainer's weights and activations
     rollout_dtype: "torch.dtype | NumberType"  # of the sampler's
     on_gpu: bool
-
-    # -- the model -----------------------------------------------------------------------------------------------------
+    added: Added  # what trains next to the base; nothing where all of it trains
 
     @property
     def heads(self) -> tuple[int, int, int]:
-        """Number of query heads, number of key/value heads, size of a head."""
-        query, key = self.config.num_attention_heads, self.config.num_key_value_heads
-        return query, key, getattr(self.config, "head_dim", None) or self.config.hidden_size // query
+        """As `shapes.heads`."""
+        return shapes.heads(self.config)
 
     def projections(self) -> dict[str, tuple[int, int]]:
-        """Numbers of outputs and inputs of a layer's seven linear modules."""
-        hidden, inner = self.config.hidden_size, self.config.intermediate_size
-        query, key, head = self.heads
-        return {"q_proj": (query * head, hidden), "k_proj": (key * head, hidden), "v_proj": (key * head, hidden),
-                "o_proj": (hidden, query * head), "gate_proj": (inner, hidden), "up_proj": (inner, hidden),
-                "down_proj": (hidden, inner)}
-
-    def biased(self) -> set[str]:
-        """The projections that have a bias."""
-        if self.config.model_type == "qwen2":
-            return {"q_proj", "k_proj", "v_proj"}  # in its code, not in its config
-        attention, mlp = (getattr(self.config, name, False) for name in ("attention_bias", "mlp_bias"))
-        return {name for name in READS if (attention if READS[name] in ("attention", "heads") else mlp)}
-
-    def norms_heads(self) -> bool:
-        """Does each head of query and key have a norm?"""
-        return self.config.model_type == "qwen3"
-
-    def parameters(self) -> list[Parameter]:
-        """All weights and biases of the base without the weights of the seven projections; a tied one once."""
-        layers, hidden = self.config.num_hidden_layers, self.config.hidden_size
-        table = self.config.vocab_size * hidden
-        found = [Parameter("embed_tokens", table, 1), Parameter("norm", hidden, 1)]
-        found += [] if self.config.tie_word_embeddings else [Parameter("lm_head", table, 1)]
-        found += [Parameter(name, hidden, layers) for name in ("input_layernorm", "post_attention_layernorm")]
-        if self.norms_heads():
-            found += [Parameter(name, self.heads[2], layers) for name in ("q_norm", "k_norm")]
-        return found + [Parameter(name, self.projections()[name][0], layers) for name in sorted(self.biased())]
-
-    def saved_whole(self) -> list[Parameter]:
-        """Copies of modules that train whole, next to LoRA; on a tied model embedding and head are one."""
-        names = set(self.run.lora_modules_to_save) if self.run.use_peft else set()
-        if self.config.tie_word_embeddings and "lm_head" in names:
-            names.add("embed_tokens")
-        return [one for one in self.parameters() if one.module in names]
-
-    def trains_head(self) -> bool:
-        """Does training change the head?"""
-        head = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
-        return not self.run.use_peft or head in {one.module for one in self.saved_whole()}
-
-    def targets(self) -> set[str]:
-        """The projections with a LoRA branch."""
-        return set(self.run.lora_target_modules) if self.run.use_peft else set()
-
-    def branches(self) -> list[Parameter]:
-        """A and B of all LoRA branches."""
-        return [Parameter(name, self.run.lora_r * side, self.config.num_hidden_layers)
-                for name, sides in self.projections().items() if name in self.targets() for side in sides]
+        """As `shapes.projections`."""
+        return shapes.projections(self.config)
 
     # -- what is stored all the time -----------------------------------------------------------------------------------
 
-    def base(self) -> list[Parameter]:
-        """The base as it is stored."""
+    def base(self) -> list[int]:
+        """Numbers in each tensor of the base, as it is stored."""
         packing = 2 * self.dtype.itemsize if self.run.load_in_4bit else 1  # 4-bit weights in a number of type `dtype`
-        packed = [Parameter(name, outputs * inputs // packing, self.config.num_hidden_layers)
-                  for name, (outputs, inputs) in self.projections().items()]
-        return packed + self.parameters()
+        return [math.prod(shape) // (packing if name.endswith("_proj.weight") else 1)
+                for name, shape in shapes.of_model(self.config).items()]
 
-    def trained(self) -> list[Parameter]:
-        """What is trained: branches and whole modules, or the base."""
-        return self.branches() + self.saved_whole() if self.run.use_peft else self.base()
+    def trained(self) -> list[int]:
+        """Numbers in each tensor that is trained: branches and whole modules, or the base."""
+        return [math.prod(shape) for shape in self.added.shapes.values()] if self.run.use_peft else self.base()
 
     def num_trained(self) -> int:
         """Trained parameters, all ranks' shards together."""
-        return sum(one.numel * one.count for one in self.trained())
+        return sum(self.trained())
 
-    def reference(self) -> list[Parameter]:
+    def num_branches(self) -> int:
+        """Parameters of all LoRA branches."""
+        return sum(math.prod(shape) for name, shape in self.added.shapes.items() if ".lora_" in name)
+
+    def trains_head(self) -> bool:
+        """Does training change the head?"""
+        return not self.run.use_peft or self.added.trains_head()
+
+    def reference(self) -> list[int]:
         """The frozen copy that is the reference, if the base alone is not."""
         if not self.run.use_peft:
             return self.base() if self.run.beta > 0 else []
         return self.trained() if self.run.adapter_name_or_path else []
 
-    def kept(self, parameters: list[Parameter]) -> int:
+    def kept(self, tensors: list[int]) -> int:
         """Bytes of a rank's part between forwards: ZeRO-3 shards every tensor and pads its last shard."""
         ranks = self.num_ranks if self.run.zero_stage == 3 else 1
-        return sum(-(-one.numel // ranks) * one.count for one in parameters) * self.dtype.itemsize
+        return sum(-(-numel // ranks) for numel in tensors) * self.dtype.itemsize
 
     def scales(self) -> int:
         """Bytes of NF4's scales and tables; they are no parameters, so ZeRO does not shard them."""
@@ -191,30 +145,29 @@ class Ledger:
             return 0
         everything = self.base() + self.reference() + (self.trained() if self.run.use_peft else [])
         small = self.zero("stage3_param_persistence_threshold")
-        large = [one for one in everything if one.numel > small]
-        live = max([self.zero("stage3_max_live_parameters"), *(one.numel for one in large)])
-        numel = sum(one.numel * one.count for one in everything if one.numel <= small)
-        return (numel + min(live, sum(one.numel * one.count for one in large))) * self.dtype.itemsize
+        large = [numel for numel in everything if numel > small]
+        live = max([self.zero("stage3_max_live_parameters"), *large])
+        return (sum(everything) - sum(large) + min(live, sum(large))) * self.dtype.itemsize
 
     # -- the sampler ---------------------------------------------------------------------------------------------------
 
     def rollout_copy(self) -> int:
         """Bytes of the sampler's weights; `Decoder.nbytes` measures them."""
         form, numel, packed = self.run.rollout_weights, 0, 0
-        for names in JOINED:
+        biased = shapes.biased(self.config)
+        for layer, names in product(range(self.config.num_hidden_layers), JOINED):
             sides = [self.projections()[name] for name in names]
             outputs, inputs = sum(one for one, _ in sides), sides[0][1]
-            rank = self.run.lora_r * len(self.targets() & set(names))
+            rank = sum(self.added.rank(layer, name) for name in names)
             if form == "nf4":
                 packed += outputs * inputs // 2
             else:
                 numel += outputs * inputs * (2 if form == "merged" and rank else 1)
-            numel += outputs + rank if self.biased() & set(names) else 0
+            numel += outputs + rank if biased & set(names) else 0
             numel += rank * (inputs + outputs)  # joined modules share one B: a row for each output of all of them
-        numel, packed = (count * self.config.num_hidden_layers for count in (numel, packed))
-        numel += sum(one.numel * one.count for one in self.parameters() if one.module not in READS)
-        if self.config.tie_word_embeddings and self._head_in_blocks():
-            numel += self.config.vocab_size * self.config.hidden_size  # a second head
+        numel += sum(math.prod(shape) for name, shape in shapes.of_model(self.config).items() if "_proj." not in name)
+        if self.config.tie_word_embeddings and (self.added.own_head or self._head_in_blocks()):
+            numel += self.config.vocab_size * self.config.hidden_size  # a second table
         return numel * self.rollout_dtype.itemsize + packed
 
     def _head_in_blocks(self) -> bool:
@@ -235,25 +188,29 @@ class Ledger:
     # -- an update -----------------------------------------------------------------------------------------------------
 
     def layer_token(self) -> int:
-        """Bytes that autograd saves in one layer for the backward pass of one token."""
+        """Bytes that autograd saves for the backward pass of one token in the layer that needs most."""
+        return max(map(self._layer_token, range(self.config.num_hidden_layers)))
+
+    def _layer_token(self, layer: int) -> int:
         number, (query, key, head) = self.dtype.itemsize, self.heads
         hidden, inner = self.config.hidden_size, self.config.intermediate_size
         saved = 8 * hidden + 8  # float32 inputs of both norms, and their scales
         saved += 2 * number * (query + key) * head + 4 * query  # query, key, value, attention's output; log-sum-exp
         saved += 3 * number * inner  # gate, silu(gate), up
         normed = 2 * hidden
-        if self.norms_heads():
+        if shapes.norms_heads(self.config):
             saved += 4 * (query + key) * (head + 1)
             normed += (query + key) * head
-        targets = self.targets() if self.run.use_peft else set(READS)
-        inputs = {name: inputs for name, (_, inputs) in self.projections().items() if name in targets}
+        rank = {name: self.added.rank(layer, name) for name in READS}
+        inputs = {name: inputs for name, (_, inputs) in self.projections().items()
+                  if rank[name] or not self.run.use_peft}
         # What trained projections read: one tensor for q, k, v, one for gate, up, and what o and down read.
         if self.run.use_peft and self.run.lora_dropout > 0:  # each branch has an input of its own, and a dropout mask
             read = sum(inputs.values()) * (number + (1 if self.on_gpu else number))
         else:
             read = number * sum({READS[name]: count for name, count in inputs.items()}.values())
         # LoRA saves what is between A and B; training everything saves the normed inputs.
-        return saved + read + number * (self.run.lora_r * len(inputs) if self.run.use_peft else normed)
+        return saved + read + number * (sum(rank.values()) if self.run.use_peft else normed)
 
     def activations(self, num_tokens: int, *, checkpointing: bool) -> int:
         """Bytes saved for the backward pass; with checkpointing each layer's input, and one layer's rest."""

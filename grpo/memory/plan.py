@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from grpo.config import Config
 from grpo.loading.model_config import read_sizes
+from grpo.memory import shapes
 from grpo.memory.batch_length import Budget, choose_budget
 from grpo.memory.concurrency import Lengths, Room, choose_slots
 from grpo.memory.ledger import Item, Ledger, NumberType, size
-from grpo.options.recipe import PROJECTIONS
 from grpo.options.refusal import refuse
 
 if TYPE_CHECKING:  # `--plan` answers before anything imports these
@@ -25,15 +25,20 @@ def ledger_of(
     run: Config, config: "PretrainedConfig", *, num_ranks: int, dtype: "torch.dtype | NumberType",
     rollout_dtype: "torch.dtype | NumberType", on_gpu: bool,
 ) -> Ledger:
-    """The ledger of a run; if it starts from an adapter, its LoRA options are those of the adapter."""
-    if run.adapter_name_or_path is not None:
+    """The ledger of a run; if it starts from an adapter, what trains and its dropout are the adapter's."""
+    if not run.use_peft:
+        added = shapes.Added({}, own_head=not config.tie_word_embeddings)
+    elif run.adapter_name_or_path is None:
+        added = shapes.of_fresh_adapter(run, config)
+    else:
         from grpo.loading.adapter import read_adapter_config  # here, because peft takes 10 s
 
         kind = read_adapter_config(run.adapter_name_or_path)
-        targets = PROJECTIONS if isinstance(kind.target_modules, str) else sorted(kind.target_modules)
-        run = replace(run, lora_r=kind.r, lora_alpha=kind.lora_alpha, lora_dropout=kind.lora_dropout,
-                      lora_target_modules=targets, lora_modules_to_save=list(kind.modules_to_save or []))
-    return Ledger(run=run, config=config, num_ranks=num_ranks, dtype=dtype, rollout_dtype=rollout_dtype, on_gpu=on_gpu)
+        run = replace(run, lora_dropout=kind.lora_dropout)
+        added = shapes.of_saved_adapter(
+            run.adapter_name_or_path, list(kind.modules_to_save or []), config, ties=kind.ensure_weight_tying)
+    return Ledger(run=run, config=config, num_ranks=num_ranks, dtype=dtype, rollout_dtype=rollout_dtype, on_gpu=on_gpu,
+                  added=added)
 
 
 def between_steps(ledger: Ledger) -> list[Item]:
@@ -153,7 +158,7 @@ def time_lines(ledger: Ledger, lengths: Lengths, budget: Budget, num_slots: int)
     pairs = groups * prompt**2 / 2 + completions * longest * (prompt + longest / 2)  # of a query and a key it sees
     query, _, head = ledger.heads
     frozen = config.num_hidden_layers * sum(outputs * inputs for outputs, inputs in ledger.projections().values())
-    branches = sum(one.numel * one.count for one in ledger.branches())
+    branches = ledger.num_branches()
     table = config.vocab_size * config.hidden_size
     tokens = lengths.packed(run.num_generations, groups)
     # n tokens times a weight of m numbers are 2 n m operations; a pair costs 2 Q for its score and 2 Q for its value,

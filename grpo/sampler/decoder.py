@@ -39,7 +39,7 @@ class Decoder:
     """A causal language model for sampling; it owns copies of its tensors.
 
     Args:
-        weight: tensors by their Hugging Face names; "lm_head.weight" of a tied model is ignored.
+        weight: tensors by their Hugging Face names; without "lm_head.weight" the embedding is the head too.
         lora: branches by module name ("model.layers.0.self_attn.q_proj").
         form: see `JoinedLinear`.
         trained: names of the weights that `tensors()` must offer; a CPU may store the others in blocks. None: all.
@@ -60,9 +60,9 @@ class Decoder:
         self.config = config
         self.num_heads = (config.num_attention_heads, config.num_key_value_heads)
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        head_name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        names = [name for name in weight if "_proj." not in name and (name != "lm_head.weight" or name == head_name)]
+        names = [name for name in weight if "_proj." not in name]
         self.plain = {name: weight[name].detach().clone() for name in names}  # norms, embeddings, head
+        head_name = "lm_head.weight" if "lm_head.weight" in weight else "model.embed_tokens.weight"
         self.trained = weight if trained is None else trained
         names = [f"model.layers.{index}" for index in range(config.num_hidden_layers)]
         self.layers = [self._layer(name, weight, lora, form) for name in names]

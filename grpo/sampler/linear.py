@@ -66,7 +66,7 @@ class JoinedLinear:
 
     Args:
         names: modules in the order of their outputs; `weight` has "<module>.weight" and, for some, "<module>.bias".
-        lora: branches by module, all of one scaling.
+        lora: branches by module.
         form: "lora" as above. "merged": `x (W + scaling · B A)ᵀ + b` is one product, but W is stored twice, and in
             bfloat16 the sum is rounded. "nf4": packed weights are unpacked in every forward: slow but small.
         frozen: the weights never change, so `tensors()` leaves them out and they may be stored in blocks.
@@ -98,8 +98,15 @@ class JoinedLinear:
             self.bias_Z[self.row[name]] = weight[f"{name}.bias"]
         self.rank = dict(zip(lora, _slices([len(A_RI) for A_RI, _, _ in lora.values()])))
         self.B_RO = None
+        # One factor for all is free inside the product with B. Several, of an alpha_pattern or rank_pattern, come
+        # before it, in float32, because bfloat16 would round them.
+        self.scaling, self.scaling_R, factors = 1.0, None, {scaling for _, _, scaling in lora.values()}
+        if len(factors) == 1:
+            self.scaling, = factors
+        elif factors:
+            self.scaling_R = torch.cat([A_RI.new_full((len(A_RI),), scaling, dtype=torch.float32)
+                                        for A_RI, _, scaling in lora.values()])
         if lora:
-            self.scaling, = {scaling for _, _, scaling in lora.values()}
             self.B_RO = self.weight_IZ.new_zeros(self.A_IR.shape[1], self.num_outputs)
         for name, (_, B_OR, _) in lora.items():
             self.B_RO[self.rank[name], self.row[name]] = B_OR.T
@@ -130,12 +137,14 @@ class JoinedLinear:
         if self.B_RO is None:
             return y_XO
         inner_XR = y_XO[:, self.num_outputs :] if self.holds_weight else _product(x_XI, self.weight_IZ, None)
+        if self.scaling_R is not None:
+            inner_XR = (inner_XR * self.scaling_R).to(inner_XR.dtype)
         return y_XO[:, : self.num_outputs].addmm_(inner_XR, self.B_RO, alpha=self.scaling)
 
     def merge(self) -> None:
         if self.merged_IO is not None:
-            factors = (self.A_IR.float(), self.B_RO.float())
-            self.merged_IO.copy_(torch.addmm(self.weight_IO.float(), *factors, alpha=self.scaling))
+            A_IR = self.A_IR.float() if self.scaling_R is None else self.A_IR.float() * self.scaling_R
+            self.merged_IO.copy_(torch.addmm(self.weight_IO.float(), A_IR, self.B_RO.float(), alpha=self.scaling))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         views = {}
@@ -155,7 +164,7 @@ class JoinedLinear:
 
     def move(self, device: torch.device | str) -> None:
         """Move the stacked tensors; packed weights and blocks stay where they are."""
-        for name in STACKED:
+        for name in (*STACKED, "scaling_R"):
             tensor = getattr(self, name)
             setattr(self, name, None if tensor is None else tensor.to(device))
 

@@ -93,14 +93,17 @@ def test_what_a_newer_peft_has_and_leaves_off_is_no_reason_to_refuse(plain, tmp_
     {}, {"use_rslora": True, "lora_alpha": 6}, {"exclude_modules": ["v_proj"]}, {"layers_to_transform": [1]},
     {"layers_to_transform": [1], "layers_pattern": "layers"}, {"target_modules": ".*(q_proj|v_proj)"},
     {"target_modules": "all-linear"}, {"fan_in_fan_out": True}, {"alpha_pattern": {"down_proj": 16}},
-    {"rank_pattern": {"down_proj": 6}}, {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+    {"rank_pattern": {"down_proj": 6}}, {"rank_pattern": {"q_proj": 6}}, {"alpha_pattern": {"v_proj": 3}},
+    {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 3}, "use_rslora": True},
+    {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
     *({"init_lora_weights": start} for start in STARTS)], ids=str)
 def test_a_plain_adapter_computes_in_trainer_and_sampler_what_it_computes_in_peft(options, tmp_path) -> None:
     path, base = str(save(tmp_path / "adapter", **options)), tiny_qwen2()
     expected = logits(PeftModel.from_pretrained(tiny_qwen2(), path))
     read_adapter(base, path, is_trainable=True)
     assert torch.equal(logits(base), expected)
-    assert (build_decoder(base).logits(TOKENS) - expected).abs().max() < 1e-4
+    for form in ("lora", "merged"):
+        assert (build_decoder(base, form=form).logits(TOKENS) - expected).abs().max() < 1e-4, form
     assert (logits(tiny_qwen2()) - expected).abs().max() > 0.1, "the adapter says something"
 
 

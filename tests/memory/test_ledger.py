@@ -24,6 +24,15 @@ from grpo.trainer.policy import Policy
 from grpo.types import Batch
 
 CPU = torch.device("cpu")
+ADAPTERS = {
+    "adapter": {}, "ranks": {"rank_pattern": {"layers.1.self_attn.q_proj": 8, "down_proj": 3}},
+    "one layer": {"layers_to_transform": [1]},
+    "regex": {"target_modules": r".*layers\.[12].*(v_proj|up_proj)"},
+    "tied head": {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+    "own head": {"modules_to_save": ["lm_head"]}, "own embedding": {"modules_to_save": ["embed_tokens"]},
+    "two": {"modules_to_save": ["lm_head", "embed_tokens"]}, "norms": {"modules_to_save": ["norm", "k_proj"]},
+    "untied head": {"modules_to_save": ["lm_head"], "tied": False},
+}
 MIDDLE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 512}
 
 
@@ -37,8 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, model in models.items():
         model.save_pretrained(folder / name)
-    lora = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    get_peft_model(tiny_qwen2(), lora).save_pretrained(folder / "adapter")
+    for name, options in ADAPTERS.items():
+        tied = options.get("tied", True)
+        lora = LoraConfig(**{"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]} | {
+            key: value for key, value in options.items() if key != "tied"})
+        get_peft_model(tiny_qwen2(tied=tied), lora).save_pretrained(folder / name)
     return folder
 
 
@@ -100,10 +112,14 @@ def test_each_zero_stage_shards_what_it_should(folder: Path) -> None:
     ("tied", {"lora_modules_to_save": ["lm_head"]}), ("untied", {"lora_modules_to_save": ["lm_head", "embed_tokens"]}),
     ("tied", {"adapter_name_or_path": "adapter", "load_in_4bit": True}), ("untied", {"use_peft": False}),
     ("tied", {"lora_target_modules": ["q_proj", "up_proj"], "lora_alpha": 8}),
+    ("tied", {"lora_modules_to_save": ["norm", "v_proj"], "lora_target_modules": ["q_proj"]}),
+    *(("tied", {"adapter_name_or_path": name}) for name in ADAPTERS if name != "untied head"),
+    ("untied", {"adapter_name_or_path": "untied head"}),
+    ("tied", {"adapter_name_or_path": "two", "load_in_4bit": True}),
 ], ids=str)
 def test_weights_and_the_sampler_are_those_of_the_model_to_the_byte(folder: Path, model: str, options) -> None:
     if "adapter_name_or_path" in options:
-        options = options | {"adapter_name_or_path": str(folder / "adapter")}
+        options = options | {"adapter_name_or_path": str(folder / options["adapter_name_or_path"])}
     base, ledger = parts(folder, model, **options)
     for form in ("lora", "merged", "nf4"):
         if form == "nf4" and not ledger.run.load_in_4bit or form == "merged" and not ledger.run.use_peft:

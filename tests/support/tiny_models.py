@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from grpo.sampler.decoder import Decoder
+from grpo.types import Batch
 
 TEXT = [
     "Question: Tom has 12 apples and buys 30 more. How many apples has he now?",
@@ -74,6 +75,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", additional_special_tokens=["<end>"]
     )
+
+
+def one_text(token_L: torch.Tensor) -> Batch:
+    """A packed batch of one text, of which every token but the first is scored."""
+    length = len(token_L)
+    index_L, zero_L = torch.arange(length), torch.zeros(length, dtype=torch.int64)
+    return Batch(
+        token_L=token_L, position_L=index_L, segment_L=zero_L + 1, parent_L=zero_L, source_K=index_L[:-1],
+        target_K=token_L[1:], completion_K=zero_L[1:], place_K=index_L[:-1],
+        mask_UT=torch.ones(1, length - 1, dtype=torch.bool))
 
 
 def decoder_of(model: PreTrainedModel, lora: dict[str, tuple[torch.Tensor, torch.Tensor, float]] | None = None):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import rank_checks
 from faults import Warm
+from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
 TOPICS = [f"tests.trainer.checks.{name}" for name in ("gradients", "policies", "saving", "sharding", "updates")]
@@ -24,6 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, tied in (("tied", True), ("untied", False)):
         tiny_qwen2(tied=tied, num_hidden_layers=2).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
+    lora = LoraConfig(r=4, target_modules="all-linear", rank_pattern={"q_proj": 3}, alpha_pattern={"v_proj": 5},
+                      modules_to_save=["lm_head", "embed_tokens"], task_type="CAUSAL_LM")
+    # Of ranks and factors by module, and with a head and an embedding of the tied model that are two.
+    get_peft_model(tiny_qwen2(num_hidden_layers=2), lora).save_pretrained(folder / "elsewhere")
     return folder
 
 

@@ -25,7 +25,7 @@ from tests.trainer.checks.cases import (
 
 def check_export_loads_in_plain_peft() -> None:
     """Straight after a step: no empty tensor, and plain peft computes the engine's log-probs; tied head trained too."""
-    for options in (dict(load_in_4bit=True), dict(lora_modules_to_save=HEAD)):
+    for options in (dict(load_in_4bit=True), dict(lora_modules_to_save=HEAD), dict(adapter_name_or_path="elsewhere")):
         run, whole = config(**options, lora_target_modules=ALL_LINEAR), rollout(seed=3)
         policy, decoder, peft_config = parts(run)
         engine = engine_of(run, policy)

@@ -105,7 +105,8 @@ def check_the_ledger_agrees_with_what_ranks_hold() -> None:
     """Weights, gradients, optimizer, bucket and sampler of a rank against their formulas: NF4, copies, stages."""
     half = dict(torch_dtype="bfloat16", load_in_4bit=True)
     for options in (half, dict(half, zero_stage=2), dict(zero_stage=1), dict(model="untied", load_in_4bit=True),
-                    dict(model="untied", lora_modules_to_save=["lm_head"]), dict(use_peft=False, zero_stage=3)):
+                    dict(model="untied", lora_modules_to_save=["lm_head"]), dict(use_peft=False, zero_stage=3),
+                    dict(adapter_name_or_path="elsewhere")):
         run = config(**options)
         policy, decoder, _ = parts(run)
         engine, dtype = engine_of(run, policy), dtype_of(run)
