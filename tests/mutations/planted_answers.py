@@ -189,8 +189,8 @@ HELD_OUT = [
     ("training answers not looked at", 'if "correctness" in config.reward_funcs and', "if False and"),
     ("answers looked at without their reward", 'if "correctness" in config.reward_funcs and', "if"),
     ("held-out answers not looked at", "[(example.place, example.final_answer) for example in test]", "[]"),
-    ("held-out answers of the wrong file", 'check_gold(option, getattr(config, option), [',
-     'check_gold("train_dataset_id_or_path", config.train_dataset_id_or_path, ['),
+    ("held-out answers of the wrong file", 'train_dataset_id_or_path", test_path or train_path,',
+     'train_dataset_id_or_path", train_path,'),
 ]
 
 EVAL = [
@@ -206,9 +206,9 @@ ROWS = [
 ]
 
 RAW = [
-    ("an answer of 0 is none", 'if row.get("answer") is None else', 'if not row.get("answer") else'),
+    ("an answer of 0 is none", 'text = "" if answer is None else str(answer)', 'text = str(answer or "")'),
     ("raw rows without a place", "prompt=prompt, place=place,", "prompt=prompt,"),
-    ("prepared rows without a place", "prompt=row[prompt_column], place=place,", "prompt=row[prompt_column],"),
+    ("prepared rows without a place", "columns=columns, place=place)", "columns=columns)"),
 ]
 
 ANSWER_GROUPS = [
