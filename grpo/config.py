@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from grpo.options import chat, recipe
+from grpo.options import chat, foreign, recipe
 from grpo.options.command_line import command_line
 from grpo.options.option import check, option, options
 from grpo.options.refusal import refuse
@@ -17,6 +17,7 @@ from grpo.options.surroundings import check_surroundings, world_size
 from grpo.options.zero_settings import check_deepspeed
 
 TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
+TOY_PARTS = {"model_name_or_path", "train_dataset_id_or_path"}
 CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state")
 
 
@@ -178,7 +179,7 @@ class Config:
         unit="seconds", within="[1, 1e9]")
 
     # Output
-    output_dir: str = option("outputs/toy", "Folder of everything the run writes; never one with another run in it.")
+    output_dir: str = option("outputs/run", "Folder of everything the run writes; never one with another run in it.")
     resume: bool = option(False, "Continue the run in output_dir from its newest undamaged checkpoint.")
     seed: int = option(42, "Seed of every random draw: data order, LoRA start, sampling.", within="[0, 4294967295]")
     save_strategy: str = option(
@@ -197,7 +198,8 @@ class Config:
         200, "Held-out problems solved before and after training; 0: no evaluation.", unit="problems",
         within="[0, inf)")
 
-    # For rank 0 to print: one line for each setting without effect and for each derived value.
+    # For rank 0 to print: the recipe's file; one line for each setting without effect and for each derived value.
+    recipe: str | None = field(default=None, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -257,16 +259,21 @@ class Config:
 def load(argv: list[str]) -> Config:
     """The configuration of `train.py [--config recipe.yaml] [--option value ...]`; `--help` prints and exits.
 
-    Overrides win over the recipe (by default recipes/toy.yaml), and the recipe over the defaults of the dataclass.
+    Overrides win over the recipe, and the recipe over the defaults of the dataclass. recipes/toy.yaml is the recipe
+    where neither a recipe nor a model nor a training dataset is given.
 
     Raises:
         ValueError: a line for each mistake that names the field, the value, the rule and the nearest valid value.
     """
     parser = command_line(Config, recipe.ForeignNames, usage="torchrun train.py [--config FILE] [--option value ...]",
                           renamed=recipe.renamed(Config), hidden=recipe.hidden())
-    parser.add_argument("--config", metavar="FILE", default=TOY_RECIPE, help="YAML recipe [default recipes/toy.yaml]")
+    parser.add_argument("--config", metavar="FILE", help="YAML recipe [recipes/toy.yaml where neither it nor a model "
+                        "nor a training dataset is given]")
     given = parser.parse_args(argv)
-    values, notes = recipe.resolve(recipe.read(given.pop("config")), given, Config, world_size=world_size())
-    config = Config(**values, notes=tuple(notes))
+    # A rate for the shipped model would break another one, so nobody's own model or data gets it.
+    mine = TOY_PARTS & {foreign.RENAMED.get(name, name) for name in given}
+    file = given.pop("config", None if mine else TOY_RECIPE)
+    values, notes = recipe.resolve(recipe.read(file) if file else {}, given, Config, world_size=world_size())
+    config = Config(**values, recipe="recipes/toy.yaml" if file is TOY_RECIPE else file, notes=tuple(notes))
     check_surroundings({name: getattr(config, name) for name in options(Config)})
     return config

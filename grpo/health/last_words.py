@@ -1,9 +1,12 @@
 """The message with which a rank ends. Imports no torch, so that a mistake in an option is answered at once."""
 
+import json
 import os
 import sys
 import time
 import traceback
+from contextlib import suppress
+from pathlib import Path
 
 from grpo.health.pulse import describe, pulse
 from grpo.options.refusal import spelled_out
@@ -45,3 +48,8 @@ def say(text: str) -> None:
     start = "" if pulse.step is None else "\n"
     lines = spelled_out("\n".join(filter(None, [text, _advice])), keep="\n\t")
     print(start + lines, file=sys.stderr, flush=True)
+    if record := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        # Torchrun's page of 40 lines, the last thing that a user reads, ends with what is in this file.
+        with suppress(OSError):
+            Path(record).write_text(json.dumps(
+                {"message": {"message": lines, "extraInfo": {"timestamp": str(int(time.time()))}}}))

@@ -11,13 +11,26 @@ DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz")
 # What a run writes to output_dir, and a second run there would write over.
 WRITTEN = ("config.yaml", "metrics.jsonl", "completions.jsonl", "checkpoints", "adapter", "model", "evaluation",
            "skipped", "summary.json", "report.html")
+LAUNCHER = ("RANK", "WORLD_SIZE")
 PATHS = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
          "test_dataset_id_or_path", "output_dir")
 
 
 def world_size() -> int:
-    """Number of ranks, from torchrun's environment."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """Number of ranks, from torchrun's environment; 1 without torchrun.
+
+    Raises:
+        ValueError: what torchrun sets is there in part, or is no number.
+    """
+    given = {name: os.environ[name] for name in LAUNCHER if name in os.environ}
+    if given in ({}, {"WORLD_SIZE": "1"}):
+        return 1
+    for name in LAUNCHER:
+        if not given.get(name, "").isdecimal():
+            stray = ", ".join(f"{one}={value!r}" for one, value in given.items())
+            refuse(name, given.get(name), f"must be a number beside {stray} in the environment, where torchrun sets "
+                   "both", f"`unset {' '.join(given)}`, or torchrun")
+    return int(given["WORLD_SIZE"])
 
 
 def check_surroundings(values: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from grpo.trainer.engine import Engine
 
 def announce(
     config: Config, device: torch.device, engine: Engine, decoder: Decoder, ledger: Ledger,
-    chosen: dict[str, list[str]], left_out: int,
+    chosen: dict[str, list[str]], left_out: int, num_steps: int,
 ) -> list[str]:
     """The lines; `chosen` holds what was chosen for this machine, and why."""
     dtype = ledger.dtype
@@ -28,6 +28,9 @@ def announce(
     example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
     advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
     lines = [
+        f"run        {config.recipe or 'no recipe'}: {num_steps} steps of {config.prompts_per_step} prompts x "
+        f"{config.num_generations} completions, learning_rate {config.learning_rate:g}, on "
+        f"{config.train_dataset_id_or_path}, to {config.output_dir}",
         f"ranks      {world_size()} x {device.type} over {dist.get_backend()}, ZeRO stage {config.zero_stage}",
         f"model      {config.model_name_or_path}, {str(dtype).removeprefix('torch.')}, {quantised}",
         f"trained    {engine.num_trained():,} parameters",

@@ -95,6 +95,9 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     # Measured now, when all that stays between steps has been allocated.
     room, budget = _fit_memory(ledger, decoder, prompts)
     ends, stop_strings, prompts_line = _endings(config, model, tokenizer, train_examples)
+    num_steps = total_steps(
+        len(train_examples), prompts_per_step=config.prompts_per_step, num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps)
     asked, config = config, replace(
         config, micro_batch_tokens=budget.micro_batch_tokens, gradient_checkpointing=budget.gradient_checkpointing,
         stop_strings=stop_strings)
@@ -106,9 +109,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         test_examples=test_examples[: config.eval_examples], rewards=rewards, peft_config=peft_config,
         start_adapter=continuation.adapter_fingerprint(config.adapter_name_or_path),
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
-        num_steps=total_steps(
-            len(train_examples), prompts_per_step=config.prompts_per_step, num_train_epochs=config.num_train_epochs,
-            max_steps=config.max_steps),
+        num_steps=num_steps,
         num_slots=room.num_slots,
         limit=TokenLimit(
             config.micro_batch_tokens, device=device,
@@ -116,7 +117,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         ledger=ledger, left_out=left_out,
         announcement=announce(config, device, engine, decoder, ledger, {
             "prompts": [prompts_line], "rollout": [room.words, copy_line], "update": [budget.words],
-            "resume": passed_over}, left_out))
+            "resume": passed_over}, left_out, num_steps))
 
 
 def _endings(

@@ -88,6 +88,15 @@ def test_without_arguments_the_toy_recipe_runs(place):
     assert config.notes == ()
 
 
+@pytest.mark.parametrize("mine", [["--model_name_or_path", "Qwen/Qwen2.5-0.5B"],
+                                  ["--train_dataset_id_or_path", "openai/gsm8k"]])
+def test_with_a_model_or_data_of_ones_own_the_defaults_of_the_help_apply(place, mine):
+    config = load(mine)
+    assert (config.learning_rate, config.lr_scheduler_type, config.max_steps) == (1e-5, "cosine", -1)
+    assert config.output_dir == "outputs/run" and config.recipe is None
+    assert load(["--seed", "1"]).recipe == "recipes/toy.yaml"
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_loads_without_notes(path, place):
     config = load(["--config", str(path), "--report_to", "none"])
@@ -123,6 +132,7 @@ def test_every_key_of_a_trl_recipe_is_honoured_or_named(place):
 
 
 def test_the_batch_grows_with_the_ranks(place, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     # 8 completions * 2 ranks * 3 / 4 completions a prompt = 12 prompts
     config = load(["--config", write(place / "a.yaml", "per_device_train_batch_size: 8"),
@@ -302,7 +312,26 @@ def test_bad_input_is_refused_in_one_line(given, value, rule, valid, place):
     assert before == {path: path.stat().st_mtime_ns for path in place.rglob("*")}
 
 
+@pytest.mark.parametrize(("rank", "world_size", "line"), [
+    (None, "8", "RANK=None must be a number beside WORLD_SIZE='8'"),
+    (None, "", "RANK=None must be a number beside WORLD_SIZE=''"),
+    ("0", "", "WORLD_SIZE='' must be a number beside RANK='0', WORLD_SIZE=''"),
+    ("0", None, "WORLD_SIZE=None must be a number beside RANK='0'")])
+def test_half_of_what_torchrun_sets_is_refused_in_one_line(place, monkeypatch, rank, world_size, line):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world_size)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    said = refusal([])
+    assert said.startswith(line + " in the environment, where torchrun sets both; nearest valid value: `unset ")
+
+
+def test_one_rank_may_be_said_without_torchrun(place, monkeypatch):
+    assert load([]).prompts_per_step == 16
+
+
 def test_prompts_that_do_not_divide_over_the_ranks_are_refused(place, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert refusal(["--prompts_per_step", "16"]) == (
         "prompts_per_step=16 must be a multiple of the 3 ranks; nearest valid value: 15")
