@@ -14,12 +14,21 @@ from grpo.options.refusal import refuse
 
 
 def check_weights(name: str, model: PreTrainedModel, found: dict[str, Any]) -> None:
-    """Refuse a model with weights that are missing, of another shape, or not finite; `found` is its loading report."""
+    """Refuse a model with weights that are missing, in excess, of another shape, or not finite.
+
+    `found` is its loading report.
+    """
     shape = "has another shape in its files"
     for key, what in (("missing_keys", "is not in its files"), ("mismatched_keys", shape)):
         if found[key]:
             first = min(one if isinstance(one, str) else one[0] for one in found[key])
             refuse("model_name_or_path", name, f"is not complete: {first} {what}", SAVED_MODEL)
+    modules, buffers = dict(model.named_modules()), dict(model.named_buffers())
+    # transformers passes over them: a bias or a scale that the config does not tell of.
+    foreign = [one for one in found["unexpected_keys"] if one.rpartition(".")[0] in modules and one not in buffers]
+    if foreign:
+        refuse("model_name_or_path", name, f"does not go with its config.json, by which {min(foreign)} has no place",
+               SAVED_MODEL)
     for tensor_name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if state is not None:

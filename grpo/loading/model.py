@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from grpo.distributed import global_max
-from grpo.loading.adapter import read_adapter
+from grpo.loading.adapter import read_adapter, read_adapter_config
 from grpo.loading.inspection import check_tokenizer, check_vocabulary, check_weights
 from grpo.loading.model_config import SAVED_MODEL, check_code, read_config
 from grpo.options.refusal import refusing
@@ -66,6 +66,9 @@ def load_base(
         if isinstance(module, bnb.nn.Linear4bit):
             # With AVX512-BF16 an eval-mode forward repacks the weight in place, but ZeRO-3 gathers the old one.
             module.support_avx512bf16_for_cpu = False
+            # Files that hold NF4 bring types of their own, for the products and for the packed bytes.
+            module.compute_dtype = dtype
+            module.weight.data = module.weight.data.flatten().view(dtype)[:, None]
     return model.to(device).requires_grad_(False).train()
 
 
@@ -146,7 +149,13 @@ def load_decoder(
     model_name_or_path: str, *, adapter: str | None, load_in_4bit: bool, dtype: torch.dtype, device: torch.device,
     chat_template: str | None = None, **hub: Any,
 ) -> tuple[Decoder, PreTrainedTokenizerBase, set[int]]:
+<<<<<<< HEAD
     """A sampler for evaluation, with its tokenizer and stop tokens; chat_template as for `load_tokenizer`."""
+=======
+    """A sampler for evaluation, with its tokenizer and stop tokens; `hub` as for `load_base`."""
+    if adapter is not None:
+        read_adapter_config(adapter)  # what can be refused without weights comes before they are loaded
+>>>>>>> models/models
     model = load_base(model_name_or_path, load_in_4bit=load_in_4bit, dtype=dtype, device=device, **hub)
     if adapter is not None:
         read_adapter(model, adapter, is_trainable=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from grpo.options.refusal import refuse, refusing
+from grpo.options.refusal import SHORT, refuse, refusing
 from grpo.sampler.supported import MODEL_TYPES, check_supported
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def read_config(name: str, *, load_in_4bit: bool, **hub: Any) -> "PretrainedConf
     """The model's config, without weights.
 
     Raises:
-        ValueError: no model, one that brings code, that the sampler does not implement, or whose sizes NF4 cannot pack.
+        ValueError: no model, one that brings code, that the sampler does not implement, that is quantised in another
+            way than NF4, or whose sizes NF4 cannot pack.
     """
     from transformers import AutoConfig  # here, because it takes 5 s, and a plan mostly does without
 
@@ -43,6 +44,7 @@ def read_config(name: str, *, load_in_4bit: bool, **hub: Any) -> "PretrainedConf
         model_config = AutoConfig.from_pretrained(name, **hub)
     check_code("model_name_or_path", name, model_config.to_dict(), trusted=hub.get("trust_remote_code", False))
     check_supported(model_config)
+    _check_quantised(name, model_config.to_dict(), load_in_4bit=load_in_4bit)
     if load_in_4bit:
         _check_dimensions(model_config)
     return model_config
@@ -94,6 +96,27 @@ def _plain(path: Path) -> dict[str, Any] | None:
         and rope.keys() == {"rope_type", "rope_theta"} and rope["rope_type"] == "default"
         and type(rope["rope_theta"]) in (int, float))
     return found if plain else None
+
+
+def _check_quantised(name: str, settings: dict[str, Any], *, load_in_4bit: bool) -> None:
+    """Refuse files that are quantised, apart from those in NF4 as `grpo.loading.model.quantization` makes it."""
+    found = settings.get("quantization_config") or settings.get("compression_config")
+    if not found:
+        return
+    method = found.get("quant_method") or "a method that it does not name"
+    if found.get("load_in_8bit"):
+        method += " in 8 bits"
+    elif found.get("load_in_4bit"):
+        kind, twice = found.get("bnb_4bit_quant_type", "fp4"), found.get("bnb_4bit_use_double_quant", False)
+        apart = [one for one in found.get("llm_int8_skip_modules") or [] if one != "lm_head"]
+        if kind == "nf4" and twice and not apart:
+            if not load_in_4bit:
+                refuse("load_in_4bit", False, f"is not true of {name}, whose files hold NF4 already", True)
+            return
+        without = "" if twice else " without double quantisation"
+        method += f" in {kind}{without}" + (f", apart from {SHORT.repr(apart)}" if apart else "")
+    refuse("model_name_or_path", name, f"is quantised by {method}, which is not implemented",
+           "the model that it was made from; load_in_4bit makes it NF4 with double quantisation")
 
 
 def _check_dimensions(model_config: Any) -> None:

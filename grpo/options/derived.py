@@ -86,7 +86,7 @@ def floor(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
 
 def rewards(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
     """Reward functions of other projects are refused here, together with the other conflicts of their recipe."""
-    names = [name for name in in_force("reward_funcs") if ".py" not in name]
+    names = [name for name in in_force("reward_funcs") if ":" not in name and ".py" not in name]
     if {*names} <= {"format", "correctness"}:
         return []  # without the import
     from rewards import BUILT_IN
@@ -94,8 +94,8 @@ def rewards(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
     unknown = [name for name in names if name not in BUILT_IN]
     if unknown:
         own = "path/to/file.py:function"
-        refuse("reward_funcs", unknown[0] if len(unknown) == 1 else unknown, f"must be {', '.join(BUILT_IN)} or {own}",
-               nearest(unknown[0], BUILT_IN) or own)
+        refuse("reward_funcs", unknown[0] if len(unknown) == 1 else unknown,
+               f"must be {', '.join(BUILT_IN)}, {own} or module:function", nearest(unknown[0], BUILT_IN) or own)
     return []
 
 

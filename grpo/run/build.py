@@ -20,7 +20,7 @@ from data.prompts import default_stop_strings
 from grpo import distributed
 from grpo.config import Config
 from grpo.distributed import free_bytes, global_max, world_size
-from grpo.loading.adapter import add_adapter
+from grpo.loading.adapter import add_adapter, read_adapter_config
 from grpo.loading.model import build_decoder, dtype_of, load_base, load_tokenizer, sampling_dtype, stop_token_ids
 from grpo.loading.model_config import read_config
 from grpo.memory.batch_length import Budget, choose_budget
@@ -71,6 +71,8 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     dtype = dtype_of(config.torch_dtype, device)
     torch.manual_seed(config.seed)  # the start of the LoRA weights
     # What can be refused without weights comes before they are loaded.
+    if config.adapter_name_or_path is not None:
+        read_adapter_config(config.adapter_name_or_path)
     model_config = read_config(config.model_name_or_path, load_in_4bit=config.load_in_4bit, **hub)
     tokenizer = load_tokenizer(
         config.tokenizer_name_or_path or config.model_name_or_path, chat_template=config.chat_template, **hub)

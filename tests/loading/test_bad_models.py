@@ -15,13 +15,25 @@ from peft import LoraConfig, get_peft_model
 from refusals import refused, save_small_run, small_run
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_qwen2
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import eval as evaluation_command
 import train
+from grpo.loading.model import load_base
 
 Edit = Callable[[Path], object]
 UP = "model.layers.0.mlp.up_proj.weight"
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+       "bnb_4bit_use_double_quant": True}
+QUANTISED = {
+    "gptq": {"quant_method": "gptq", "bits": 4}, "awq": {"quant_method": "awq", "bits": 4},
+    "fp8": {"quant_method": "fp8"}, "compressed-tensors": {"quant_method": "compressed-tensors"},
+    "bitsandbytes in 8 bits": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "bitsandbytes in fp4": NF4 | {"bnb_4bit_quant_type": "fp4"},
+    "bitsandbytes in nf4 without double quantisation": NF4 | {"bnb_4bit_use_double_quant": False},
+    "bitsandbytes in nf4, apart from ['up_proj']": NF4 | {"llm_int8_skip_modules": ["lm_head", "up_proj"]},
+}
 PLAIN = {"load_in_4bit": "false"}  # beside it the same in 4 bits, which loads by another way
 
 
@@ -93,6 +105,11 @@ def index(*shards: str) -> Edit:
     return edit
 
 
+def quantised(**settings: object) -> Edit:
+    """A config that says so, and no weights: it is refused before they are looked for."""
+    return lambda folder: (config(quantization_config=settings)(folder), (folder / "model.safetensors").unlink())
+
+
 def rope(**parameters: object) -> Edit:
     return config(rope_parameters={"rope_theta": 1e4, **parameters})
 
@@ -118,7 +135,15 @@ MODELS = {
     "head not in its files": (config(tie_word_embeddings=False), ["lm_head.weight is not in its files"]),
     "unknown type of weights": (config(dtype="float99"), ["is no model", "float99"]),
     "no context": (config(max_position_embeddings=0), ["max_completion_length=8", "context is 0"]),
-    "quantised already": (config(quantization_config={"quant_method": "gptq"}), ["cannot be loaded", "GPTQ"]),
+    **{f"quantised, {words}": (quantised(**settings), [f"is quantised by {words}, which is not implemented"])
+       for words, settings in QUANTISED.items()},
+    "NF4 that is called plain": (quantised(**NF4), ["load_in_4bit=False is not true of", "nearest valid value: True"],
+                                 PLAIN),
+    "a bias that the config does not tell of": (
+        weights(lambda held: held.update({"model.layers.0.self_attn.o_proj.bias": torch.ones(64)})),
+        ["does not go with its config.json, by which model.layers.0.self_attn.o_proj.bias has no place"]),
+    "scales that the config does not tell of": (
+        weights(lambda held: held.update({f"{UP}_scale_inv": torch.ones(1)})), [f"{UP}_scale_inv has no place"]),
     "sliding window": (config(use_sliding_window=True, sliding_window=16, layer_types=["sliding_attention"]),
                        ["use_sliding_window=True is not implemented"]),
     "yarn": (rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=2048), ["rope_type='yarn'"]),
@@ -157,6 +182,7 @@ ADAPTERS = {
     "unknown kind": (adapter_config(peft_type="MAGIC"), ["is no adapter", "MAGIC"]),
     "another kind": (adapter_config(peft_type="IA3"), ["is not plain LoRA", "peft_type is IA3"]),
     "aLoRA": (adapter_config(alora_invocation_tokens=[5]), ["is not plain LoRA", "alora_invocation_tokens is [5]"]),
+    "PiSSA": (adapter_config(init_lora_weights="pissa"), ["is not plain LoRA: init_lora_weights is 'pissa'"]),
     "another task": (adapter_config(task_type="SEQ_CLS"), ["CAUSAL_LM"]),
     "no modules": (adapter_config(target_modules=None), ["LoRA of target_modules"]),
     "unknown modules": (adapter_config(target_modules=["gate"]), ["not for this model", "{'gate'}"]),
@@ -194,6 +220,36 @@ def test_a_broken_adapter_folder_is_one_line(folder, tmp_path, capsys, case) -> 
     line = refused(train.main, small_run(folder, **changed), tmp_path, capsys)
     assert "adapter_name_or_path=" in line or "modules_to_save=" in line
     assert all(word in line for word in words), line
+
+
+def test_another_kind_of_adapter_is_refused_before_the_weights_of_its_model_load(folder, tmp_path, capsys) -> None:
+    model, adapter = (shutil.copytree(folder / name, tmp_path / name) for name in ("model", "adapter"))
+    adapter_config(init_lora_weights="pissa")(adapter)
+    without("model.safetensors")(model)
+    changed = {"model_name_or_path": model, "adapter_name_or_path": adapter, "output_dir": tmp_path / "out"}
+    data = ["--data", str(folder / "data.json"), "--split", "train"]
+    for command, argv in ((train.main, small_run(folder, **changed)),
+                          (evaluation_command.main, ["--model", str(model), "--adapter", str(adapter), *data])):
+        assert "is not plain LoRA: init_lora_weights" in refused(command, argv, tmp_path, capsys)
+
+
+def test_files_that_hold_nf4_are_what_this_project_makes_of_the_model(folder, tmp_path, capsys) -> None:
+    ours = load_base(str(folder / "model"), load_in_4bit=True, dtype=torch.bfloat16, device=torch.device("cpu"))
+    # As published: for products in float16, in bytes.
+    kind = BitsAndBytesConfig(**{name: value for name, value in NF4.items() if name != "quant_method"},
+                              bnb_4bit_compute_dtype=torch.float16)
+    AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=torch.bfloat16, quantization_config=kind, device_map={"": "cpu"},
+    ).save_pretrained(tmp_path / "packed")
+    packed = load_base(str(tmp_path / "packed"), load_in_4bit=True, dtype=torch.bfloat16, device=torch.device("cpu"))
+    for (name, one), other in zip(ours.named_parameters(), packed.parameters(), strict=True):
+        assert one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8)), name
+    token_NL = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(ours(token_NL).logits, packed(token_NL).logits)
+    data = ["--data", str(folder / "data.json"), "--split", "train"]
+    line = refused(evaluation_command.main, ["--model", str(tmp_path / "packed"), *data], tmp_path, capsys)
+    assert "load_in_4bit=False is not true of" in line and line.endswith("nearest valid value: True")
 
 
 def test_the_evaluation_refuses_them_as_well(folder, tmp_path, capsys) -> None:
