@@ -149,13 +149,9 @@ def load_decoder(
     model_name_or_path: str, *, adapter: str | None, load_in_4bit: bool, dtype: torch.dtype, device: torch.device,
     chat_template: str | None = None, **hub: Any,
 ) -> tuple[Decoder, PreTrainedTokenizerBase, set[int]]:
-<<<<<<< HEAD
     """A sampler for evaluation, with its tokenizer and stop tokens; chat_template as for `load_tokenizer`."""
-=======
-    """A sampler for evaluation, with its tokenizer and stop tokens; `hub` as for `load_base`."""
     if adapter is not None:
         read_adapter_config(adapter)  # what can be refused without weights comes before they are loaded
->>>>>>> models/models
     model = load_base(model_name_or_path, load_in_4bit=load_in_4bit, dtype=dtype, device=device, **hub)
     if adapter is not None:
         read_adapter(model, adapter, is_trainable=False)
