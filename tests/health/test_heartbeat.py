@@ -4,6 +4,7 @@ import json
 import socket
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from grpo.health import heartbeat, last_words
 from grpo.health import pulse as pulses
@@ -97,3 +98,12 @@ def test_a_log_with_broken_lines_is_continued_without_them(tmp_path) -> None:
     JsonLines(path, 3).append([{"step": 3, "x": float("inf")}])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 0}, {"step": 2}, {"step": 3, "x": None}]
+
+
+def test_the_message_is_the_end_of_torchrun_s_page(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    last_words.say("error: max_steps=0 must be -1 or at least 1; nearest valid value: 1")
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    *_, before_border, border = str(ChildFailedError("train.py", {0: failure})).strip().splitlines()
+    assert before_border == "  traceback : error: max_steps=0 must be -1 or at least 1; nearest valid value: 1"
+    assert set(border) == {"="} and "max_steps=0" in capsys.readouterr().err

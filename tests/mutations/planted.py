@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
-from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER
+from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER, RANK_GROUPS
 from tests.mutations.planted_recipes import RECIPE_GROUPS
 from tests.mutations.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
 from tests.mutations.planted_rows import (
@@ -179,6 +179,7 @@ _GROUPS = [
     ("grpo/health/launcher.py", ("test_launcher.py",), LAUNCHER),
     ("grpo/health/door.py", ("test_door.py",), DOOR),
     ("grpo/health/heartbeat.py", ("test_heartbeat.py", "test_door.py"), HEARTBEAT),
+    *RANK_GROUPS,
     *RUN_GROUPS,
     *OUTPUT_GROUPS,
     *TRL_GROUPS,

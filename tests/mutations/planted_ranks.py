@@ -30,3 +30,25 @@ HEARTBEAT = [
     ("a rank that does not come is missed by nobody", "if ours and ours.missing:", "if False:"),
     ("the wrong process is killed", "everyone[number][0]", "everyone[0][0]"),
 ]
+
+LAST_WORDS = [
+    ("torchrun's page without the message", 'if record := os.environ.get("TORCHELASTIC_ERROR_FILE"):', "if False:"),
+    ("a message that torchrun cannot read", '"extraInfo": {"timestamp"', '"extra": {"timestamp"'),
+]
+
+SURROUNDINGS = [
+    ("half a launcher's environment is none", 'if given in ({}, {"WORLD_SIZE": "1"}):', "if len(given) < 2:"),
+    ("ranks that are no number", 'if not given.get(name, "").isdecimal():', "if name not in given:"),
+]
+
+TOY = [
+    ("the toy recipe for one's own model", "None if mine else TOY_RECIPE", "TOY_RECIPE"),
+    ("the defaults for nobody's model", "None if mine else TOY_RECIPE", "None"),
+    ("a model by another trainer's name is nobody's", "{foreign.RENAMED.get(name, name) for name in given}", "{*given}"),
+]
+
+RANK_GROUPS = [
+    ("grpo/health/last_words.py", ("test_heartbeat.py",), LAST_WORDS),
+    ("grpo/options/surroundings.py", ("test_config.py",), SURROUNDINGS),
+    ("grpo/config.py", ("test_config.py",), TOY),
+]

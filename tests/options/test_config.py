@@ -89,7 +89,7 @@ def test_without_arguments_the_toy_recipe_runs(place):
 
 
 @pytest.mark.parametrize("mine", [["--model_name_or_path", "Qwen/Qwen2.5-0.5B"],
-                                  ["--train_dataset_id_or_path", "openai/gsm8k"]])
+                                  ["--train_dataset_id_or_path", "openai/gsm8k"], ["--dataset_name", "openai/gsm8k"]])
 def test_with_a_model_or_data_of_ones_own_the_defaults_of_the_help_apply(place, mine):
     config = load(mine)
     assert (config.learning_rate, config.lr_scheduler_type, config.max_steps) == (1e-5, "cosine", -1)
