@@ -44,7 +44,7 @@ SURROUNDINGS = [
 TOY = [
     ("the toy recipe for one's own model", "None if mine else TOY_RECIPE", "TOY_RECIPE"),
     ("the defaults for nobody's model", "None if mine else TOY_RECIPE", "None"),
-    ("a model by another trainer's name is nobody's", "{foreign.RENAMED.get(name, name) for name in given}", "{*given}"),
+    ("a model by another name is nobody's", "{foreign.RENAMED.get(name, name) for name in given}", "{*given}"),
 ]
 
 RANK_GROUPS = [
