@@ -104,7 +104,8 @@ def translate(values: dict[str, Any], cls: type) -> tuple[dict[str, Any], list[s
             hint = f"nearest known one: {near}" if near else "see --help"
             raise ValueError(f"unknown option {name}={SHORT.repr(value)}; {hint}")
         one = (own | foreign)[name]
-        value = convert(one, SPELLINGS.get(name, {}).get(str(value).lower(), value))
+        word = value[0] if isinstance(value, list) and len(value) == 1 else value  # a command line makes it a list
+        value = convert(one, SPELLINGS.get(name, {}).get(str(word).lower(), value))
         if name in foreign:
             check(one, value)
         if name not in WITHOUT_EFFECT:
