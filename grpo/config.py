@@ -40,7 +40,7 @@ class Config:
     lora_alpha: int = option(16, "A LoRA branch is scaled by lora_alpha / lora_r.", within="[1, inf)")
     lora_dropout: float = option(0.0, "Share of a LoRA branch's inputs that training drops out.", within="[0, 1)")
     lora_target_modules: list[str] = option(
-        recipe.PROJECTIONS, "Linear modules that get a LoRA branch.", choices=recipe.PROJECTIONS)
+        recipe.PROJECTIONS, "Linear modules that get a LoRA branch; all-linear: all seven.", choices=recipe.PROJECTIONS)
     lora_modules_to_save: list[str] = option([], "Modules trained in full besides LoRA, such as lm_head embed_tokens.")
     adapter_name_or_path: str | None = option(
         None, "PEFT adapter to start from; a frozen copy of it is the reference policy.")

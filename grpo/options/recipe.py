@@ -168,7 +168,8 @@ def _take(given: str, value: Any, known: dict[str, Field], values: dict[str, Any
             value, = value
     if name == "deepspeed" and isinstance(value, str) and value.endswith(".json"):
         value, notes = read_json(value)
-    value = convert(one, SPELLINGS.get(name, {}).get(str(value).lower(), value))
+    word = value[0] if isinstance(value, list) and len(value) == 1 else value  # a command line makes it a list
+    value = convert(one, SPELLINGS.get(name, {}).get(str(word).lower(), value))
     check(one, value)
     if name == "lr_scheduler_kwargs":
         for key, inner in (value or {}).items():

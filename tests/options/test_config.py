@@ -113,6 +113,15 @@ def test_the_small_recipe_has_the_published_hyperparameters(place):
     assert config.lora_modules_to_save == ["lm_head", "embed_tokens"]
 
 
+def test_all_linear_are_the_seven_projections_however_it_is_written(place):
+    seven = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    for text in ("all-linear", "[all-linear]", "\n- all-linear", "All-Linear"):
+        recipe = write(place / "all.yaml", f"lora_target_modules: {text}")
+        assert load(["--config", recipe]).lora_target_modules == seven
+    assert load(["--lora_target_modules", "all-linear"]).lora_target_modules == seven
+    assert load(["--lora_target_modules", "q_proj"]).lora_target_modules == ["q_proj"]
+
+
 def test_every_key_of_a_trl_recipe_is_honoured_or_named(place):
     config = load(["--config", write(place / "trl.yaml", TRL_RECIPE)])
     assert config.prompts_per_step == 4
