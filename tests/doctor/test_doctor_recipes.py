@@ -29,8 +29,8 @@ def test_the_toy_recipe_is_green_and_nothing_is_left(begin, tmp_path: Path, caps
     before = trial.checksum(toy)
     assert examine(toy) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    assert last == "30 things looked at: 30 ok, 0 warn, 0 fail", lines
-    assert len(lines) == 30 and all(line.startswith("ok   ") for line in lines)
+    assert last == "31 things looked at: 31 ok, 0 warn, 0 fail", lines
+    assert len(lines) == 31 and all(line.startswith("ok   ") for line in lines)
     assert list(tmp_path.iterdir()) == [] and trial.checksum(toy) == before
 
 
@@ -46,7 +46,7 @@ def test_two_ranks_agree_that_the_recipe_of_the_0_5b_is_green(warm: Warm, gsm8k:
     both = warm.run(*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"), "--doctor")
     assert both.codes == [0, 0], both.out[0] + both.err[0][-2000:]
     lines = [line for line in "".join(both.out).splitlines() if line.startswith(("ok  ", "warn  ", "fail  "))]
-    assert len(lines) == 30 and not any(line.startswith("fail") for line in lines)
+    assert len(lines) == 31 and not any(line.startswith("fail") for line in lines)
     assert any("same data" in line and "on 2 of 2 ranks" in line for line in lines)
     assert any("reference: the base" in line for line in lines)  # with a head trained whole beside LoRA, tied
     assert not (tmp_path / "out").exists()
