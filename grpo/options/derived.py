@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.options.option import default_of, options
-from grpo.options.refusal import nearest, refuse
+from grpo.options.refusal import Mistakes, collecting, nearest, refuse
 
 InForce = Callable[[str], Any]
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
@@ -66,10 +66,14 @@ def batch(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
                f"num_generations={generations}, so that a rank has whole groups",
                max(1, round(accumulation / smallest)) * smallest)
     completions = per_device * ranks * accumulation
+    mistakes: list[str] = []
     for name, value, valid in ((SIZES[2], sampled, completions), (SIZES[3], steps, accumulation)):
-        if value not in (None, valid):
-            refuse(name, value, f"contradicts {SIZES[0]}={per_device} * {ranks} ranks * {SIZES[1]}={accumulation}: "
-                   "completions are used in the step that they are sampled for, and only there", valid)
+        with collecting(mistakes):
+            if value not in (None, valid):
+                refuse(name, value, f"contradicts {SIZES[0]}={per_device} * {ranks} ranks * {SIZES[1]}={accumulation}: "
+                       "completions are used in the step that they are sampled for, and only there", valid)
+    if mistakes:
+        raise Mistakes(*mistakes)
     source = f"{SIZES[0]}={per_device} * {ranks} ranks * {SIZES[1]}={accumulation} / {generations} generations"
     set_once(values, "prompts_per_step", completions // generations, source)
     return [f"{source} = prompts_per_step={values['prompts_per_step']}; micro_batch_tokens bounds a packed batch"]

@@ -53,11 +53,11 @@ def refusing(name: str, value: Any, rule: str, valid: str) -> Iterator[None]:
 
 @contextmanager
 def collecting(lines: list[str]) -> Iterator[None]:
-    """Add a refusal's line to the list instead of raising it, so that a user reads all mistakes at once."""
+    """Add the lines of a refusal to the list instead of raising it, so that a user reads all mistakes at once."""
     try:
         yield
     except ValueError as error:
-        lines.append(str(error))
+        lines += error.args if isinstance(error, Mistakes) else [str(error)]
 
 
 def told(error: ValueError) -> str:

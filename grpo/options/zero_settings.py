@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.options.option import ARTICLE
-from grpo.options.refusal import SHORT, nearest, refuse, spelled_out
+from grpo.options.refusal import SHORT, Mistakes, collecting, nearest, refuse, spelled_out
 
 # What the option deepspeed may hold, by type; and what it may not, because an option here sets it.
 DEEPSPEED = {"zero_optimization": dict, "data_types": dict, "communication_data_type": str, "steps_per_print": int,
@@ -66,37 +66,56 @@ def _decided(key: str, value: Any, where: str, left: list[str]) -> Any:
 
 
 def check_deepspeed(settings: dict[Any, Any], zero_stage: int) -> None:
-    """Refuse with ValueError DeepSpeed settings that an option here sets, or that DeepSpeed would silently ignore."""
+    """Refuse DeepSpeed settings that an option here sets, or that DeepSpeed would silently ignore.
+
+    Raises:
+        Mistakes: a line for each such setting.
+    """
+    mistakes: list[str] = []
     for key, value in settings.items():
-        if key in DEEPSPEED_ELSEWHERE:
-            refuse("deepspeed", {key: value}, f"is set by the option {DEEPSPEED_ELSEWHERE[key]}", "without this key")
-        if key not in DEEPSPEED:
-            refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED) or "without it")
-        if type(value) is not DEEPSPEED[key]:
-            refuse("deepspeed", {key: value}, f"must have {ARTICLE[DEEPSPEED[key]]} there", "without this key")
-        if key == "steps_per_print" and value < 1:
-            refuse("deepspeed", {key: value}, "must have at least 1 there", 1)
-        if key == "communication_data_type":
-            _check_float(value, {key: value})
-    for key, value in settings.get("data_types", {}).items():
-        if key != "grad_accum_dtype":
-            refuse("deepspeed", {"data_types": {key: value}}, "has an unknown key", "grad_accum_dtype")
-        _check_float(value, {"data_types": {key: value}})
-        if zero_stage == 0:
-            refuse("deepspeed", {"data_types": {key: value}}, "needs zero_stage of at least 1", "without this key")
-    zero = settings.get("zero_optimization", {})
-    for key, value in zero.items():
-        setting = {"zero_optimization": {key: value}}
-        if type(key) is not str:
-            refuse("deepspeed", setting, "has an unknown key", "without this key")
-        if value == "auto":
-            refuse("deepspeed", setting, "is filled in by another trainer", "without this key")
-        if key in ZERO_NOT_OFFERED:
-            refuse("deepspeed", setting, f"is not offered: {ZERO_NOT_OFFERED[key]}", "without this key")
-    stage = zero.get("stage", zero_stage)
-    if stage != zero_stage:
-        valid = stage if stage in (0, 1, 2, 3) else "without stage"
-        refuse("zero_stage", zero_stage, f"contradicts stage {SHORT.repr(stage)} of the option deepspeed", valid)
+        with collecting(mistakes):
+            _check_setting(key, value)
+    for name, check in (("data_types", _check_data_type), ("zero_optimization", _check_zero)):
+        section = settings.get(name)
+        for key, value in section.items() if isinstance(section, dict) else ():
+            with collecting(mistakes):
+                check(key, value, zero_stage)
+    if mistakes:
+        raise Mistakes(*mistakes)
+
+
+def _check_setting(key: Any, value: Any) -> None:
+    if key in DEEPSPEED_ELSEWHERE:
+        refuse("deepspeed", {key: value}, f"is set by the option {DEEPSPEED_ELSEWHERE[key]}", "without this key")
+    if key not in DEEPSPEED:
+        refuse("deepspeed", {key: value}, "has an unknown key", nearest(str(key), DEEPSPEED) or "without it")
+    if type(value) is not DEEPSPEED[key]:
+        refuse("deepspeed", {key: value}, f"must have {ARTICLE[DEEPSPEED[key]]} there", "without this key")
+    if key == "steps_per_print" and value < 1:
+        refuse("deepspeed", {key: value}, "must have at least 1 there", 1)
+    if key == "communication_data_type":
+        _check_float(value, {key: value})
+
+
+def _check_data_type(key: Any, value: Any, zero_stage: int) -> None:
+    if key != "grad_accum_dtype":
+        refuse("deepspeed", {"data_types": {key: value}}, "has an unknown key", "grad_accum_dtype")
+    _check_float(value, {"data_types": {key: value}})
+    if zero_stage == 0:
+        refuse("deepspeed", {"data_types": {key: value}}, "needs zero_stage of at least 1", "without this key")
+
+
+def _check_zero(key: Any, value: Any, zero_stage: int) -> None:
+    setting = {"zero_optimization": {key: value}}
+    if type(key) is not str:
+        refuse("deepspeed", setting, "has an unknown key", "without this key")
+    if value == "auto":
+        refuse("deepspeed", setting, "is filled in by another trainer", "without this key")
+    if key in ZERO_NOT_OFFERED:
+        refuse("deepspeed", setting, f"is not offered: {ZERO_NOT_OFFERED[key]}", "without this key")
+    if key == "stage" and value != zero_stage:
+        valid = value if value in (0, 1, 2, 3) else "without stage"
+        refuse("zero_stage", zero_stage, f"contradicts stage {SHORT.repr(value)} of the option deepspeed", valid)
 
 
 def _check_float(value: Any, setting: dict[str, Any]) -> None:

@@ -92,6 +92,7 @@ ZERO_SETTINGS = [
     ("a type that the weights do not have without ZeRO", "if zero_stage == 0:", "if zero_stage is None:"),
     ("a division by 0 steps", '"steps_per_print" and value < 1:', '"steps_per_print" and value < 0:'),
     ("another AdamW asked for", "if key in ZERO_NOT_OFFERED:", 'if key == "offload_optimizer":'),
+    ("only the first setting is told", "        raise Mistakes(*mistakes)\n", "        raise Mistakes(mistakes[0])\n"),
     ("auto stays", 'if value == "auto" or', 'if value == "Auto" or'),
     ("sections that are auto stay", 'value.get("enabled") == "auto":', 'value.get("enabled") == "Auto":'),
     ("a terminal obeys a file", "[spelled_out(f\"deepspeed={path!r} leaves to the options here: {', '.join(left)}\")]",
@@ -115,6 +116,8 @@ COMMAND_LINE = [
 ]
 
 REFUSAL = [
+    ("of several lines one is left", "lines += error.args if isinstance(error, Mistakes) else",
+     "lines += error.args[:1] or"),
     ("lines without their error", 'f"error: {spelled_out(str(line))}" for', 'f"{spelled_out(str(line))}" for'),
     ("one line for all", 'return "\\n".join(f"error', 'return " ".join(f"error'),
 ]
@@ -145,7 +148,7 @@ RECIPE_GROUPS = [
     ("grpo/options/derived.py", ("test_foreign.py", "test_foreign_keys.py", "test_config.py"), DERIVED),
     ("grpo/options/zero_settings.py", ("test_foreign_keys.py", "test_bad_configs.py"), ZERO_SETTINGS),
     ("grpo/options/command_line.py", ("test_foreign.py", "test_foreign_keys.py", "test_config.py"), COMMAND_LINE),
-    ("grpo/options/refusal.py", ("test_quick_answers.py",), REFUSAL),
+    ("grpo/options/refusal.py", ("test_foreign_keys.py", "test_quick_answers.py"), REFUSAL),
     ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
     ("grpo/config.py", ("test_foreign_keys.py",), CONFIG),
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),

@@ -101,6 +101,7 @@ def test_completions_of_a_later_step_are_refused(keys: dict, line: str, place: P
     assert loaded(place, **batch, generation_batch_size=16, steps_per_generation=2).prompts_per_step == 2
     assert refused(place, **keys)[0].endswith("needs per_device_train_batch_size too; nearest valid value: "
                                               "per_device_train_batch_size=8")
+    assert len(refused(place, **batch, generation_batch_size=32, steps_per_generation=4)) == 2
     assert {*keys} <= {*SIZES}
 
 
@@ -175,6 +176,17 @@ def test_the_rest_of_a_deepspeed_file_is_checked_as_a_mapping_is(content: str, w
     (place / "ds.json").write_text(content)
     line, = refused(place, deepspeed="ds.json")
     assert words in line and line.startswith(("deepspeed=", "zero_stage="))
+
+
+def test_all_that_is_wrong_in_a_deepspeed_file_is_told_at_once(place: Path) -> None:
+    (place / "ds.json").write_text(
+        '{"gradient_clipping": 1, "scheduler": {"type": "WarmupLR"}, "data_types": {"a": 1}, "steps_per_print": 0,'
+        ' "zero_optimization": {"stage": 1, "zenflow": {"a": 1}}}')
+    assert [line[:40] for line in refused(place, deepspeed="ds.json", delta=1)] == [
+        "delta=1 is not offered: the ratio has tw", "deepspeed={'gradient_clipping': 1} is se",
+        "deepspeed={'scheduler': {'type': 'Warmup", "deepspeed={'steps_per_print': 0} must ha",
+        "deepspeed={'data_types': {'a': 1}} has a", "zero_stage=3 contradicts stage 1 of the ",
+        "deepspeed={'zero_optimization': {'zenflo"]
 
 
 def test_what_a_deepspeed_file_switches_off_is_not_there(place: Path) -> None:
