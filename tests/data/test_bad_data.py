@@ -33,11 +33,6 @@ def seven(row: dict) -> str:
     return lines(*[GOOD] * 6, row, GOOD)
 
 
-def raw_with(answer: str) -> str:
-    """Twenty rows of GSM8K, which are shuffled, with this answer in row 7."""
-    return lines(*({"question": f"q{k}", "answer": answer if k == 7 else "#### 1"} for k in range(1, 21)))
-
-
 # name of the file, content, words of the line
 FILES = [
     ("d.jsonl", b"", ["split 'train' is empty"]),
@@ -71,11 +66,6 @@ FILES = [
     ("d.jsonl", seven({"prompt": "q"}), [f"{HAS} None, which no completion can match"]),
     ("d.jsonl", seven({**GOOD, "final_answer": "a lot"}), [f"{HAS} 'a lot'", "correctness"]),
     ("d.jsonl", seven({**GOOD, "final_answer": [1]}), [f"{HAS} [1]"]),
-    ("d.jsonl", seven({**GOOD, "final_answer": True}), [f"{HAS} True"]),
-    ("d.jsonl", seven({**GOOD, "final_answer": "3 dozen"}), [f"{HAS} '3 dozen'"]),
-    ("d.jsonl", seven({**GOOD, "final_answer": "$5m"}), [f"{HAS} '$5m'"]),
-    ("train.jsonl", raw_with("#### 3 and a half"), [f"{HAS} '3 and a half'"]),
-    ("train.jsonl", raw_with("so 3"), ["answer='so 3' in row 7 of split 'train': must end in '#### N'"]),
     ("d.jsonl", seven({**GOOD, "final_answer": float("nan")}), [f"{HAS} nan"]),
     ("d.jsonl", seven({**GOOD, "final_answer": float("inf")}), [f"{HAS} inf"]),
     ("d.jsonl", lines(*[{"question": "q", "answer": "so ####"}] * 20), ["of split 'train' has the final_answer ''"]),
@@ -95,37 +85,6 @@ def test_a_file_that_holds_no_problems_is_one_line(folder, capsys, name, content
     finally:
         path.unlink()
     assert all(word in line for word in words), line
-
-
-@pytest.mark.parametrize("gold", ["5 no wait seven", "2 thirds", "", None, "Paris", True])
-def test_a_held_out_answer_that_is_no_number_is_one_line_with_its_row(folder, capsys, gold) -> None:
-    shown = repr(str(gold)) if gold is not None else "''"
-    words = f"row 7 of split 'test' has the final_answer {shown}, which no completion can match: the evaluation needs"
-    path = folder / "test.jsonl"
-    path.write_text(seven({**GOOD, "final_answer": gold}))
-    run = small_run(folder, eval_examples=2, test_dataset_id_or_path=path, reward_funcs="format")
-    for command, argv, option in ((train.main, run, "test_dataset_id_or_path"),
-                                  (evaluation_command.main, ["--data", str(path), "--limit", "7"], "data")):
-        line = refused(command, argv, folder, capsys)
-        assert f"error: {option}={str(path)!r} {words}" in line, line
-    path.unlink()
-
-
-def test_a_row_that_validation_takes_from_train_is_named_by_its_place_in_the_file(folder, capsys) -> None:
-    path, golds = folder / "train.jsonl", ["3"] * 10
-
-    def write() -> None:
-        path.write_text(lines(*({"question": f"q{k}", "answer": f"#### {golds[k]}"} for k in range(10))))
-
-    write()
-    (held_out,) = load_examples(str(path), "validation", num_shots=0, seed=42)
-    golds[int(held_out.question[1:])] = "3 dozen"
-    write()
-    run = small_run(folder, train_dataset_id_or_path=path, eval_examples=1, seed=42)
-    line = refused(train.main, run, folder, capsys)
-    assert f"row {int(held_out.question[1:]) + 1} of split 'train' has the final_answer '3 dozen', which" in line
-    assert "the evaluation needs a number" in line
-    path.unlink()
 
 
 def test_what_is_no_file_of_problems_is_one_line(folder, tmp_path, capsys) -> None:
