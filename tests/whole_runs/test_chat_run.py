@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import CHAT_TEMPLATE, tiny_qwen2, tiny_tokenizer
+from transformers import AutoTokenizer
 
 import eval as evaluation_command
 import grpo.evaluation.answers
@@ -81,9 +82,11 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_sampled_prompts_are_those_of_the_chat_template_token_for_token(run: Run, sampled: dict) -> None:
+def test_the_sampled_prompts_are_those_of_the_chat_template_token_for_token(folder: Path, sampled: dict) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+
     def expected(numbers: range) -> list[list[int]]:
-        return [tiny_tokenizer().apply_chat_template(
+        return [tokenizer.apply_chat_template(
             messages(number), chat_template=CHAT_TEMPLATE, add_generation_prompt=True, **VARIABLES)["input_ids"]
             for number in numbers]
 
