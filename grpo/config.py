@@ -11,9 +11,9 @@ import yaml
 
 from grpo.options import chat, foreign, recipe
 from grpo.options.command_line import command_line
-from grpo.options.option import check, option, options
+from grpo.options.option import check, default_of, option, options
 from grpo.options.refusal import refuse
-from grpo.options.surroundings import check_surroundings, world_size
+from grpo.options.surroundings import READ, check_surroundings, located, world_size
 from grpo.options.zero_settings import check_deepspeed
 
 TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
@@ -274,6 +274,7 @@ def load(argv: list[str]) -> Config:
     mine = TOY_PARTS & {foreign.RENAMED.get(name, name) for name in given}
     file = given.pop("config", None if mine else TOY_RECIPE)
     values, notes = recipe.resolve(recipe.read(file) if file else {}, given, Config, world_size=world_size())
+    values |= located({name: values.get(name, default_of(options(Config)[name])) for name in READ})
     config = Config(**values, recipe="recipes/toy.yaml" if file is TOY_RECIPE else file, notes=tuple(notes))
     check_surroundings({name: getattr(config, name) for name in options(Config)})
     return config

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from grpo.options import chat
 from grpo.options.command_line import command_line
-from grpo.options.option import check, convert, option, options
+from grpo.options.option import check, convert, default_of, option, options
 from grpo.options.refusal import refuse, spelled_out
-from grpo.options.surroundings import check_writable
+from grpo.options.surroundings import check_folder, check_writable, located
 
 MOST_SLOTS = 256  # beyond that a step gets no faster per row
 
@@ -56,7 +56,9 @@ def parse(argv: Sequence[str]) -> Settings:
     """The settings of a command line; ValueError for one that is unknown, out of range, or at odds with another."""
     known = options(Settings)
     given = command_line(Settings, usage="python eval.py [--option value ...]").parse_args(list(argv))
-    settings = Settings(**{name: convert(known[name], value) for name, value in given.items()})
+    values = {name: convert(known[name], value) for name, value in given.items()}
+    values |= located({name: values.get(name, default_of(known[name])) for name in ("model", "adapter", "data")})
+    settings = Settings(**values)
     for name, one in known.items():
         check(one, getattr(settings, name))
     settings = replace(settings, chat_template=chat.read_template(settings.chat_template))
@@ -69,6 +71,8 @@ def parse(argv: Sequence[str]) -> Settings:
         refuse("output", settings.output, "holds another evaluation, which is not written over", f"{settings.output}-2")
     if settings.output is not None:
         check_writable("output", Path(settings.output))
+    check_folder("model", settings.model, holding="config.json")
+    check_folder("adapter", settings.adapter, holding="adapter_config.json", hub=False)
     if not settings.num_shots:
         refuse("num_shots", [], "needs at least one number", 0)
     return settings

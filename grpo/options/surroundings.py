@@ -12,8 +12,9 @@ DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz")
 WRITTEN = ("config.yaml", "metrics.jsonl", "completions.jsonl", "checkpoints", "adapter", "model", "evaluation",
            "skipped", "summary.json", "report.html")
 LAUNCHER = ("RANK", "WORLD_SIZE")
-PATHS = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
-         "test_dataset_id_or_path", "output_dir")
+PROJECT = Path(__file__).parents[2]
+READ = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
+        "test_dataset_id_or_path")
 
 
 def world_size() -> int:
@@ -33,6 +34,19 @@ def world_size() -> int:
     return int(given["WORLD_SIZE"])
 
 
+def located(names: dict[str, str | None]) -> dict[str, str | None]:
+    """Names of files, folders or what a Hub has, as they are looked up, by option.
+
+    ~ is spelled out, and a relative path that is not here is the project's, where the shipped recipes' paths start.
+    """
+    found = {}
+    for name, value in names.items():
+        path = None if value is None else os.path.expanduser(value)
+        in_project = path and "/" in path and not os.path.exists(path) and os.path.exists(PROJECT / path)
+        found[name] = str(PROJECT / path) if in_project else path
+    return found
+
+
 def check_surroundings(values: dict[str, Any]) -> None:
     """Refuse with ValueError what cannot run here; `values` are those of all options by name.
 
@@ -42,11 +56,11 @@ def check_surroundings(values: dict[str, Any]) -> None:
     if prompts % ranks:
         refuse("prompts_per_step", prompts, f"must be a multiple of the {ranks} ranks",
                max(1, round(prompts / ranks)) * ranks)
-    for name in PATHS:
+    for name in (*READ, "output_dir"):
         _check_path(name, values[name])
-    _check_folder("model_name_or_path", values["model_name_or_path"], holding="config.json")
-    _check_folder("tokenizer_name_or_path", values["tokenizer_name_or_path"], holding="tokenizer_config.json")
-    _check_folder("adapter_name_or_path", values["adapter_name_or_path"], holding="adapter_config.json")
+    check_folder("model_name_or_path", values["model_name_or_path"], holding="config.json")
+    check_folder("tokenizer_name_or_path", values["tokenizer_name_or_path"], holding="tokenizer_config.json")
+    check_folder("adapter_name_or_path", values["adapter_name_or_path"], holding="adapter_config.json", hub=False)
     for name in ("train_dataset_id_or_path", "test_dataset_id_or_path"):
         dataset = values[name]
         is_local = dataset and (_looks_local(dataset) or dataset.endswith(DATA_SUFFIXES))
@@ -87,16 +101,17 @@ def _check_path(name: str, value: str | None) -> None:
 
 
 def _looks_local(name: str) -> bool:
-    # A Hub name has at most one slash and does not start with it.
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
+    # A Hub name has at most one slash, inside it.
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
-def _check_folder(name: str, value: str | None, *, holding: str) -> None:
-    if value is None or not (_looks_local(value) or Path(value).exists()) or (Path(value) / holding).is_file():
+def check_folder(name: str, value: str | None, *, holding: str, hub: bool = True) -> None:
+    """Refuse with ValueError a path without this file; `hub`: what looks like no path is a Hub's, and not looked up."""
+    if value is None or hub and not (_looks_local(value) or os.path.exists(value)) or (Path(value) / holding).is_file():
         return
     valid = _alike(value, [path.parent for path in Path(value).parent.glob(f"*/{holding}")])
     refuse(name, value, f"must be a folder that holds {holding}",
-           valid or "a folder that save_pretrained wrote, or a Hub name")
+           valid or "a folder that save_pretrained wrote" + (", or a Hub name" if hub else ""))
 
 
 def _refuse_missing(name: str, value: str, rule: str) -> None:
