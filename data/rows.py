@@ -16,8 +16,7 @@ from data.conversation import fault
 Row = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
-JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-SUFFIXES = (*JSON, *tables.READERS)
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", *tables.READERS)
 RESERVED = ("prompts", "completions", "trainer_state")  # TRL passes the last one
 MAX_DEPTH = 100  # lists and mappings in one another; pickle, on the way to the reward functions, fails at 500
 GSM8K_COLUMNS = ("question", "answer")
