@@ -16,8 +16,7 @@ from data.conversation import fault
 Row = dict[str, Any]
 
 SPLITS = ("train", "validation", "test")
-JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-SUFFIXES = (*JSON, *tables.READERS)
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", *tables.READERS)
 # What reward functions are called with besides the columns.
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
 MAX_DEPTH = 100  # lists and mappings in one another; pickle, on the way to the reward functions, fails at 500

@@ -17,7 +17,8 @@ def chat_template(run: Run, examples: list[Example]) -> Finding:
     if isinstance(examples[0].prompt, str):
         there = tokenizer.chat_template is not None
         # A text that was rendered before has the template's tokens in it. Our own is a document, for base models too.
-        rendered = any(tokenizer.added_tokens_decoder.keys() & set(ids[1:]) for ids in encoded)
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        rendered = any(special & set(ids[1:]) for ids in encoded)
         ours = default_stop_strings(example.prompt for example in examples)
         twice = any(ids[:2] == [tokenizer.bos_token_id] * 2 for ids in encoded)
         doubt = there and run.config.apply_chat_template == "auto" and not rendered and not ours

@@ -66,7 +66,8 @@ def form_of_prompts(
     """How prompts such as this one become tokens, and what ends their completions, for the start of a run."""
     form = "messages, through the chat template"
     if isinstance(prompt, str):
-        form = "texts, as they are" + "; the chat template is not used" * (tokenizer.chat_template is not None)
+        hint = "; the chat template is not used (apply_chat_template=true makes each text the user's message)"
+        form = "texts, as they are" + (hint if tokenizer.chat_template is not None else "")
     ends = [tokenizer.decode([token]) or f"token {token}" for token in sorted(stop_token_ids)]
     strings = [f"the text {stop!r}" for stop in stop_strings]
     return f"{form}; a completion ends with {' or '.join([*ends, *strings])}"

@@ -50,6 +50,9 @@ def test_a_template_that_texts_do_not_go_through_is_doubtful_unless_that_is_mean
     for fine in (look(run, "What is 2 + 2?", None), look(run, "What is 2 + 2?", apply_chat_template="false"),
                  look(run, run.train_examples[0].prompt), look(run, "user: 2 + 2?<|endoftext|>\nassistant:")):
         assert fine.level == "ok", fine
+    tokenizer = deepcopy(run.tokenizer)
+    tokenizer.add_tokens(["<answer>"])  # as a word
+    assert look(replace(run, tokenizer=tokenizer), "Put it in <answer>.").level == "warn"
 
 
 def test_a_text_that_brings_the_first_token_which_the_tokenizer_adds_is_named(run: Run) -> None:

@@ -127,6 +127,7 @@ DOCTOR = [
     ("an unused template is fine", 'texts are meant" if doubt', 'texts are meant" if False'),
     ("what is meant is doubtful", ' and run.config.apply_chat_template == "auto"', ""),
     ("what is rendered is doubtful", " and not rendered", ""),
+    ("any added word is of a template", "if added.special}", "}"),
     ("our own is doubtful", " and not rendered and not ours", " and not rendered"),
     ("the first token twice", "twice = any(ids[:2]", "twice = all(ids[1:2]"),
     ("an open thought is fine", "begun = ends.rstrip().endswith(THOUGHT)", "begun = ends.endswith(THOUGHT)"),

@@ -8,7 +8,7 @@ from tiny_models import tiny_tokenizer
 from data.example import Example
 from grpo.config import Config
 from grpo.run import examples
-from grpo.run.examples import fit_context, load_problems
+from grpo.run.examples import fit_context, form_of_prompts, load_problems
 
 # Byte by byte: prompts of 3, 9 and 5 tokens.
 EXAMPLES = [Example(question=prompt, answer="", final_answer="1", prompt=prompt, columns={})
@@ -72,3 +72,13 @@ def test_texts_are_not_held_out_from_messages(tmp_path: Path) -> None:
 def test_the_options_of_the_prompts_are_those_of_both_datasets() -> None:
     both = load_problems(Config(apply_chat_template="true", system_prompt="Be brief.", num_shots=1))
     assert {len(problems[0].prompt) for problems in both} == {4}  # system, a question, its answer, the problem
+
+
+def test_the_start_names_the_option_where_a_template_is_there_and_not_used() -> None:
+    tokenizer = tiny_tokenizer()
+    assert form_of_prompts(tokenizer, "q", {1, 2}, ["\n\n"]) == (
+        "texts, as they are; a completion ends with <eos> or <end> or the text '\\n\\n'")
+    tokenizer.chat_template = "{{ messages }}"
+    said = form_of_prompts(tokenizer, "q", {1, 999}, [])
+    assert "as they are; the chat template is not used (apply_chat_template=true makes" in said
+    assert said.endswith("a completion ends with <eos> or token 999")
