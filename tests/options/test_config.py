@@ -286,7 +286,7 @@ BAD = [
     ("--model_name_or_path ./no/such/model", "model_name_or_path='./no/such/model'", "holds config.json",
      "a folder that save_pretrained wrote, or a Hub name"),
     ("--adapter_name_or_path ./model", "adapter_name_or_path='./model'", "adapter_config.json",
-     "a folder that save_pretrained wrote, or a Hub name"),
+     "a folder that save_pretrained wrote"),
     ("--train_dataset_id_or_path trane.jsonl", "train_dataset_id_or_path='trane.jsonl'", "existing", "train.jsonl"),
     ("--test_dataset_id_or_path ./gone", "test_dataset_id_or_path='./gone'", "existing", "a path that exists"),
     ("--config toi.yaml", "config='toi.yaml'", "must be a recipe file", "toy.yaml"),
