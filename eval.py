@@ -36,7 +36,7 @@ from grpo.memory.concurrency import Lengths, choose_slots
 from grpo.options.refusal import spelled_out
 from grpo.packing import common_prefix_length
 from grpo.report.page import NOTE, draw_shares, image, page, percent, table
-from grpo.run.examples import form_of_prompts
+from grpo.run.examples import check_tokens, form_of_prompts
 from grpo.sampler.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -88,9 +88,10 @@ def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBa
     """How many completions to decode at the same time: as asked for, or as memory allows.
 
     Raises:
-        ValueError: the number asked for does not fit into memory.
+        ValueError: the number asked for does not fit into memory, or a prompt has a token that the model has not.
     """
     prompts = [prompt_ids(tokenizer, example.prompt, settings.chat_template_kwargs) for example in examples]
+    check_tokens("data", settings.data, examples, prompts, tokenizer, decoder.config.vocab_size)
     prefix = common_prefix_length(prompts)
     lengths = Lengths(prefix, max(map(len, prompts)) - prefix, settings.max_completion_length)
     num_rows = min(settings.rollout_slots or MOST_SLOTS, len(examples) * settings.num_samples)

@@ -54,7 +54,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, stop_tokens: Collection
         refuse("tokenizer_name_or_path", tokenizer.name_or_path, "has no token that ends a text",
                "eos_token in tokenizer_config.json, or eos_token_id in generation_config.json")
     for token in stop_tokens:
-        if type(token) is not int or token < 0:  # the doctor warns of one beyond the vocabulary, which ends nothing
+        if type(token) is not int or not 0 <= token < vocab_size:
             refuse("eos_token_id", token, f"must be a token, a number from 0 below vocab_size={vocab_size}",
                    "eos_token in tokenizer_config.json and eos_token_id in generation_config.json as the model came")
 

@@ -31,7 +31,7 @@ from grpo.options.refusal import refuse, refusing
 from grpo.packing import common_prefix_length
 from grpo.report.metrics import METRICS
 from grpo.run.announcement import announce
-from grpo.run.examples import fit_context, form_of_prompts, load_problems
+from grpo.run.examples import check_tokens, fit_context, form_of_prompts, load_problems
 from grpo.run.parts import Run
 from grpo.sampler.decoder import Decoder
 from grpo.saving import checkpoint, continuation
@@ -78,7 +78,11 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         config.tokenizer_name_or_path or config.model_name_or_path, chat_template=config.chat_template, **hub)
     context = model_config.max_position_embeddings
     train_examples, prompts, left_out = fit_context(train_examples, tokenizer, context, config)
-    test_examples, *_ = fit_context(test_examples, tokenizer, context, config)
+    test_examples, test_prompts, _ = fit_context(test_examples, tokenizer, context, config)
+    train_path, test_path = config.train_dataset_id_or_path, config.test_dataset_id_or_path
+    check_tokens("train_dataset_id_or_path", train_path, train_examples, prompts, tokenizer, model_config.vocab_size)
+    check_tokens("test_dataset_id_or_path", test_path or train_path, test_examples, test_prompts, tokenizer,
+                 model_config.vocab_size)
     resume_from, passed_over = _find_checkpoint(config, train_examples)
     model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
     peft_config = add_adapter(model, config, dtype) if config.use_peft else None

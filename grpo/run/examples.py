@@ -60,6 +60,24 @@ def fit_context(
     return kept, [prompt for prompt in encoded if len(prompt) <= limit], len(examples) - len(kept)
 
 
+def check_tokens(
+    name: str, value: str | None, examples: list[Example], prompts: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int,
+) -> None:
+    """Refuse a prompt with a token that a tokenizer was given later, and the model's embedding has no row for.
+
+    Args:
+        name: the option that names the dataset; `value` is its value.
+    """
+    first = max(vocab_size, tokenizer.vocab_size)  # a whole vocabulary that is too large is refused as such
+    for example, tokens in zip(examples, prompts, strict=True):
+        beyond = next((token for token in tokens if token >= first), None)
+        if beyond is not None:
+            refuse(name, value, f"{example.place or 'a prompt'} has the token "
+                   f"{tokenizer.convert_ids_to_tokens(beyond)!r} ({beyond}), which is not below the model's "
+                   f"vocab_size={vocab_size}", "prompts without it, or a model with a row for it")
+
+
 def form_of_prompts(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, stop_token_ids: set[int], stop_strings: list[str]
 ) -> str:
