@@ -235,8 +235,8 @@ def test_the_script_tests_an_adapter_against_its_base_on_the_same_problems(folde
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"model": "no/such/model"}, "'no/such/model' is no model"),
-    ({"adapter": "no_such_adapter"}, "'no_such_adapter' is no adapter folder"),
+    ({"model": "no/such/model"}, "model='no/such/model' must be a folder that holds config.json"),
+    ({"adapter": "no_such_adapter"}, "adapter='no_such_adapter' must be a folder that holds adapter_config.json"),
     ({"adapter": "{folder}/foreign"}, "not for this model"),
     ({"data": "no_such.jsonl"}, "dataset='no_such.jsonl'"),
     ({"data": "{folder}/model/config.json"}, "config.json:1: "),
