@@ -50,7 +50,8 @@ def begin() -> Iterator[Callable]:
     yield begin
     for run in runs:
         run.rewards.close()
-    pulse.begin(0, math.inf, tell=lambda: None)  # no step is under way any more
+    pulse.begin(0, math.inf, tell=lambda: None)
+    pulse.step = None  # none is under way any more: a message needs no line between it and a progress bar
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
