@@ -15,7 +15,7 @@ MONEY = "$€£¥₹"
 FIXED_SPACE = "\u00a0\u2009\u202f"  # no-break, thin, thin no-break: they never part two numbers
 SPACE = " " + FIXED_SPACE
 
-# In each pattern, what follows a repetition makes it give back at most one match: so all of them take linear time.
+# Linear time: no two neighbouring repetitions match the same character, and no search looks far ahead from each start.
 DIGITS = re.compile(
     rf"(?P<digits>(?:[0-9]{{1,3}}(?P<group>[,{FIXED_SPACE}])[0-9]{{3}}(?:(?P=group)[0-9]{{3}})*|[0-9]+)(?:\.[0-9]+)?"
     r"|\.[0-9]+)(?P<power>[eE][+-]?[0-9]{1,2})?")

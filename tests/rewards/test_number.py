@@ -87,6 +87,11 @@ def test_what_may_be_a_scale_makes_no_number_right_behind_the_digits_only(word):
     assert parse_number(f"5 apples {word}") == last_number(f"5 apples {word}") == 5
 
 
+@pytest.mark.parametrize("line", ["2 million-dollar houses", "2 thousand-piece puzzles", "2 billion's"])
+def test_a_scale_that_is_part_of_a_word_does_not_multiply(line):
+    assert parse_number(line) is last_number(line) is None
+
+
 @pytest.mark.parametrize("word", ["m", "mm", "t", "g", "l", "L", "cr"])
 def test_a_metre_or_a_litre_of_money_may_be_a_scale(word):
     assert parse_number(f"5 {word}") == last_number(f"5 {word}") == 5
