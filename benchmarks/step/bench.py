@@ -80,13 +80,12 @@ class Bench:
         texts = [f"{one.question} {one.answer}" for one in load_examples(data, "train", num_shots=0, seed=0)]
         tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=plan.vocab_size)
         shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        tokenizer.add_special_tokens({"eos_token": "<|never|>"})  # a model must have one; `peers` lets no row end by it
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(Qwen2Config(
             **{name: getattr(plan, name) for name in shape}, vocab_size=len(tokenizer), max_position_embeddings=4096,
             tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=tokenizer.pad_token_id,
             dtype=torch.float32))
-        # The end token's id lies behind the model's last word, so nothing that is sampled ends a row.
-        tokenizer.add_special_tokens({"eos_token": "<|never|>"})
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         self.num_parameters = model.num_parameters()

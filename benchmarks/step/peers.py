@@ -97,7 +97,7 @@ def ours(case: Case, observe: Callable[[Step], None], **options: Any) -> dict[st
         "output_dir": case.output_dir} | options
     asked = {name: value for name, value in given.items() if value is not None}
     run = build(load([word for name, value in asked.items() for word in (f"--{name}", str(value))]))
-    run = dataclasses.replace(run, stop_token_ids=set())  # the one there is lies behind the vocabulary
+    run = dataclasses.replace(run, stop_token_ids=set())  # every row has its full length
     prompt_lengths = [len(run.tokenizer.encode(example.prompt)) for example in run.train_examples]
     for step in range(case.num_steps):
         start = time.perf_counter()
@@ -129,6 +129,7 @@ def _trl_options(case: Case, rows_at_once: int | None) -> dict[str, Any]:
         "num_generations": case.num_generations, "max_completion_length": case.max_completion_length, "beta": BETA,
         "loss_type": "dapo", "num_iterations": 1, "temperature": 1.0, "learning_rate": RATE,
         "lr_scheduler_type": "constant", "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
+        "generation_kwargs": {"min_new_tokens": case.max_completion_length},  # every row has its full length
         "logging_steps": 1, "disable_tqdm": True}
 
 
