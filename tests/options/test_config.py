@@ -269,7 +269,7 @@ BAD = [
     ("--warmup_ratio 1", "warmup_ratio=1.0", "[0, 1)", "0.0 (the default)"),
     ("--max_steps 0", "max_steps=0", "at least 1", "1"),
     ("--tf32 maybe", "tf32='maybe'", "true or false", "False (the default)"),
-    ("--reward_weights 1", "reward_weights=[1.0]", "each of the 2 reward_funcs", "2 numbers, or none"),
+    ("--reward_weights 1", "reward_weights=[1.0]", "each of the 2 reward_funcs", "[1.0, 1.0]"),
     ("--reward_funcs format ./mine.py:score", "reward_funcs='./mine.py:score'", "existing file", "my.py"),
     ("--micro_batch_tokens 300 --max_completion_length 300", "micro_batch_tokens=300", "must fit", "301"),
     ("--max_seq_length 48", "max_seq_length=48", "more than max_completion_length=48", "49"),
