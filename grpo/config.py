@@ -232,7 +232,7 @@ class Config:
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
             number = len(self.reward_funcs)
             refuse("reward_weights", self.reward_weights, f"must have one number for each of the {number} reward_funcs",
-                   [1.0] * number)
+                   " ".join(["1.0"] * number))
         longest = (self.max_prompt_length or 1) + self.max_completion_length
         if self.micro_batch_tokens is not None and self.micro_batch_tokens < longest:
             refuse("micro_batch_tokens", self.micro_batch_tokens, "must fit the longest prompt with a completion",

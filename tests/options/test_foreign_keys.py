@@ -44,6 +44,7 @@ def test_a_harmless_key_is_named_in_one_line(name: str, value: Any, word: str, p
 def test_what_would_compute_something_else_is_refused(name: str, value: Any, valid: str, place: Path) -> None:
     line, = refused(place, **{name: value})
     assert line.startswith(f"{name}={value!r} is not offered: ") and line.endswith(f"; nearest valid value: {valid}")
+    loaded(place, f"--{name}={valid}", **{name: value})
 
 
 @pytest.mark.parametrize("optim, said", [
