@@ -191,6 +191,11 @@ def test_a_turn_ends_with_the_special_token_that_the_template_puts_behind_an_ans
     assert end_of_turn(tokenizer_with(template), "a text") == set()
 
 
+def test_the_end_of_a_turn_is_found_where_a_template_refuses_two_answers_in_a_row():
+    strict = "{% if messages[-2].role == messages[-1].role %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    assert end_of_turn(tokenizer_with(strict + CHAT_TEMPLATE), [USER, BEGUN]) == {END}
+
+
 def test_only_prompts_that_end_as_our_template_does_stop_at_the_next_question():
     ours, ready = build_prompt("2 + 2?", 1), "Question: 2 + 2?\nSolution:"
     assert default_stop_strings([ours, build_prompt("q")]) == STOP_STRINGS

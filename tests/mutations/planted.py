@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
+from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER, RANK_GROUPS
 from tests.mutations.planted_recipes import RECIPE_GROUPS
@@ -185,5 +186,6 @@ _GROUPS = [
     *TRL_GROUPS,
     *RECIPE_GROUPS,
     *CHAT_GROUPS,
+    *MODEL_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]
