@@ -1,5 +1,6 @@
 """Tables that the library `datasets` reads: Parquet, CSV and TSV files, folders of `save_to_disk`, and the Hub."""
 
+import logging
 from collections.abc import Callable
 from glob import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ def read_table(path: Path, suffix: str) -> Table:
     """The rows of a file whose name ends in one of READERS; ValueError, which begins with the file, if it is broken."""
     import datasets  # here and below, because it takes seconds and JSON does not need it
 
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # it logs what it raises
     kind, options = READERS[suffix]
     try:
         # A name is a pattern to the library. As a stream, so that no copy of the file goes to its cache.

@@ -6,6 +6,7 @@ What the loader itself says of broken lines and missing columns is in test_data.
 import json
 from pathlib import Path
 
+import deepspeed  # noqa: F401 -- a compiler's error is printed when it is first imported
 import pytest
 from refusals import refused, save_small_run, small_run
 
@@ -77,11 +78,11 @@ FILES = [
 
 
 @pytest.mark.parametrize(("name", "content", "words"), FILES, ids=[case[2][0][:50] for case in FILES])
-def test_a_file_that_holds_no_problems_is_one_line(folder, capsys, name, content, words) -> None:
+def test_a_file_that_holds_no_problems_is_one_line(folder, capfd, name, content, words) -> None:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     try:
-        line = refused(train.main, small_run(folder, train_dataset_id_or_path=path), folder, capsys)
+        line = refused(train.main, small_run(folder, train_dataset_id_or_path=path), folder, capfd)
     finally:
         path.unlink()
     assert all(word in line for word in words), line

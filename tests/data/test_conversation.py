@@ -52,6 +52,8 @@ def test_the_prompt_column_may_have_any_name_and_the_question_is_what_the_user_s
     (example,) = load(tmp_path, [{"messages": said, "label": 6}], prompt_column="messages", answer_column="label")
     assert (example.prompt, example.question, example.final_answer) == (said, "And 3 + 3?", "6")
     assert example.title == "And 3 + 3?" and json.loads(example.prompt_text) == said
+    (begun,) = load(tmp_path, [{"prompt": [*said, BEGUN]}])
+    assert begun.question == "And 3 + 3?"
 
 
 def test_keys_that_a_table_adds_to_a_message_are_left_out_of_it(tmp_path):

@@ -177,7 +177,7 @@ EXAMPLES = [
 SUFFIXES = [("a table that is missing is a Hub name", '".parquet", ".csv"', '".csv"')]
 
 CHAT_GROUPS = [
-    ("data/conversation.py", ("test_conversation.py", "test_data.py"), CONVERSATION),
+    ("data/conversation.py", ("test_conversation.py", "test_bad_data.py"), CONVERSATION),
     ("data/prompt_ids.py", ("test_conversation.py",), PROMPT_IDS),
     ("data/tables.py", ("test_tables.py",), TABLES),
     ("data/rows.py", ("test_tables.py", "test_conversation.py", "test_data.py", "test_bad_data.py"), ROWS),
