@@ -6,7 +6,6 @@ What the loader itself says of broken lines and missing columns is in test_data.
 import json
 from pathlib import Path
 
-import deepspeed  # noqa: F401 -- a compiler's error is printed when it is first imported
 import pytest
 from refusals import refused, save_small_run, small_run
 
