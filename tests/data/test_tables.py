@@ -49,6 +49,7 @@ def test_csv_and_tsv_keep_what_stands_in_a_cell_and_only_an_empty_one_is_missing
     first, second = load(path)
     assert (first.prompt, float(first.final_answer), first.columns["hint"]) == ('2 + 2,\n"please"', 4, "NA")
     assert (second.prompt, second.final_answer, second.columns["hint"]) == ("None", "", "b")
+    assert second.columns["final_answer"] is None
 
 
 def test_json_in_gz_is_read_as_json_with_file_and_line(tmp_path):

@@ -149,6 +149,7 @@ PARTS = [("variables forgotten", "example.prompt, self.config.chat_template_kwar
 STEP = [
     ("rewards get texts", "for_rewards(one.prompt, text) for one", "(one.prompt_text, text) for one"),
     ("the question is the prompt", "[one.title for one", "[one.prompt_text for one"),
+    ("tokens of the longest completion", "ids_T[:length].tolist()", "ids_T.tolist()"),
 ]
 ANSWERS = [
     ("variables forgotten", "prompt_ids(tokenizer, example.prompt, template_variables)",

@@ -134,7 +134,6 @@ LOADING = [
 ]
 
 STEP = [
-    ("tokens of the longest completion", "ids_T[:length].tolist()", "ids_T.tolist()"),
     ("the batch's std with the unscored", "global_std(reward_BG[~reward_BG.isnan()])",
      "global_std(reward_BG.nan_to_num().flatten())"),
     ("columns not written", "        if extra:  # of log_extra\n", "        if False:\n"),

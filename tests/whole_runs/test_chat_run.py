@@ -23,7 +23,8 @@ CHAT = ["--answer_column", "reward_model.ground_truth", "--system_prompt", SYSTE
         "--chat_template_kwargs", json.dumps(VARIABLES), "--max_completion_length", "32"]
 # A user's own, as written for TRL: it fails on anything but conversations.
 REWARD = """
-def vowels(prompts, completions, extra_info, **columns):
+def vowels(prompts, completions, completion_ids, extra_info, **columns):
+    assert all(not {1, 2} & {*ids[:-1]} and (len(ids) == 32 or ids[-1] in (1, 2)) for ids in completion_ids)
     for prompt, completion, extra in zip(prompts, completions, extra_info):
         assert [message["role"] for message in prompt] == ["system", "user"], prompt
         assert prompt[1]["content"].endswith(f"{extra['index']}?"), prompt
