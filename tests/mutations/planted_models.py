@@ -21,8 +21,6 @@ DECODER = [
 ]
 ADAPTER = [
     ("tied weights train apart", "ensure_weight_tying=tied,", "ensure_weight_tying=False,"),
-    ("LoRA is tied as well", "bool(model.config.tie_word_embeddings and config.lora_modules_to_save)",
-     "bool(config.lora_modules_to_save)"),
     ("the reference is the bare base", "        _copy_as_reference(model)\n", "        pass\n"),
     ("what is trained whole has no reference", "            module._adapters.add(REFERENCE)\n", ""),
     ("the reference trains", "parts[REFERENCE] = copy.deepcopy(parts[TRAINED], copies).requires_grad_(False)",
