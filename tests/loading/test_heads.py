@@ -101,6 +101,10 @@ def test_what_is_trained_whole_is_in_sampler_trainer_and_reference_what_it_is_in
         for reference in (False, True):
             found_K = policy(one_text(TOKENS[0]), reference=reference).logprob_K
             assert (found_K - of_text(expected)).abs().max() < 1e-5
+        for parameter in trainable(trained).values():
+            parameter += 0.1
+        found_K = policy(one_text(TOKENS[0]), reference=True).logprob_K
+        assert (found_K - of_text(expected)).abs().max() < 1e-5, "the reference is a copy"
     assert (logits(base(folder / model)) - expected).abs().max() > 0.1, "the adapter says something"
 
 
@@ -167,7 +171,10 @@ def test_a_tensor_that_peft_would_put_into_the_base_is_refused(folder, tmp_path,
     put(path / "adapter_model.safetensors", {name: held["model.embed_tokens.weight"] + 0.5})
     line = refused(train.main, small_run(folder, **changed), tmp_path, capsys)
     assert f"{name} has no place in this model, or is in neither target_modules nor modules_to_save" in line
-    put(path / "adapter_model.safetensors", {name: held["model.embed_tokens.weight"]})  # as save_embedding_layers does
+    own = held["model.embed_tokens.weight"]
+    put(path / "adapter_model.safetensors", {name: own})  # as save_embedding_layers does
+    add_adapter(base(folder / "tied"), Config(adapter_name_or_path=str(path), load_in_4bit=False), torch.float32)
+    put(path / "adapter_model.safetensors", {"base_model.model.lm_head.weight": own})  # its other name
     add_adapter(base(folder / "tied"), Config(adapter_name_or_path=str(path), load_in_4bit=False), torch.float32)
 
 
