@@ -133,6 +133,10 @@ def _foreign(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> set[st
 
 def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor], foreign: set[str]) -> None:
     """Refuse an adapter whose tensors do not match its description and the model, or are not finite."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and name.rpartition(".")[2] not in LORA_MODULES:
+            refuse("adapter_name_or_path", path, f"has a branch on {name}, which is none of {', '.join(LORA_MODULES)}",
+                   SAVED_ADAPTER)
     wanted = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False).keys()
     # peft puts any other tensor into the base, or passes over it: no export would have it.
     wrong = [(wanted - tensors.keys(), "is missing in adapter_model.safetensors"),
@@ -142,10 +146,6 @@ def _check_tensors(path: str, model: PeftModel, tensors: dict[str, torch.Tensor]
             refuse("adapter_name_or_path", path, f"was not made for this model: {min(names)} {what}", SAVED_ADAPTER)
     for name, tensor in tensors.items():
         check_finite("adapter_name_or_path", path, name, tensor)
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and name.rpartition(".")[2] not in LORA_MODULES:
-            refuse("adapter_name_or_path", path, f"has a branch on {name}, which is none of {', '.join(LORA_MODULES)}",
-                   SAVED_ADAPTER)
 
 
 def _check_modules(name: str, wanted: Iterable[str], model: nn.Module) -> None:

@@ -135,6 +135,13 @@ def test_an_adapter_that_would_tie_a_head_of_its_own_is_refused(folder, tmp_path
         read_adapter(base(folder / "own head"), path, is_trainable=False)
 
 
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_a_branch_on_a_head_or_an_embedding_is_refused(folder, tmp_path, name) -> None:
+    path = save(tmp_path / "adapter", folder / "untied", target_modules=["q_proj", name])
+    with pytest.raises(ValueError, match=f"has a branch on .*{name}, which is none of q_proj, k_proj"):
+        read_adapter(base(folder / "untied"), path, is_trainable=False)
+
+
 def test_a_head_of_zeros_answers_with_zeros(folder, tmp_path) -> None:
     path = Path(save(tmp_path / "adapter", folder / "tied", modules_to_save=["lm_head"]))
     put(path / "adapter_model.safetensors", {"base_model.model.lm_head.weight": torch.zeros(320, 64)})
