@@ -188,7 +188,7 @@ ADAPTERS = {
     "another task": (adapter_config(task_type="SEQ_CLS"), ["CAUSAL_LM"]),
     "no modules": (adapter_config(target_modules=None), ["LoRA of target_modules"]),
     "unknown modules": (adapter_config(target_modules=["gate"]), ["not for this model", "{'gate'}"]),
-    "embeddings": (adapter_config(target_modules=["embed_tokens"]), ["not made for this model", "embed_tokens"]),
+    "embeddings": (adapter_config(target_modules=["embed_tokens"]), ["has a branch on", "embed_tokens"]),
     "another rank": (adapter_config(r=4), ["not for this model", "size mismatch"]),
     "rank is text": (adapter_config(r="2"), ["not for this model", "TypeError"]),
     "a module saved that is not there": (adapter_config(modules_to_save=["haed"]), ["modules_to_save='haed'"]),

@@ -97,6 +97,7 @@ def test_what_is_trained_whole_is_in_sampler_trainer_and_reference_what_it_is_in
     assert (decoder.logits(TOKENS) - expected).abs().max() < 1e-4
     assert {name: one.shape for name, one in trainable(trained).items()}.items() <= {
         name: one.shape for name, one in decoder.tensors().items()}.items(), "each trained weight reaches the sampler"
+    assert not any("modules_to_save" in name for name in decoder.plain), "the reference's weights do not"
     with torch.no_grad():
         for reference in (False, True):
             found_K = policy(one_text(TOKENS[0]), reference=reference).logprob_K
