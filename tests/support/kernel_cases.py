@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from quick_interpreter import hasten
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,7 +34,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(name, full_of_nan(pkgutil.resolve_name(name)))
     if not COMPILED:
         patch.setattr("kernels.gpu.launch.FOLD", FOLD._replace(words=32))
-        patch.setattr("triton.runtime.interpreter.ReduceOps.generic_reduce", add_up)
+        hasten(patch)
 
 
 def widen(patch: pytest.MonkeyPatch) -> None:
@@ -42,11 +43,6 @@ def widen(patch: pytest.MonkeyPatch) -> None:
     if not COMPILED:
         patch.setattr("kernels.gpu.launch.FOLD", FOLD)
         patch.setattr("kernels.gpu.launch.tile_of", lambda *args, **options: INTERPRETER._replace(words=512))
-
-
-def add_up(reduction: Any, tensors: tuple) -> list:
-    """Our one custom reduction, `add_pairs`: the interpreter would call it for each pair of numbers, for a second."""
-    return [reduction.sum(tensor) for tensor in tensors]
 
 
 def full_of_nan(function: Callable) -> Callable:

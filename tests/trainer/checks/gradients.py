@@ -4,7 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 import deepspeed
+import pytest
 import torch
+from quick_interpreter import hasten
 
 from grpo.config import Config
 from grpo.distributed import gather_objects, rank
@@ -179,6 +181,7 @@ def keep_last_gradient(engine: Engine, kept: list[torch.Tensor], backward: Calla
 
 def alone_check_triton_kernels_run_inside_the_engine() -> None:
     """A frozen tied head over NF4 with checkpointing, a trained one with an exact KL: gradients pass ZeRO's hooks."""
+    hasten(pytest.MonkeyPatch())  # for good: the rank ends after its checks
     for options in (
         dict(logprob_impl="triton", model="tied", gradient_checkpointing="true", load_in_4bit=True),
         dict(logprob_impl="hybrid", model="untied", lora_modules_to_save=HEAD, kl_estimator="exact", beta=0.5),
