@@ -142,16 +142,12 @@ def sample(run: Run, examples: list[Example], places: list[int], step: int) -> R
     """G completions of each prompt; a progress bar if it takes long."""
     config = run.config
     with tqdm(total=len(examples) * config.num_generations, desc=f"sample step {step}", unit="completion",
-              delay=PATIENCE_S, leave=False, disable=rank() > 0) as bar:
-        def show(tokens: int, finished: int) -> None:
-            bar.set_postfix(tokens=tokens, refresh=False)
-            bar.update(finished - bar.n)
-
+              delay=PATIENCE_S, miniters=0, leave=False, disable=rank() > 0) as bar:
         rollout = generate(
             run.decoder, [run.prompt_ids(example) for example in examples], tokenizer=run.tokenizer,
             num_generations=config.num_generations, max_completion_length=config.max_completion_length,
             temperature=config.temperature, stop_token_ids=run.stop_token_ids, stop_strings=config.stop_strings,
-            seed=config.seed, step=step, prompt_index=places, num_slots=run.num_slots, progress=show)
+            seed=config.seed, step=step, prompt_index=places, num_slots=run.num_slots, bar=bar)
     if not config.rollout_keep:
         run.decoder.move("cpu")
     return rollout

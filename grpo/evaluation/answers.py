@@ -61,12 +61,13 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
     _check_room(prompts, indices, max_completion_length, decoder.config.max_position_embeddings)
     if not examples:
         return []
-    with tqdm(total=len(examples) * num_samples, desc=progress, unit="answer", disable=progress is None) as bar:
+    with tqdm(total=len(examples) * num_samples, desc=progress, unit="answer", miniters=0,
+              disable=progress is None) as bar:  # at each look, and not only when an answer has ended
         rollout = generate(
             decoder, prompts, tokenizer=tokenizer, num_generations=num_samples,
             max_completion_length=max_completion_length, temperature=temperature, top_p=top_p,
             stop_token_ids=stop_token_ids, stop_strings=stop_strings, seed=seed, step=0, prompt_index=indices,
-            num_slots=num_slots, progress=lambda _, finished: bar.update(finished - bar.n))
+            num_slots=num_slots, bar=bar)
     return _score(rollout, examples, indices, num_samples)
 
 

@@ -8,11 +8,11 @@ Axes besides those of `grpo/types.py`: M slots in use, X any of the completions.
 
 import time
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from grpo.health.pulse import pulse
@@ -33,7 +33,7 @@ def generate(
     decoder: Decoder, prompts: list[list[int]], *, tokenizer: PreTrainedTokenizerBase, num_generations: int,
     max_completion_length: int, temperature: float, top_p: float = 1.0, stop_token_ids: set[int],
     stop_strings: list[str], seed: int, step: int, prompt_index: list[int], num_slots: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    bar: tqdm | None = None,
 ) -> Rollout:
     """Sample G completions for each of B prompts, until each one stops or is truncated.
 
@@ -44,7 +44,7 @@ def generate(
         max_completion_length: tokens after which a completion is truncated, at least 1.
         stop_strings: texts that end a completion and are cut from its text.
         num_slots: completions decoded at the same time, which bounds the memory; None: all of them.
-        progress: called with the numbers of sampled tokens and of finished completions so far.
+        bar: of as many completions; it shows those that have ended, and the tokens of all.
 
     Raises:
         ValueError: a prompt is empty.
@@ -73,8 +73,9 @@ def generate(
             slots.release(sampled.append(windows.popleft().wait(), stop))
             pulse.progress()
             stop_request.leave()
-            if progress is not None:
-                progress(int(sampled.length_N.sum()), sampled.num_done)
+            if bar is not None:
+                bar.set_postfix(tokens=int(sampled.length_N.sum()), refresh=False)
+                bar.update(sampled.num_done - bar.n)
     return sampled.collect(prompts, stop, slots, time.perf_counter() - start)
 
 

@@ -16,6 +16,7 @@ from rollout_cases import (
     PROMPTS,
     STOPPING,
     TOKENIZER,
+    Bar,
     assert_same_rows,
     assert_scored_as_plain_text,
     sample_rows,
@@ -227,12 +228,11 @@ def test_rows_hold_their_stop_token_and_zeros_beyond_it(decoder):
 
 
 def test_progress_counts_tokens_and_finished_rows(decoder):
-    seen = []
-    rows = sample_rows(
-        decoder, progress=lambda *so_far: seen.append(so_far), **STOPPING | {"max_completion_length": 6})
+    bar = Bar(12)
+    rows = sample_rows(decoder, bar=bar, **STOPPING | {"max_completion_length": 6})
     assert 0 < int(rows.truncated_N.sum()) < 12
     # All rows are in slots: step t is everybody's token t. At most 6 tokens, so all have ended after the sixth.
-    assert seen == [(int(rows.length_N.clamp(max=t).sum()), int((rows.length_N <= t).sum())) for t in range(1, 7)]
+    assert bar.seen == [(int(rows.length_N.clamp(max=t).sum()), int((rows.length_N <= t).sum())) for t in range(1, 7)]
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from rollout_cases import (
     PROMPTS,
     STOPPING,
     TOKENIZER,
+    Bar,
     assert_same_rows,
     sample_rows,
     script,
@@ -191,10 +192,10 @@ def test_what_a_row_says_beyond_its_end_is_cut(small, monkeypatch, steps, ahead)
     monkeypatch.setitem(generate.STEPS, "cpu", steps)
     monkeypatch.setitem(generate.AHEAD, "cpu", ahead)
     script(monkeypatch, said)
-    progress = []
+    bar = Bar(8)
     rows = sample_rows(
         small, num_generations=2, num_slots=3, max_completion_length=10, stop_token_ids={EOS}, stop_strings=["A"],
-        progress=lambda *so_far: progress.append(so_far))
+        bar=bar)
     assert rows.length_N.tolist() == [1, 4, 5, 8, 10, 10, 3, 10]
     assert rows.truncated_N.tolist() == [False] * 5 + [True, False, True]
     expected = [tokens[:10] for tokens in said[:-1]] + [[7] + [JUNK] * 9]
@@ -203,7 +204,7 @@ def test_what_a_row_says_beyond_its_end_is_cut(small, monkeypatch, steps, ahead)
     columns = [[-1000 * n - t if t < length else 0 for t in range(10)] for n, length in enumerate(rows.length_N)]
     assert rows.sampler_logprob_NT.tolist() == columns
     assert rows.text[0] == "" and rows.text[6] == TOKENIZER.decode([33, 33]) and len(rows.text[5]) == 10
-    assert progress[-1] == (1 + 4 + 5 + 8 + 10 + 10 + 3 + 10, 8)
+    assert bar.seen[-1] == (1 + 4 + 5 + 8 + 10 + 10 + 3 + 10, 8)
 
 
 def test_a_gpu_records_few_widths_and_a_cpu_takes_any():

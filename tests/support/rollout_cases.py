@@ -1,8 +1,11 @@
 """What the tests of the sampler share: prompts, a call with defaults, comparisons, completions by script."""
 
+import io
+
 import pytest
 import torch
 from tiny_models import tiny_tokenizer
+from tqdm import tqdm
 
 from grpo.sampler import generate, slots
 from grpo.sampler.decoder import Decoder
@@ -16,6 +19,18 @@ PROMPTS = [
 ]
 STOPPING = {"stop_token_ids": set(range(0, 320, 9)), "max_completion_length": 30}  # a ninth of the vocabulary stops
 JUNK = 319  # what a scripted completion says after its script
+
+
+class Bar(tqdm):
+    """Notes (tokens, completions) at each look."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total=total, file=io.StringIO())
+        self.seen: list[tuple[int, int]] = []
+
+    def update(self, number: float = 1) -> None:
+        super().update(number)
+        self.seen.append((int(self.postfix.removeprefix("tokens=")), self.n))
 
 
 def sample_rows(decoder: Decoder, prompts: list[list[int]] = PROMPTS, **options) -> Rollout:
