@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grpo.options.evaluation import MOST_SLOTS, Settings, asked
 
@@ -35,12 +35,10 @@ from grpo.loading.model import dtype_of, load_decoder
 from grpo.memory.concurrency import Lengths, choose_slots
 from grpo.options.refusal import spelled_out
 from grpo.packing import common_prefix_length
-from grpo.report.page import NOTE, draw_shares, image, page, percent, table
+from grpo.report.chart import chart
+from grpo.report.page import NOTE, page, percent, shares, table
 from grpo.run.examples import check_tokens, form_of_prompts
 from grpo.sampler.decoder import Decoder
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 
@@ -116,35 +114,27 @@ def table_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             for record in records]
 
 
-def chart(records: list[dict[str, Any]]) -> "Figure":
+def accuracy_chart(records: list[dict[str, Any]]) -> str:
     """Strict and lenient accuracy over the number of shots, with their intervals."""
-    from matplotlib.figure import Figure  # here, because it takes a second
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    lines = []
     labels = list(dict.fromkeys(record["model"] for record in records))  # in order, each once
-    for color, label in zip(("C0", "C7"), labels):
+    for color, label in enumerate(labels):
         group = sorted((record for record in records if record["model"] == label), key=lambda one: one["num_shots"])
-        for name, line in (("strict", "-"), ("lenient", ":")):
+        for name, style in (("strict", ""), ("lenient", "dashed")):
             shots = [record["num_shots"] for record in group]
-            draw_shares(axes, shots, group, name, color=color, linestyle=line, label=f"{label}, {name}")
-    axes.set(xlabel="worked examples in the prompt", ylabel="accuracy, 95 % interval", ylim=(0, 1),
-             xticks=sorted({record["num_shots"] for record in records}))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
+            lines.append(shares(shots, group, name, color=color, style=style, label=f"{label}, {name}"))
+    return chart("accuracy, 95 % interval", lines, x_label="shots", top=1.0)
 
 
 def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], records: list[dict[str, Any]]) -> None:
-    """Write `eval.json`, `eval.html`, `accuracy.png` and the answers to the output folder."""
+    """Write `eval.json`, `eval.html` and the answers to the output folder."""
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     for (label, num_shots), group in answers.items():
         save_answers(group, folder / f"answers_{label}_{num_shots}_shots.jsonl")
-    picture = folder / "accuracy.png"
-    chart(records).savefig(picture, dpi=110)
     settings_table = table(("option", "value"), list(asdict(settings).items()))
-    body = [table(HEADER, table_rows(records)), f"<p>{NOTE}</p>", image(picture), "<h2>Settings</h2>", settings_table]
+    body = [table(HEADER, table_rows(records)), f"<p>{NOTE}</p>", accuracy_chart(records), "<h2>Settings</h2>",
+            settings_table]
     (folder / "eval.html").write_text(page(f"Accuracy of {settings.model}", body), encoding="utf-8")
     content = json.dumps({"settings": asdict(settings), "results": records}, indent=1)
     (folder / "eval.json").write_text(content + "\n", encoding="utf-8")

@@ -49,7 +49,7 @@ class Settings:
     model_revision: str = option("main", "Revision on the Hub.")
     trust_remote_code: bool = option(False, "Run code that comes with the model.")
     seed: int = option(42, "Of the sampling and of the order of the data.", within="[0, inf)")
-    output: str | None = option(None, "Folder for eval.json, eval.html, accuracy.png and the answers; none: no files.")
+    output: str | None = option(None, "Folder for eval.json, eval.html and the answers; none: no files.")
 
 
 def parse(argv: Sequence[str]) -> Settings:

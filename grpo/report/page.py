@@ -3,59 +3,55 @@
 So the page of a resumed run shows the whole run, and `python -m grpo.report.page OUTPUT_DIR` makes it at any time.
 """
 
-import base64
 import html
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from grpo.evaluation.answers import Answer, answers_path, load_answers
 from grpo.evaluation.statistics import SCORES, num_right, paired_test, summarize
 from grpo.options.refusal import spelled_out
+from grpo.report.chart import STYLE as CHART_STYLE
+from grpo.report.chart import Line, chart
 from grpo.report.json_lines import read
 from grpo.report.metrics import COLUMNS, METRICS, metric
 from grpo.report.watch import warnings
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 MODES = ("greedy", "sampled")
 CURVES = ("reward", "accuracy", "kl", "truncated_share", "completion_length", "step_s")
 NUM_SHOWN = 6  # problems shown with their completions
-WINDOW = 5  # the thick curves average this many steps on either side
+WINDOW = 5  # the other curves average this many steps on either side
 NOTE = (
     "Strict: right number in the asked format. Lenient: strict, or the last number is right. Format: the answer line "
     "is there. Truncated: cut off by max_completion_length. In brackets the 95 % confidence interval; p is the chance "
     "of a difference at least as large if both were equally good (exact sign-flip test on the same problems)."
 )
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; } th { background: #f3f3f3; }
-th, td { border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 13px; } img { max-width: 100%; }
-"""
+:root { color-scheme: light dark; } th { background: #8882; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; }
+th, td { border: 1px solid #8886; padding: .3em .6em; text-align: left; vertical-align: top; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 13px; }
+""" + CHART_STYLE
 
 Evaluations = dict[str, tuple[list[Answer], list[Answer]]]
 
 
 def write_report(output_dir: Path) -> Path:
-    """Write `report.html` and `curves.png` into the output folder of a run, and return the path of the first."""
+    """Write `report.html` into the output folder of a run, and return its path."""
     config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
     records = read(output_dir / "metrics.jsonl")
     evaluations = _read_evaluations(output_dir)
-    curves(records, evaluations).savefig(output_dir / "curves.png", dpi=110)
-
     model, data = config["model_name_or_path"], config["train_dataset_id_or_path"]
     body = [f"<p>{len(records)} steps of GRPO: {html.escape(str(model))} on {html.escape(str(data))}.</p>"]
     if evaluations:
         body += ["<h2>Held-out accuracy</h2>", comparison_table(evaluations)]
     if lines := warnings(config, records):
         body += ["<h2>Warnings</h2>", "<pre>" + "\n".join(map(html.escape, lines)) + "</pre>"]
-    body += ["<h2>Curves</h2>", image(output_dir / "curves.png")]
+    body += ["<h2>Curves</h2>", curves(records, evaluations)]
     if evaluations:
         body += ["<h2>Completions before and after</h2>", _completions_table(evaluations)]
     body += ["<h2>Settings</h2>", table(("option", "value"), list(config.items()))]
@@ -79,28 +75,22 @@ def comparison_table(evaluations: Evaluations) -> str:
     return table(header, rows) + f"<p>{NOTE}</p>"
 
 
-def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> "Figure":
-    """One picture with CURVES over the steps, and the held-out accuracy before and after."""
-    from matplotlib.figure import Figure  # here, because it takes a second, and a run draws when it has ended
-
-    figure = Figure(figsize=(12, 6.4))
-    room = {"left": 0.05, "right": 0.98, "bottom": 0.08, "top": 0.95, "hspace": 0.35}  # a layout would draw all twice
-    for axes, name in zip(figure.subplots(2, 3, gridspec_kw=room).flat, CURVES, strict=True):
+def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> str:
+    """A chart of each of CURVES over the steps, with the held-out accuracy before and after."""
+    charts = []
+    for name in CURVES:
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         steps, values = [step for step, _ in points], [value for _, value in points]
-        axes.plot(steps, values, color="C0", alpha=0.35, linewidth=1, label="each step")
-        axes.plot(steps, running_mean(values), color="C0", linewidth=2, label=f"mean of {2 * WINDOW + 1} steps")
-        axes.set(title=f"{name} [{metric(name).unit}]", xlabel="step")
-        axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=min(0, *values, 0))  # from 0, so that a small change looks small
+        lines = [Line(points, "each step", style="faint"),
+                 Line(list(zip(steps, running_mean(values))), f"mean of {2 * WINDOW + 1} steps")]
         if name == "accuracy":
-            for color, (mode, answers) in zip(("C2", "C1"), evaluations.items()):
-                ends = (min(steps, default=0), max(steps, default=1))
-                summaries = [summarize(part) for part in answers]
-                draw_shares(axes, ends, summaries, "strict", color=color, linestyle=":", label=f"held-out {mode}")
-            axes.set_ylim(0, 1)
-            axes.legend(fontsize="small")
-    return figure
+            ends = (min(steps, default=0), max(steps, default=1))
+            lines += [shares(ends, [summarize(part) for part in answers], "strict", label=f"held-out {mode}",
+                             color=color, style="dashed")
+                      for color, (mode, answers) in enumerate(evaluations.items(), start=1)]
+        title = f"{name} [{metric(name).unit}]"
+        charts.append(chart(title, lines, x_label="step", top=1.0 if name == "accuracy" else None))
+    return "\n".join(charts)
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -109,12 +99,10 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def draw_shares(axes: "Axes", x: Sequence[int], summaries: list[dict[str, Any]], score: str, **style: str) -> None:
-    """Draw one share of several evaluations at the places x, with its 95 % intervals as error bars."""
-    share = [summary[score] for summary in summaries]
-    low, high = zip(*(summary[f"{score}_interval"] for summary in summaries), strict=True)
-    error = [[middle - end for middle, end in zip(share, low)], [end - middle for middle, end in zip(share, high)]]
-    axes.errorbar(x, share, yerr=error, marker="o", capsize=4, **style)
+def shares(x: Sequence[int], summaries: list[dict[str, Any]], score: str, **look: Any) -> Line:
+    """One share of several evaluations at the places x, with its 95 % intervals as bars."""
+    return Line([(place, summary[score]) for place, summary in zip(x, summaries, strict=True)],
+                intervals=[summary[f"{score}_interval"] for summary in summaries], **look)
 
 
 def percent(summary: dict[str, Any], score: str) -> str:
@@ -130,15 +118,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def image(path: Path) -> str:
-    """A PNG file as HTML that contains it."""
-    return f'<img alt="chart" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-
-
 def page(title: str, body: Sequence[str]) -> str:
     """A whole HTML page; the parts of the body are HTML already."""
     title = html.escape(title)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f'<title>{title}</title><style>{STYLE}</style>'
     content = "\n".join([f"<h1>{title}</h1>", *body])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{content}</body></html>\n'
 

@@ -30,8 +30,10 @@ QUANTISED = {
     "gptq": {"quant_method": "gptq", "bits": 4}, "awq": {"quant_method": "awq", "bits": 4},
     "fp8": {"quant_method": "fp8"}, "compressed-tensors": {"quant_method": "compressed-tensors"},
     "bitsandbytes in 8 bits": {"quant_method": "bitsandbytes", "load_in_8bit": True},
-    "bitsandbytes in fp4": NF4 | {"bnb_4bit_quant_type": "fp4"},
-    "bitsandbytes in nf4 without double quantisation": NF4 | {"bnb_4bit_use_double_quant": False},
+    # what it is where a config does not say
+    "bitsandbytes in fp4": {name: value for name, value in NF4.items() if name != "bnb_4bit_quant_type"},
+    "bitsandbytes in nf4 without double quantisation": {
+        name: value for name, value in NF4.items() if name != "bnb_4bit_use_double_quant"},
     "bitsandbytes in nf4, apart from ['up_proj']": NF4 | {"llm_int8_skip_modules": ["lm_head", "up_proj"]},
 }
 PLAIN = {"load_in_4bit": "false"}  # beside it the same in 4 bits, which loads by another way

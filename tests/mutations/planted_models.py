@@ -15,7 +15,6 @@ DECODER = [
      "in (module.lora_B, module.lora_A))"),
     ("packed bytes of another type stay", "module.weight.data.flatten().view(dtype)[:, None]", "module.weight.data"),
     ("products in the type of the files", "            module.compute_dtype = dtype\n", ""),
-    ("the base trains", "requires_grad_(False).train()", "train()"),
     ("only the tokenizer's end", "(tokenizer.eos_token_id, *listed)", "(tokenizer.eos_token_id,)"),
     ("only the generation's ends", "(tokenizer.eos_token_id, *listed)", "(*listed,)"),
 ]

@@ -74,7 +74,19 @@ TRIAL = [
     ("folders that it made stay", "                    path.rmdir()", "                    pass"),
 ]
 
+CHART = [
+    ("the axis begins at the smallest value", "min([0.0, *values])", "min(values, default=0.0)"),
+    ("upside down", "HEIGHT - BOTTOM, TOP)", "TOP, HEIGHT - BOTTOM)"),
+    ("each step on hover", "index % apart == 0 or index == len(points)", "True"),
+    ("the last value is left out", " or index == len(points)", ""),
+    ("fractions of a step", "max(step, 1.0) if whole else step", "step"),
+    ("the last tick is left out", "math.floor(high / step + 1e-9) + 1)", "math.floor(high / step + 1e-9))"),
+    ("markup in a title", "{html.escape(title)}</text>", "{title}</text>"),
+    ("bars of the first interval", "V{y_of(high):.1f}", "V{y_of(y):.1f}"),
+]
+
 OUTPUT_GROUPS = [
+    ("grpo/report/chart.py", ("test_chart.py",), CHART),
     ("grpo/trainer/engine.py", ("test_three_ranks.py",), PARTS),
     ("grpo/saving/output_lock.py", ("test_output_folder.py",), OUTPUT_LOCK),
     ("grpo/options/surroundings.py", ("test_output_folder.py",), PREFLIGHT),

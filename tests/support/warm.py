@@ -13,7 +13,6 @@ A plant is a call of a function of plants.py, made in each rank.
 
 import gc
 import importlib
-import io
 import json
 import os
 import signal
@@ -29,7 +28,6 @@ from ranks import ROOT
 import train  # noqa: F401 (what every rank needs is imported before the fork)
 from grpo.health import launcher
 from grpo.loading.model import load_base, load_tokenizer
-from grpo.report.page import curves
 
 # What a rank would import when it comes to it.
 LATER = ("deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3",
@@ -84,7 +82,6 @@ def rehearse() -> None:
     shipped = str(ROOT / "data" / "tiny_qwen2")
     load_base(shipped, load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu"))
     load_tokenizer(shipped)
-    curves([], {}).savefig(io.BytesIO())
 
 
 def main() -> None:

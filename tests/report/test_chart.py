@@ -1,0 +1,63 @@
+"""A chart in SVG: where its lines and ticks are, worked by hand. Needs no library."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from grpo.report.chart import MOST_POINTS, Line, chart, scale, ticks
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 0.03, [0, 0.01, 0.02, 0.03]), (0, 7, [0, 2, 4, 6]),
+    (-1, 1, [-1, -0.5, 0, 0.5, 1]), (0, 4700, [0, 1000, 2000, 3000, 4000]), (3, 3, [3]), (0, 5e-7, None)])
+def test_ticks_are_round_numbers_inside_the_range(low, high, expected) -> None:
+    found = ticks(low, high)
+    assert found == pytest.approx(expected or [index * 1e-7 for index in range(6)])
+
+
+def test_ticks_of_steps_are_whole() -> None:
+    assert ticks(0, 3, whole=True) == [0, 1, 2, 3] and ticks(0, 69, whole=True) == [0, 20, 40, 60]
+
+
+def test_a_scale_is_a_straight_line_and_one_value_is_in_the_middle() -> None:
+    assert [scale(0, 10, 100, 200)(value) for value in (0, 5, 10)] == [100, 150, 200]
+    assert scale(4, 4, 100, 200)(4) == 150
+
+
+def test_a_line_is_where_its_values_are() -> None:
+    svg = chart("kl", [Line([(0, 0.0), (1, 2.0), (2, 4.0)])], x_label="step")
+    # x from 44 to 328; y of 0 at 166, of 4 at 24
+    assert 'd="M44.0 166.0L186.0 95.0L328.0 24.0"' in svg
+    assert re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg) == [
+        ("44.0", "166.0"), ("186.0", "95.0"), ("328.0", "24.0")]
+
+
+def test_the_axis_begins_at_0_or_below_and_ends_at_the_top_or_the_largest_value() -> None:
+    def labels(values: list[float], top: float | None = None) -> list[str]:
+        svg = chart("", [Line(list(enumerate(values)))], x_label="", top=top)
+        return re.findall(r'text-anchor="end">([-\d.e]+)<', svg)
+
+    assert labels([9.0, 10.0]) == ["0", "2", "4", "6", "8", "10"]
+    assert labels([-4.0, -2.0]) == ["-4", "-3", "-2", "-1", "0"]
+    assert labels([0.1, 0.2], top=1.0) == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+def test_a_bar_reaches_from_one_end_of_the_interval_to_the_other() -> None:
+    svg = chart("a", [Line([(0, 0.5)], "held-out", intervals=[(0.25, 0.75)])], x_label="shots", top=1.0)
+    # one place on the axis is in its middle, 186; of 142 units, a quarter is 35.5
+    assert "M186.0 130.5V59.5" in svg and "<title>held-out: 0.5 (0.25 to 0.75)</title>" in svg
+
+
+def test_thousands_of_steps_have_a_few_values_on_hover_and_the_last_one() -> None:
+    svg = chart("r", [Line([(step, step / 7) for step in range(4999)])], x_label="step")
+    shown = re.findall(r"<title>step (\d+): ", svg)
+    assert len(shown) <= MOST_POINTS + 1 and shown[-1] == "4998" and svg.count("L") == 4998
+
+
+@pytest.mark.parametrize("lines", [[Line([])], [Line([(0, 0.0)])], [Line([(3, 1.0), (9, 1.0)], "<b>"), Line([])]])
+def test_any_number_of_values_is_a_chart_that_a_reader_of_svg_takes(lines) -> None:
+    svg = chart('"a" & <b>', lines, x_label="step")
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img" and root.get("aria-label").startswith('"a" & <b>: ')
+    assert "nan" not in svg and "inf" not in svg
