@@ -11,7 +11,6 @@
 A function gets those that it names, and all of them if it takes **kwargs.
 """
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
@@ -134,8 +133,10 @@ def _signature(function: Call) -> inspect.Signature:
 
 
 @functools.cache
-def _loop() -> asyncio.Runner:
+def _loop() -> Any:
     """One event loop for all calls: a client that a user's module opened once belongs to it."""
+    import asyncio  # here, because it takes longer than all else that a worker imports
+
     return asyncio.Runner()
 
 
