@@ -139,6 +139,9 @@ MODELS = {
     "no context": (config(max_position_embeddings=0), ["max_completion_length=8", "context is 0"]),
     **{f"quantised, {words}": (quantised(**settings), [f"is quantised by {words}, which is not implemented"])
        for words, settings in QUANTISED.items()},
+    "quantised by its older name": (
+        lambda folder: (config(compression_config={"quant_method": "compressed-tensors"})(folder),
+                        (folder / "model.safetensors").unlink()), ["is quantised by compressed-tensors"]),
     "NF4 that is called plain": (quantised(**NF4), ["load_in_4bit=False is not true of", "nearest valid value: True"],
                                  PLAIN),
     "a bias that the config does not tell of": (
