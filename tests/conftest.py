@@ -54,6 +54,27 @@ def begin() -> Iterator[Callable]:
     pulse.step = None  # none is under way any more: a message needs no line between it and a progress bar
 
 
+@pytest.fixture(scope="module")
+def one_pool() -> Iterator[None]:
+    """The runs of a file's tests have one process for the same rewards: most of a refusal's time is its start."""
+    from grpo.run import build
+
+    pools = {}
+
+    def shared(*given: object, **options: object):
+        key = repr((given, options))
+        if key not in pools:
+            pool = pools[key] = RewardPool(*given, **options)
+            pool.end, pool.close = pool.close, lambda: None
+        return pools[key]
+
+    RewardPool, build.RewardPool = build.RewardPool, shared
+    yield
+    build.RewardPool = RewardPool
+    for pool in pools.values():
+        pool.end()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest pieces of work first: the many small ones fill what is left of both workers' time.
     items.sort(key=lambda item: not starts_ranks(item.nodeid.partition("::")[0]))

@@ -13,6 +13,8 @@ import eval as evaluation_command
 import train
 from data import load_examples
 
+pytestmark = pytest.mark.usefixtures("one_pool")
+
 HAS = "row 7 of split 'train' has the final_answer"
 GOOD = {"prompt": "q", "final_answer": "1"}
 

@@ -10,6 +10,8 @@ import eval as evaluation_command
 import train
 from data import load_examples
 
+pytestmark = pytest.mark.usefixtures("one_pool")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

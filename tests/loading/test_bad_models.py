@@ -21,6 +21,8 @@ import eval as evaluation_command
 import train
 from grpo.loading.model import load_base
 
+pytestmark = pytest.mark.usefixtures("one_pool")
+
 Edit = Callable[[Path], object]
 UP = "model.layers.0.mlp.up_proj.weight"
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

@@ -22,6 +22,8 @@ from grpo.loading.model import build_decoder, load_base, load_decoder
 from grpo.saving import checkpoint
 from grpo.trainer.policy import Policy, trainable
 
+pytestmark = pytest.mark.usefixtures("one_pool")
+
 CPU = torch.device("cpu")
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 BOTH = ["lm_head", "embed_tokens"]
