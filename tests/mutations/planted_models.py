@@ -57,6 +57,8 @@ QUANTISED = [
     ("4 bits are NF4 unless they say so",
      'found.get("bnb_4bit_quant_type", "fp4")', 'found.get("bnb_4bit_quant_type", "nf4")'),
     ("other files that are quantised pass", ' or settings.get("compression_config")', ""),
+]
+SIZES = [
     ("sizes that NF4 cannot pack", "if value % NF4_BLOCK:", "if False:"),
 ]
 INSPECTION = [
@@ -89,6 +91,7 @@ MODEL_GROUPS = [
     ("grpo/loading/model.py", ("test_heads.py", "test_bad_models.py", "test_chat_run.py"), DECODER),
     ("grpo/loading/adapter.py", ("test_heads.py", "test_adapter.py", "test_bad_models.py"), ADAPTER),
     ("grpo/loading/model_config.py", ("test_bad_models.py",), QUANTISED),
+    ("grpo/loading/model_config.py", ("test_bad_input.py",), SIZES),
     ("grpo/loading/inspection.py", ("test_bad_models.py", "test_added_tokens.py"), INSPECTION),
     ("grpo/run/examples.py", ("test_added_tokens.py",), TOKENS),
     ("grpo/run/build.py", ("test_added_tokens.py",), BUILD),
