@@ -22,6 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert tokenizer.add_tokens([ADDED]) == 1 and tokenizer.encode(ADDED) == [320]
     tokenizer.save_pretrained(folder / "model")
     rows = json.loads((folder / "data.json").read_text())
+    rows[0]["prompt"] += tokenizer.decode([319])
+    assert tokenizer.encode(rows[0]["prompt"])[-1] == 319  # the last that the model has
+    (folder / "data.json").write_text(json.dumps(rows))
     rows[2]["prompt"] += ADDED
     (folder / "added.json").write_text(json.dumps(rows))
     return folder
