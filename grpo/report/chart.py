@@ -2,8 +2,8 @@
 
 import html
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 WIDTH, HEIGHT, ROW = 340, 200, 15  # user units; a row is a line of text
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 24, 34  # margins of the plot
@@ -40,8 +40,8 @@ class Line(NamedTuple):
 def chart(title: str, lines: Sequence[Line], *, x_label: str, top: float | None = None) -> str:
     """An SVG element with a y axis from 0, so that a small change looks small, to `top` or the largest value.
 
-    The values of the first line are shown on hover; below the title, its first and last value are the text for those
-    who do not see the picture.
+    The values of the first line are shown on hover, as are those with an interval. The first line's ends are the text
+    for those who do not see the picture.
     """
     values = [y for line in lines for _, y in line.points] + [end for line in lines for one in line.intervals
                                                               for end in one]
@@ -64,7 +64,7 @@ def chart(title: str, lines: Sequence[Line], *, x_label: str, top: float | None 
         y = HEIGHT + row * ROW
         parts += [f'<path class="line {line.style}" stroke="{COLORS[line.color]}" d="M{LEFT} {y}h24"/>',
                   f'<text x="{LEFT + 30}" y="{y + 4}">{html.escape(line.label)}</text>']
-    for x, y in _some(lines[0].points):
+    for x, y in _some(lines[0].points if not lines[0].intervals else ()):  # those have a title of their own
         parts.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="5"><title>{html.escape(x_label)} {x:g}: '
                      f"{y:.4g}</title></circle>")
     box = f"0 0 {WIDTH} {HEIGHT + len(labelled) * ROW}"
@@ -72,7 +72,7 @@ def chart(title: str, lines: Sequence[Line], *, x_label: str, top: float | None 
     return f'<svg viewBox="{box}" role="img" aria-label="{name}">' + "".join(parts) + "</svg>"
 
 
-def scale(low: float, high: float, first: float, last: float) -> Any:
+def scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
     """The straight line that takes low to first and high to last; where the two are equal, all to the middle."""
     if low == high:
         return lambda value: (first + last) / 2
@@ -90,7 +90,7 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _drawn(line: Line, x_of: Any, y_of: Any) -> list[str]:
+def _drawn(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> list[str]:
     if not line.points:
         return []
     color = COLORS[line.color]
