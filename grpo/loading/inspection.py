@@ -46,17 +46,19 @@ def check_tokenizer(value: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, stop_tokens: Collection[Any], vocab_size: int) -> None:
-    """Refuse a tokenizer with more tokens than the model, and stop tokens that are missing or no tokens."""
+    """Refuse a tokenizer with more tokens than the model, stop tokens that are no tokens, and a model without one."""
     if tokenizer.vocab_size > vocab_size:
         refuse("tokenizer_name_or_path", tokenizer.name_or_path, f"has {tokenizer.vocab_size} tokens, but the model's "
                f"vocab_size is {vocab_size}", "the model's own tokenizer")
-    if not stop_tokens:
-        refuse("tokenizer_name_or_path", tokenizer.name_or_path, "has no token that ends a text",
-               "eos_token in tokenizer_config.json, or eos_token_id in generation_config.json")
     for token in stop_tokens:
-        if type(token) is not int or not 0 <= token < vocab_size:
+        if type(token) is not int or token < 0:
             refuse("eos_token_id", token, f"must be a token, a number from 0 below vocab_size={vocab_size}",
                    "eos_token in tokenizer_config.json and eos_token_id in generation_config.json as the model came")
+    # One beyond the vocabulary is never sampled: beside another it does no harm, and the doctor warns of it.
+    if not any(token < vocab_size for token in stop_tokens):
+        beyond = f"{min(stop_tokens)} is not below vocab_size={vocab_size}" if stop_tokens else "it has none"
+        refuse("tokenizer_name_or_path", tokenizer.name_or_path, f"has no token that ends a text: {beyond}",
+               "eos_token in tokenizer_config.json, or eos_token_id in generation_config.json")
 
 
 def check_finite(name: str, value: str, tensor_name: str, tensor: torch.Tensor) -> None:

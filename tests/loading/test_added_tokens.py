@@ -1,11 +1,13 @@
 """A tokenizer with a token that was added to it, and not to the model: only prompts that have it are refused. 10 s."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from refusals import refused, save_small_run, small_run
 from tiny_models import tiny_tokenizer
+from transformers import AutoTokenizer
 
 import eval as evaluation_command
 import train
@@ -48,3 +50,16 @@ def test_the_evaluation_refuses_it_as_well(folder, capsys) -> None:
 def test_a_token_that_no_prompt_has_is_no_mistake(folder, tmp_path, begin) -> None:
     run = begin(*small_run(folder, output_dir=tmp_path / "out"))
     assert len(run.tokenizer) > 320 and run.decoder.config.vocab_size == 320
+
+
+def test_an_end_beyond_the_model_is_refused_only_where_it_has_no_other(folder, tmp_path, begin, capsys) -> None:
+    model = shutil.copytree(folder / "model", tmp_path / "model")
+    changed = {"model_name_or_path": model, "output_dir": tmp_path / "out"}
+    (model / "generation_config.json").write_text('{"eos_token_id": [1, 320]}')
+    assert begin(*small_run(folder, **changed)).stop_token_ids >= {1, 320}
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token = ADDED
+    tokenizer.save_pretrained(model)
+    (model / "generation_config.json").write_text("{}")
+    line = refused(train.main, small_run(folder, **changed), tmp_path, capsys)
+    assert "has no token that ends a text: 320 is not below vocab_size=320" in line

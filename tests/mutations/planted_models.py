@@ -69,8 +69,9 @@ INSPECTION = [
     ("as many tokens as the model are too many", "if tokenizer.vocab_size > vocab_size:",
      "if tokenizer.vocab_size >= vocab_size:"),
     ("added tokens are too many", "if tokenizer.vocab_size > vocab_size:", "if len(tokenizer) > vocab_size:"),
-    ("any end", "type(token) is not int or not 0 <= token < vocab_size", "type(token) is not int"),
-    ("an end of the vocabulary's size", "not 0 <= token < vocab_size", "not 0 <= token <= vocab_size"),
+    ("any end", "type(token) is not int or token < 0", "type(token) is not int"),
+    ("an end of the vocabulary's size", "any(token < vocab_size for", "any(token <= vocab_size for"),
+    ("no end beyond the vocabulary", "any(token < vocab_size for", "all(token < vocab_size for"),
     ("no vocabulary", '    if not tokenizer.encode("1 + 1", add_special_tokens=False):\n', "    if False:\n"),
     ("NaN passes", "not ends.isfinite().all()", "ends.isinf().any()"),
 ]
