@@ -6,6 +6,7 @@ Prompt, stop strings and parser are those of the training, where the options are
 examples in the prompt, so the table has one row for each number, and a 95 % interval behind every accuracy.
 """
 
+import gc
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ if __name__ == "__main__":
     settings = asked(sys.argv[1:])  # `--help` and a mistake end here: the imports below take eight seconds
     # Nothing is compiled, and importing the compiler, as bitsandbytes does, takes two seconds more.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    gc.disable()  # as in train.py
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -39,6 +41,10 @@ from grpo.report.chart import chart
 from grpo.report.page import NOTE, page, percent, shares, table
 from grpo.run.examples import check_tokens, form_of_prompts
 from grpo.sampler.decoder import Decoder
+
+if __name__ == "__main__":
+    gc.enable()
+    gc.freeze()
 
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 

@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -30,6 +31,7 @@ if __name__ == "__main__":
     config = asked(sys.argv[1:])  # `--help`, `--plan` and a mistake end here: the imports below take eight seconds
     # Nothing is compiled, and importing the compiler, as bitsandbytes does, takes two seconds more.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    gc.disable()  # imports leave no garbage; to look for it takes another second
 
 import torch
 import torch.distributed as dist
@@ -51,6 +53,10 @@ from grpo.run.position import Position
 from grpo.saving import checkpoint, output_lock, skipped
 from grpo.step import grpo_step
 from rewards.processes import TOKEN
+
+if __name__ == "__main__":
+    gc.enable()
+    gc.freeze()  # what was imported is never looked through again
 
 
 def train(run: Run) -> int:

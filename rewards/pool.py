@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rewards.arguments import check_notes
 from rewards.loading import metric_name
 from rewards.processes import TOKEN, bearers, command, end
-from rewards.runner import HEAD, LOADING
+from rewards.requests import HEAD, LOADING
 from rewards.values import check_values
 from rewards.worker import ANSWER_BYTES, LOADS, MISLED
 

@@ -8,30 +8,17 @@ import json
 import os
 import pickle
 import random
-import struct
 import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rewards.arguments import Notes, call, check_columns, check_notes
 from rewards.loading import load
+from rewards.requests import LOADING, read
 from rewards.values import blame, check_values
-
-LOADING = 0  # the number of the answer to loading the functions; calls count from 1
-HEAD = struct.Struct("!QQ")  # the call's number, and the bytes of the request after it
-
-
-def read(stream: BinaryIO) -> tuple[int, bytes] | None:
-    """The next call's number and request; None at the end of the stream."""
-    head = stream.read(HEAD.size)
-    if len(head) < HEAD.size:
-        return None
-    call, length = HEAD.unpack(head)
-    request = stream.read(length)
-    return (call, request) if len(request) == length else None
 
 
 class Answerer:

@@ -21,7 +21,7 @@ from typing import IO, Any
 import psutil
 
 from rewards.processes import command, descendants, end, use_more, watch_over_descendants
-from rewards.runner import HEAD, LOADING, read
+from rewards.requests import HEAD, LOADING, read
 
 MAX_PROCESSES = 64  # of a runner's descendants at the same time
 OUTPUT_BYTES = 2**16  # printed by a call and passed on to the trainer's stderr; the rest is dropped

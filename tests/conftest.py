@@ -1,6 +1,7 @@
 """What every test runs under: no network, one thread, and on a machine without a GPU no test that is marked `gpu`."""
 
 import functools
+import gc
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+gc.disable()  # imports leave no garbage; to look for it takes seconds
 # Set before deepspeed, transformers or tokenizers are imported; processes that a test starts inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -81,6 +83,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()  # what was imported: each start of DeepSpeed collects garbage, and would look through it
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries speak of leaks at the end
 
 
 class OneWorker(LoadScopeScheduling):

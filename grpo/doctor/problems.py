@@ -11,7 +11,7 @@ from grpo.doctor.chat import chat_template, ends_turn
 from grpo.doctor.finding import Finding, judge
 from grpo.health.pulse import pulse
 from grpo.run.parts import Run
-from rewards import BUILT_IN
+from rewards.loading import BUILT_IN
 from rewards.math import ANSWER_LINE, CORRECTNESS_REWARD, FORMAT_REWARD, gold_number
 from rewards.pool import Scored
 

@@ -93,7 +93,7 @@ def rewards(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
     names = [name for name in in_force("reward_funcs") if ":" not in name and ".py" not in name]
     if {*names} <= {"format", "correctness"}:
         return []  # without the import
-    from rewards import BUILT_IN
+    from rewards.loading import BUILT_IN
 
     unknown = [name for name in names if name not in BUILT_IN]
     if unknown:

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def find(output_dir: Path) -> tuple[Path | None, list[str]]:
     return gather_objects((found, lines))[0]
 
 
+@cache  # looking them up takes 50 ms
 def versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in PACKAGES}
 

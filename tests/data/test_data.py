@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import data
-import rewards
+from rewards import loading
+from rewards.arguments import check_columns
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +50,7 @@ def test_columns_reach_the_reward_functions_by_name(tmp_path):
     examples = load(write(tmp_path / "mine.jsonl", rows))
     columns = {name: [example.columns[name] for example in examples] for name in examples[0].columns}
     del columns["prompt"]
-    function, = rewards.load([f"{reward_file}:f"]).values()
+    function, = loading.load([f"{reward_file}:f"]).values()
     assert function(prompts=["a", "b"], completions=["x", "x"], **columns) == [True, False]
 
 
@@ -88,7 +89,7 @@ def test_the_final_answer_is_its_column_or_the_end_of_the_answer(tmp_path, row, 
 def test_without_any_answer_column_the_correctness_reward_is_refused_not_silently_zero(tmp_path):
     (example,) = load(write(tmp_path / "mine.jsonl", [{"prompt": "p", "label": "4"}]))
     with pytest.raises(ValueError, match="missing a required argument: 'final_answer'"):
-        rewards.check_columns(rewards.load(["correctness"]), list(example.columns))
+        check_columns(loading.load(["correctness"]), list(example.columns))
 
 
 def test_a_key_that_some_rows_lack_is_none_in_them(tmp_path):

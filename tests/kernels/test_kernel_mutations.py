@@ -24,6 +24,7 @@ MUTATIONS = [  # name, module, old, new
     ("token's own logit", "forward", "((logit_y - top) - log_sum)", "(-top - log_sum)"),
     ("token's own row of the head", "backward", "(own.to(tl.float32) - mean_v", "(-mean_v"),
     ("one-hot of the token", "backward", "tl.where(own_RW, slope_RW + g_R[:, None], slope_RW)", "slope_RW"),
+    ("one sum of two that are made together", "forward", "    return a + c, b + d", "    return a + c, a + d"),
     ("rescaling where spans are merged", "forward", "  sums = old_scale * sums + part_scale * part_sum",
      "  sums = sums + part_sum"),
     ("the same of the moment", "forward", "old_scale * (moment + (top - new) * sums) +", "moment +"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from grpo.advantage import group_advantages
-from rewards import LARGEST_REWARD, check_values
+from rewards.values import LARGEST_REWARD, check_values
 
 RULE = "must be a finite number of at most 1e+15 in size, or None when it does not apply"
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import rewards
+from rewards.arguments import check_columns
+from rewards.loading import load
 from rewards.math import correctness_reward, format_reward
+from rewards.values import check_values
 
 GSM8K_DIR = Path(os.environ.get("GSM8K_DIR", Path(__file__).parents[2] / "../shared/data/gsm8k"))
 MARKER = "\n#### The final answer is"
@@ -215,9 +217,9 @@ def trl_file(tmp_path):
 
 
 def values_of(path, name):
-    (function,) = rewards.load([f"{path}:{name}"]).values()
+    (function,) = load([f"{path}:{name}"]).values()
     columns = {"solution": ["x", "x"], "task": ["math", "code"]}
-    return rewards.check_values(function(prompts=["ab", "abc"], completions=["x", "y"], **columns), count=2)
+    return check_values(function(prompts=["ab", "abc"], completions=["x", "y"], **columns), count=2)
 
 
 @pytest.mark.parametrize(
@@ -255,11 +257,11 @@ def test_a_return_value_that_breaks_the_rules_is_told_in_one_line(trl_file, name
 
 
 def test_a_column_that_a_function_needs_and_the_data_lacks_is_named_before_any_call(trl_file):
-    functions = rewards.load(["format", "correctness"])
+    functions = load(["format", "correctness"])
     with pytest.raises(ValueError, match="'correctness': missing a required argument: 'final_answer'.* label"):
-        rewards.check_columns(functions, ["label"])
-    rewards.check_columns(functions, ["label", "final_answer"])
-    rewards.check_columns(rewards.load([f"{trl_file}:closed"]), ["label"])  # it gets what it names, and no more
+        check_columns(functions, ["label"])
+    check_columns(functions, ["label", "final_answer"])
+    check_columns(load([f"{trl_file}:closed"]), ["label"])  # it gets what it names, and no more
 
 
 @pytest.mark.parametrize(
@@ -285,6 +287,6 @@ def test_reward_functions_that_cannot_be_loaded_are_refused_in_one_line(trl_file
     (trl_file.parent / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     places = {"{file}": str(trl_file), "{folder}": str(trl_file.parent)}
     with pytest.raises(ValueError, match=reason) as caught:
-        rewards.load([re.sub(r"{\w+}", lambda found: places[found[0]], name) for name in reward_funcs], reward_weights)
+        load([re.sub(r"{\w+}", lambda found: places[found[0]], name) for name in reward_funcs], reward_weights)
     assert str(caught.value).startswith("reward_")
     assert "\n" not in str(caught.value)

@@ -15,10 +15,12 @@ from ranks import ROOT
 from refusals import refused, save_small_run, small_run
 from reward_pools import score, starting
 
-import rewards
 import train
 from data.rows import RESERVED
 from grpo.config import load
+from rewards import loading
+from rewards.arguments import ARGUMENTS, check_columns
+from rewards.loading import BUILT_IN, name_of
 from rewards.processes import TOKEN
 
 FILE = ROOT / "tests" / "support" / "trl_rewards.py"
@@ -115,25 +117,25 @@ def test_a_function_that_cannot_be_called_is_refused_in_one_line_before_the_mode
 
 
 def test_a_function_of_a_module_that_python_can_import_is_found_by_its_name(folder: Path) -> None:
-    functions = rewards.load(["rewards.math:format_reward", "correctness"])
-    assert functions == {"format_reward": rewards.BUILT_IN["format"], "correctness": rewards.BUILT_IN["correctness"]}
+    functions = loading.load(["rewards.math:format_reward", "correctness"])
+    assert functions == {"format_reward": BUILT_IN["format"], "correctness": BUILT_IN["correctness"]}
     assert load(["--reward_funcs", "rewards.math:format_reward"]).reward_funcs == ["rewards.math:format_reward"]
 
 
 def test_the_nearest_argument_is_named(tmp_path: Path) -> None:
     (tmp_path / "near.py").write_text("def f(completion, answer): pass\ndef g(completions, answer): pass\n")
     with pytest.raises(ValueError, match="'f': missing a required argument: 'completion'; .*: completions$"):
-        rewards.check_columns(rewards.load([f"{tmp_path / 'near.py'}:f"]), ["answer"])
+        check_columns(loading.load([f"{tmp_path / 'near.py'}:f"]), ["answer"])
     with pytest.raises(ValueError, match="'g': missing a required argument: 'answer'; .*: final_answer$"):
-        rewards.check_columns(rewards.load([f"{tmp_path / 'near.py'}:g"]), ["final_answer"])
+        check_columns(loading.load([f"{tmp_path / 'near.py'}:g"]), ["final_answer"])
 
 
 def test_no_column_of_a_dataset_has_the_name_of_an_argument() -> None:
-    assert set(RESERVED) == set(rewards.ARGUMENTS)
+    assert set(RESERVED) == set(ARGUMENTS)
 
 
 def test_a_function_that_python_has_no_signature_of_gets_everything() -> None:
-    rewards.check_columns({"dict": dict}, ["answer"])
+    check_columns({"dict": dict}, ["answer"])
 
 
 # -- what goes wrong in a call -----------------------------------------------------------------------------------------
@@ -255,15 +257,15 @@ def test_a_function_of_a_module_is_named_so_that_another_process_finds_it(tmp_pa
     exec("def f(): pass", vars(package))
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setitem(sys.modules, "package.inner", package)
-    assert rewards.name_of(rewards.BUILT_IN["format"]) == "format" and rewards.name_of("a.py:f") == "a.py:f"
-    assert [rewards.name_of(one) for one in (main.mine, main.made, main.part)] == [
+    assert name_of(BUILT_IN["format"]) == "format" and name_of("a.py:f") == "a.py:f"
+    assert [name_of(one) for one in (main.mine, main.made, main.part)] == [
         f"{script}:mine", f"{script}:made", f"{script}:part"]
-    assert rewards.name_of(package.f) == "package.inner:f"
-    assert rewards.name_of(score) == f"{ROOT / 'tests/support/reward_pools.py'}:score"
+    assert name_of(package.f) == "package.inner:f"
+    assert name_of(score) == f"{ROOT / 'tests/support/reward_pools.py'}:score"
     del main.__file__  # a notebook
     for nameless in (lambda: 0, main.mine, functools.partial(score)):
         with pytest.raises(ValueError, match="^reward_funcs=.* nearest valid value: a function, a partial or an obj"):
-            rewards.name_of(nameless)
+            name_of(nameless)
 
 
 def test_a_lambda_is_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -278,4 +280,4 @@ def test_a_file_that_trains_when_it_is_imported_is_refused(tmp_path: Path, monke
     (tmp_path / "script.py").write_text("import train\ndef f(completions): return [1.0]\ntrain.main(['--help'], [f])\n")
     monkeypatch.setenv(TOKEN, "some")  # as in the process that loads it
     with pytest.raises(ValueError, match=r"RuntimeError: train.main\(\) is called .* __name__ == .*\(script.py:3\)"):
-        rewards.load([f"{tmp_path / 'script.py'}:f"])
+        loading.load([f"{tmp_path / 'script.py'}:f"])

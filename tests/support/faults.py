@@ -85,12 +85,15 @@ def wait_for_steps(output: Path, number: int = 1) -> None:
         time.sleep(0.05)
 
 
-def torchrun(output: Path, *argv: str, **env: str) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """torchrun with two ranks in their second step or later, and these ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
+def torchrun(
+    output: Path, *argv: str, num_ranks: int = 2, **env: str
+) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """torchrun with its ranks in their second step or later, and these ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}",
+               "train.py"]
     process = subprocess.Popen([*command, *argv], cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True)
     wait_for_steps(output)
     ranks = [one for one in psutil.Process(process.pid).children() if "train.py" in one.cmdline()]
-    assert len(ranks) == 2
+    assert len(ranks) == num_ranks
     return process, ranks

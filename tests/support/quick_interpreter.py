@@ -39,6 +39,7 @@ def first_builtin(package: Any) -> str:
 
 def by_halves(reduction: Any, tensors: tuple) -> list:
     """A reduction as a GPU does it, in the order of a tree; for a function of ours the interpreter has a slow loop."""
+    assert not reduction.keep_dims
     tensors, axis = reduction.unravel(tensors, reduction.axis)
     while (width := tensors[0].handle.data.shape[axis]) > 1:
         halves = [[reduction.to_tensor(part, one.dtype) for part in np.split(one.handle.data, [width // 2], axis)]

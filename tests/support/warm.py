@@ -21,6 +21,10 @@ import sys
 import time
 import traceback
 
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage; to look for it takes a second
+
+import deepspeed
 import plants
 import torch
 from ranks import ROOT
@@ -77,8 +81,10 @@ def run_rank(job: dict, rank: int, port: int) -> None:
 
 def rehearse() -> None:
     """Do once what libraries keep for the next time: a rank has it from its first line on."""
+    torch.set_printoptions(threshold=0, edgeitems=0)  # DeepSpeed spells out each parameter for log lines nobody reads
     for name in LATER:
         importlib.import_module(name)
+    assert deepspeed.ops.__compatible_ops__  # found by trying the compiler
     shipped = str(ROOT / "data" / "tiny_qwen2")
     load_base(shipped, load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu"))
     load_tokenizer(shipped)
@@ -86,6 +92,7 @@ def rehearse() -> None:
 
 def main() -> None:
     rehearse()
+    gc.enable()
     gc.freeze()  # what was imported: no rank looks through it again
     for line in sys.stdin:
         job, port = json.loads(line), free_port()
