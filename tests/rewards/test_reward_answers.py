@@ -11,7 +11,7 @@ from reward_pools import MISLED, score, starting
 
 from rewards import pool
 from rewards.pool import RewardPool
-from rewards.runner import HEAD, read
+from rewards.requests import HEAD, read
 
 
 @pytest.fixture
