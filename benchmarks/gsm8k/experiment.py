@@ -80,24 +80,27 @@ def train(plan: Plan) -> bool:
 
 def ask(plan: Plan, label: str, shots: int) -> bool:
     """Evaluate the base or the trained model; False if the time is over."""
-    folder = plan.work / f"{label}-{shots}-shots"
-    if (folder / "eval.json").exists():
+    if (plan.work / f"{label}-{shots}-shots" / "eval.json").exists():
         return True
     if time.monotonic() > plan.deadline:
         return False
-    config = recipe_of(plan)
-    command = [
-        sys.executable, "eval.py", "--model", plan.model, "--data", plan.data, "--split", "test",
-        "--limit", str(plan.problems), "--num_shots", str(shots), "--output", str(folder),
-        "--max_completion_length", str(config["max_completion_length"]), "--seed", str(config["seed"]),
-        "--load_in_4bit", str(config["load_in_4bit"]), "--temperature", str(plan.temperature),
-        "--num_samples", str(plan.num_samples)]
-    if label == "trained":
-        command += ["--adapter", str(plan.run / "adapter")]
     print(f"{label}, {shots} shots", flush=True)
-    if code := subprocess.run(command, cwd=ROOT).returncode:
+    if code := subprocess.run([sys.executable, "eval.py", *asked(plan, label, shots)], cwd=ROOT).returncode:
         raise SystemExit(f"error: eval.py ended with exit code {code}")
     return True
+
+
+def asked(plan: Plan, label: str, shots: int) -> list[str]:
+    """The options of eval.py, of which those that the training has too are the training's."""
+    config = recipe_of(plan)
+    options = {
+        "model": plan.model, "data": plan.data, "split": "test", "limit": plan.problems, "num_shots": shots,
+        "output": plan.work / f"{label}-{shots}-shots", "temperature": plan.temperature,
+        "num_samples": plan.num_samples}
+    options |= {name: config[name] for name in ("max_completion_length", "seed", "load_in_4bit", "torch_dtype")}
+    if label == "trained":
+        options["adapter"] = plan.run / "adapter"
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def recipe_of(plan: Plan) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""What the page of the published experiment says of a run and its evaluations, worked out by hand. A second."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gsm8k import experiment
+from benchmarks.gsm8k.page import draw, markdown
+from grpo.config import load
+from grpo.evaluation.answers import Answer, save_answers
+from grpo.options.evaluation import parse
+
+MODEL = str(Path(__file__).parents[2] / "data" / "tiny_qwen2")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> experiment.Plan:
+    """Of a work folder with a run of 20 steps, two prompts of two completions each, and answers at 0 and 2 shots."""
+    argv = ["--model", MODEL, "--data", "wordproblems", "--work", str(tmp_path), "--shots", "0", "2", "--problems", "4",
+            "--max_steps", "20", "--beta", "0.0"]
+    plan, name = experiment.read_command_line(argv)
+    assert name == "gsm8k"
+    plan.run.mkdir()
+    load(plan.train_options).save(plan.run / "config.yaml")
+    steps, completions = [], []
+    for step in range(20):
+        for prompt in range(2):
+            right = [step >= 10, prompt == 0]  # two completions of each prompt
+            completions += [{"step": step, "question": f"{step} {prompt}", "completion": "", "reward": 0.5 + one,
+                             "rewards": {"format": 0.5, "correctness": float(one)}, "length": 4, "truncated": False}
+                            for one in right]
+        steps.append({"step": step, "step_s": 3.0, "reward": 1.0, "accuracy": 0.5})
+    for file, rows in (("metrics.jsonl", steps), ("completions.jsonl", completions)):
+        (plan.run / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for shots in (0, 2):
+        for label, right in (("base", [True, False, False, False]), ("trained", [True, True, shots == 2, shots == 2])):
+            folder = plan.work / f"{label}-{shots}-shots"
+            answers = [Answer(index=index, question="", final_answer="1", completion="", strict=one, lenient=one,
+                              format=True, truncated=False) for index, one in enumerate(right)]
+            save_answers(answers, folder / f"answers_{experiment.LABELS[label]}_{shots}_shots.jsonl")
+            (folder / "eval.json").write_text("{}")
+    return plan
+
+
+def test_the_ends_of_a_training_are_means_of_prompts(plan: experiment.Plan) -> None:
+    found = experiment.training(plan.run)
+    assert found["steps"] == 20 and found["completions"] == 80 and found["seconds"] == 60
+    # First ten steps: prompts of accuracy 1/2 and 0, ten of each; last ten: 1 and 1/2.
+    assert found["first"]["accuracy"]["mean"] == 0.25 and found["last"]["accuracy"]["mean"] == 0.75
+    assert found["first"]["reward"]["mean"] == 0.75 and found["last"]["reward"]["mean"] == 1.25
+    # Variance 20 / 19 * 1/16 of 20 values: half width 1.96 * sqrt(1 / (16 * 19)).
+    assert found["last"]["accuracy"]["half"] == pytest.approx(1.959964 / 304**0.5)
+
+
+def test_base_and_trained_are_compared_on_the_same_problems(plan: experiment.Plan) -> None:
+    found = experiment.evaluations(plan)
+    assert [(one["label"], one["shots"], one["strict"]) for one in found] == [
+        ("base", 0, 0.25), ("trained", 0, 0.5), ("base", 2, 0.25), ("trained", 2, 1.0)]
+    assert [one.get("p_value") for one in found] == [None, 1.0, None, 0.25]  # 1 and 3 signs that could be either
+
+
+def test_the_evaluation_is_asked_as_the_training_was(plan: experiment.Plan) -> None:
+    for label in experiment.LABELS:
+        (plan.run / "adapter").mkdir(exist_ok=True)
+        (plan.run / "adapter" / "adapter_config.json").touch()
+        (plan.work / f"{label}-2-shots" / "eval.json").unlink()
+    base, trained = (parse(experiment.asked(plan, label, 2)) for label in experiment.LABELS)
+    assert base.adapter is None and trained.adapter == str(plan.run / "adapter")
+    assert (base.load_in_4bit, base.num_shots, base.limit, base.seed, base.max_completion_length) == (
+        True, [2], 4, 42, experiment.recipe_of(plan)["max_completion_length"])
+
+
+def test_what_is_done_is_not_done_again_and_the_page_has_it(plan: experiment.Plan) -> None:
+    (plan.run / "summary.json").write_text("{}")
+    results = plan.work / "results"
+    experiment.main(["--model", MODEL, "--data", "wordproblems", "--work", str(plan.work), "--shots", "0", "2",
+                     "--name", "mine"], results)
+    page = (results / "mine.md").read_text()
+    assert "| 2 | trained | 100.0 (51.0 to 100.0) |" in page and "| 0.25 |" in page
+    assert "20 steps, 80 completions, 1 minutes" in page and "0.75 ± 0.11 | 1.25 ± 0.11" in page
+    assert (results / "mine.png").stat().st_size > 10_000
+    result = json.loads((results / "mine.json").read_text())
+    assert markdown(result, "mine") == page
+    draw(result, results / "again.png")
+    assert (results / "again.png").read_bytes() == (results / "mine.png").read_bytes()
+
+
+def test_a_time_that_is_over_leaves_the_rest_for_the_next_sitting(plan: experiment.Plan, capsys) -> None:
+    (plan.run / "summary.json").write_text("{}")
+    (plan.work / "base-0-shots" / "eval.json").unlink()
+    experiment.main(["--model", MODEL, "--work", str(plan.work), "--shots", "0", "--minutes", "0"], plan.work)
+    assert f"the time is over: the same command goes on with {plan.work}" in capsys.readouterr().out
+    assert not (plan.work / "gsm8k.json").exists()
