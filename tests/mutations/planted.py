@@ -12,7 +12,7 @@ from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER, RANK_GROUPS
 from tests.mutations.planted_recipes import RECIPE_GROUPS
-from tests.mutations.planted_rewards import DEPTH, POOL, RUNNER, VALUES, WORKER
+from tests.mutations.planted_rewards import DEPTH, POOL, REQUESTS, RUNNER, VALUES, WORKER
 from tests.mutations.planted_rows import (
     COEFFICIENTS,
     FUSED_LOGPROB,
@@ -163,6 +163,7 @@ _GROUPS = [
     ("rewards/pool.py", ("test_reward_pool.py",), REWARDS),
     ("rewards/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
     ("rewards/worker.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
+    ("rewards/requests.py", ("test_reward_answers.py",), REQUESTS),
     ("rewards/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
     ("rewards/values.py", ("test_reward_values.py",), VALUES),
     ("data/rows.py", ("test_data.py",), DEPTH),

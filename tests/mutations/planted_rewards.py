@@ -35,8 +35,10 @@ WORKER = [
     ("loading is not told", "_tell(call, LOADS)", "pass"),
 ]
 
-RUNNER = [
+REQUESTS = [
     ("half a request accepted", "return (call, request) if len(request) == length else None", "return call, request"),
+]
+RUNNER = [
     ("every answer has the number of loading", r'b"%d %s\n" % (call, json', r'b"%d %s\n" % (LOADING, json'),
     ("no seed", '    random.seed(job["seed"])', '    random.seed("")'),
     ("the weight is not looked at where the value arises", ', weight=job["weight"])', ")"),

@@ -1,12 +1,14 @@
 """Triton's interpreter without what it does over and over: a third of its seconds, and most of a custom reduction."""
 
 import inspect
+import math
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 
@@ -25,10 +27,27 @@ def hasten(patch: pytest.MonkeyPatch) -> None:
         if name and tl.core.is_builtin(getattr(package, name)):
             patch_builtin(package, *rest)
 
+    def quick_tensor(tensor: tl.tensor, handle: Any, type: tl.dtype) -> None:
+        tensor.handle, tensor.type, tensor.dtype = handle, type, type.scalar
+        tensor.shape, tensor.numel = shape_and_size(type.shape if type.is_block() else ())
+
+    def quick_block_type(block: tl.block_type, element_ty: tl.dtype, shape: Any) -> None:
+        block.element_ty, block.shape = element_ty, tuple(getattr(size, "value", size) for size in shape)
+        block.numel, block.name = shape_and_size(block.shape)[1].value, f"<{block.shape}, {element_ty}>"
+
     patch.setattr(interpreter, "_get_np_dtype", quick_np_dtype)
+    patch.setattr(tl.tensor, "__init__", quick_tensor)
+    patch.setattr(tl.block_type, "__init__", quick_block_type)
+    # It repeats each sum and product of whole numbers in 64 bits; those of a test are far from 2^31.
+    patch.setattr(TritonSemantic, "binary_op_sanitize_overflow_impl", lambda *given: None)
     patch.setattr(interpreter, "_patch_builtin", unless_patched)
     patch.setattr(interpreter.ReduceOps, "generic_reduce", by_halves)
     patch.setattr(interpreter.ReduceOps, "sum", lambda self, tensor: by_halves(self, (tensor,))[0])  # in the same order
+
+
+@cache
+def shape_and_size(shape: tuple[int, ...]) -> tuple[tl.tuple, tl.constexpr]:
+    return tl.tuple([tl.constexpr(size) for size in shape]), tl.constexpr(math.prod(shape))
 
 
 @cache
