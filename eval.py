@@ -44,7 +44,6 @@ from grpo.sampler.decoder import Decoder
 
 if __name__ == "__main__":
     gc.enable()
-    gc.freeze()
 
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 

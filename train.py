@@ -56,7 +56,6 @@ from rewards.processes import TOKEN
 
 if __name__ == "__main__":
     gc.enable()
-    gc.freeze()  # what was imported is never looked through again
 
 
 def train(run: Run) -> int:

@@ -8,6 +8,7 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import add, mul, sub
 
 from data.example import Example
@@ -62,9 +63,8 @@ def problems(split: str, *, rng: random.Random) -> Iterator[Problem]:
     while True:
         template = rng.choice(TEMPLATES)
         while True:
-            numbers = tuple(rng.choice(numbers) for numbers in template.ranges)
-            in_split = zlib.crc32(repr(numbers).encode()) % 10 in SPLITS[split]
-            if in_split and _stays_small(template, numbers):
+            numbers = tuple([rng.choice(numbers) for numbers in template.ranges])
+            if _tenth(numbers) in SPLITS[split] and _stays_small(template, numbers):
                 break
         yield Problem(template, rng.choice(NAMES), numbers)
 
@@ -88,7 +88,8 @@ def load(split: str, *, num_examples: int, seed: int) -> list[Example]:
         raise ValueError(f"num_examples={num_examples}: must be 1 to {MAX_EXAMPLES}; nearest valid value: {nearest}")
     example_of_question: dict[str, Example] = {}
     for problem in problems(split, rng=random.Random(seed)):
-        example_of_question[problem.question] = _example(problem)
+        if problem.question not in example_of_question:
+            example_of_question[problem.question] = _example(problem)
         if len(example_of_question) == num_examples:
             return list(example_of_question.values())
 
@@ -98,6 +99,12 @@ def _example(problem: Problem) -> Example:
     answer = COMPLETION.format(reasoning=reasoning, final_answer=result).strip()
     row = {"question": problem.question, "answer": answer, "final_answer": str(result)}
     return Example(**row, prompt=build_prompt(problem.question), columns=row)
+
+
+@cache
+def _tenth(numbers: tuple[int, ...]) -> int:
+    """Which tenth of all problems has these numbers: splits are tenths."""
+    return zlib.crc32(repr(numbers).encode()) % 10
 
 
 def _stays_small(template: Template, numbers: tuple[int, ...]) -> bool:

@@ -138,6 +138,9 @@ class Config:
 
     # Optimizer
     learning_rate: float = option(1e-5, "Peak step size of AdamW.", within="(0, inf)")
+    lora_modules_to_save_learning_rate: float | None = option(
+        None, "Peak step size of lora_modules_to_save; none: learning_rate, which suits branches and is large for a "
+        "whole matrix.", within="(0, inf)")
     lr_scheduler_type: str = option(
         "cosine", "Learning rate after the warm-up.", choices=("cosine", "linear", "constant", "cosine_with_min_lr"))
     min_lr: float | None = option(None, "Learning rate at which cosine_with_min_lr ends.", within="[0, inf)")
@@ -218,6 +221,9 @@ class Config:
         if self.max_steps == 0:
             refuse("max_steps", 0, "must be -1 or at least 1", 1)
         self._check_floor()
+        if self.lora_modules_to_save_learning_rate is not None and not self.lora_modules_to_save:
+            refuse("lora_modules_to_save_learning_rate", self.lora_modules_to_save_learning_rate,
+                   "needs lora_modules_to_save: nothing is trained whole besides LoRA", "none")
         if self.rollout_weights == "nf4" and not (self.load_in_4bit and self.rollout_keep):
             refuse("rollout_weights", "nf4", "needs load_in_4bit=True, and rollout_keep=True because packed weights "
                    "stay where they are", "lora")

@@ -36,8 +36,16 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     process.close()
 
 
+@pytest.fixture(scope="session")
+def generated() -> None:
+    """Word problems are generated once."""
+    from data import wordproblems
+
+    wordproblems.load = functools.cache(wordproblems.load)
+
+
 @pytest.fixture(scope="module")
-def begin() -> Iterator[Callable]:
+def begin(generated: None) -> Iterator[Callable]:
     """Builds runs of train.py in this process, from its options; what runs their rewards ends with the file's tests."""
     from grpo.config import load
     from grpo.health.pulse import pulse

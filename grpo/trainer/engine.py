@@ -19,14 +19,22 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names of m and v
 class Engine:
     """A policy sharded by DeepSpeed, with its AdamW; `settings` as `zero_config` gives them.
 
+    Weights that are trained whole besides LoRA have `whole_rate` times the learning rate.
+
     Collective: building it, every call, `backward`, `step` and `gathered`.
     """
 
-    def __init__(self, policy: Policy, settings: dict[str, Any], adamw: dict[str, Any]) -> None:
+    def __init__(
+        self, policy: Policy, settings: dict[str, Any], adamw: dict[str, Any], *, whole_rate: float = 1.0
+    ) -> None:
         self.policy = policy
         self.stage = settings["zero_optimization"]["stage"]
         self.trainable = trainable(policy.model)
-        optimizer = torch.optim.AdamW(self.trainable.values(), **adamw)
+        kinds: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.trainable.items():
+            kinds.setdefault(1.0 if ".lora_" in name else whole_rate, []).append(parameter)
+        self.rates = list(kinds)  # of each group, over the learning rate
+        optimizer = torch.optim.AdamW([{"params": group} for group in kinds.values()], **adamw)
         self.deepspeed, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         self.deepspeed.train()  # in eval mode activation checkpointing would be off, without a warning
         if self.stage == 0:
@@ -64,8 +72,8 @@ class Engine:
 
         A gradient that is not finite is dropped on all ranks, and its norm is inf.
         """
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, rate in zip(self.deepspeed.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = learning_rate * rate
         if self.stage == 0:
             # Without ZeRO the gradients are plain and equal on all ranks, and DeepSpeed would apply a NaN.
             norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), float("inf")))

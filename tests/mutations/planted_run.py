@@ -68,7 +68,9 @@ ZERO = [
 ]
 
 ENGINE = [
-    ("the rate of the start", '            group["lr"] = learning_rate', "            pass"),
+    ("the rate of the start", '            group["lr"] = learning_rate * rate', "            pass"),
+    ("one rate for all", "learning_rate * rate", "learning_rate"),
+    ("the branches have the rate of what is trained whole", '1.0 if ".lora_" in name else whole_rate', "whole_rate"),
 ]
 
 LEDGER = [

@@ -259,6 +259,8 @@ BAD = [
     ("--num_shots 9", "num_shots=9", "[0, 8]", "8"),
     ("--num_shots -1", "num_shots=-1", "[0, 8]", "0"),
     ("--rollout_weights nf4 --load_in_4bit false", "rollout_weights='nf4'", "needs load_in_4bit=True", "lora"),
+    ("--lora_modules_to_save_learning_rate 1e-5", "lora_modules_to_save_learning_rate=1e-05",
+     "needs lora_modules_to_save", "none"),
     ("--rollout_weights nf4 --rollout_keep false", "rollout_weights='nf4'", "rollout_keep=True", "lora"),
     ("--rollout_weights merged --use_peft false --load_in_4bit false", "rollout_weights='merged'", "nothing to merge",
      "lora"),

@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 import traceback
+from functools import cache
 
 if __name__ == "__main__":
     gc.disable()  # imports leave no garbage; to look for it takes a second
@@ -30,6 +31,7 @@ import torch
 from ranks import ROOT
 
 import train  # noqa: F401 (what every rank needs is imported before the fork)
+from data import load_examples, wordproblems
 from grpo.health import launcher
 from grpo.loading.model import load_base, load_tokenizer
 
@@ -85,6 +87,9 @@ def rehearse() -> None:
     for name in LATER:
         importlib.import_module(name)
     assert deepspeed.ops.__compatible_ops__  # found by trying the compiler
+    wordproblems.load = cache(wordproblems.load)
+    for split in ("train", "validation"):
+        load_examples("wordproblems", split, num_shots=0, seed=42)
     shipped = str(ROOT / "data" / "tiny_qwen2")
     load_base(shipped, load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu"))
     load_tokenizer(shipped)

@@ -6,6 +6,7 @@ from tiny_models import tiny_qwen2
 
 from grpo import distributed
 from grpo.config import Config
+from grpo.loading.adapter import add_adapter
 from grpo.run.build import build_engine
 from grpo.trainer.policy import Policy
 
@@ -30,3 +31,24 @@ def test_two_steps_are_adamws_with_the_decay_the_betas_and_the_epsilon_of_the_re
         towards = mean / (1 - BETA1**step) / ((square / (1 - BETA2**step)).sqrt() + EPSILON)
         expected = expected * (1 - RATE * DECAY) - RATE * towards
         torch.testing.assert_close(weight.detach().double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_what_is_trained_whole_beside_lora_has_its_own_rate(stage: int) -> None:
+    distributed.start(60)
+    config = Config(
+        load_in_4bit=False, zero_stage=stage, lora_target_modules=["q_proj"], lora_modules_to_save=["lm_head"],
+        learning_rate=0.5, lora_modules_to_save_learning_rate=0.125, max_grad_norm=0.0)
+    model = tiny_qwen2(tied=False, num_hidden_layers=1)
+    add_adapter(model, config, torch.float32)
+    engine = build_engine(Policy(model), config, torch.float32)
+    head, branch = "lm_head.weight", "model.layers.0.self_attn.q_proj.lora_B.weight"
+    with engine.gathered(engine.trainable.values()):
+        before = {name: engine.trainable[name].detach().clone() for name in (head, branch)}
+    logits = engine.policy.model(input_ids=torch.tensor([[5, 6]])).logits
+    engine.backward(logits[..., 7].sum(), last=True)
+    engine.step(0.25)  # half of the peak, as in a warm-up
+    with engine.gathered(engine.trainable.values()):
+        moved = {name: (engine.trainable[name] - before[name]).abs().max().item() for name in before}
+    # AdamW's first step has the size of its rate wherever there is a gradient.
+    assert moved[branch] == pytest.approx(0.25, rel=1e-4) and moved[head] == pytest.approx(0.0625, rel=1e-4)
