@@ -71,6 +71,20 @@ def check_learning_rate_takes_effect() -> None:
         assert moved == moves, rate
 
 
+def check_what_is_trained_whole_has_its_own_rate() -> None:
+    """AdamW's first step has the size of the rate: 1/8 of it for the head, under ZeRO-3."""
+    run = config(model="untied", lora_modules_to_save=["lm_head"], learning_rate=0.08,
+                 lora_modules_to_save_learning_rate=0.01)
+    engine, decoder = begin(run)
+    sync(engine, decoder)
+    start = copied(decoder)
+    train_steps(engine, decoder, run, 1, rate=0.04)  # half of the peak, as in a warm-up
+    sync(engine, decoder)
+    moved = {name: float((tensor - start[name]).abs().max()) for name, tensor in decoder.tensors().items()}
+    assert abs(moved["lm_head.weight"] / 0.005 - 1) < 1e-2, moved["lm_head.weight"]
+    assert abs(moved["model.layers.0.self_attn.q_proj.lora_B.weight"] / 0.04 - 1) < 1e-2
+
+
 def check_an_error_in_the_rollout_leaves_the_engine_whole() -> None:
     """The rollout touches no engine hook, so a caught error inside it costs nothing."""
     run = config()
