@@ -6,8 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv/bin/python
 # One process for each GPU; two on a CPU.
 NPROC ?= $(shell $(VENV) -c 'import torch; print(torch.cuda.device_count() or 2)')
-# Of `make test`.
-WORKERS ?= 2
+# Of `make test`, for two cores: tests of several ranks often wait.
+WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: install train test lint bench

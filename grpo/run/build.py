@@ -78,8 +78,6 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         config.tokenizer_name_or_path or config.model_name_or_path, chat_template=config.chat_template, **hub)
     context = model_config.max_position_embeddings
     train_examples, prompts, left_out = fit_context(train_examples, tokenizer, context, config)
-    if config.max_prompt_length is None:  # none is left out
-        test_examples = test_examples[: config.eval_examples]
     test_examples, test_prompts, _ = fit_context(test_examples, tokenizer, context, config)
     train_path, test_path = config.train_dataset_id_or_path, config.test_dataset_id_or_path
     check_tokens("train_dataset_id_or_path", train_path, train_examples, prompts, tokenizer, model_config.vocab_size)

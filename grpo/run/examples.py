@@ -34,7 +34,8 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
     check_gold("test_dataset_id_or_path" if test_path else "train_dataset_id_or_path", test_path or train_path,
                [(example.place, example.final_answer) for example in test],
                needed_by="the evaluation", valid="a number in each row, or eval_examples=0")
-    return train, test
+    # Where none is left out for its length, no more are needed.
+    return train, test[: config.eval_examples if config.max_prompt_length is None else None]
 
 
 def fit_context(
