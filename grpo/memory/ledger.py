@@ -166,19 +166,20 @@ class Ledger:
             numel += outputs + rank if biased & set(names) else 0
             numel += rank * (inputs + outputs)  # joined modules share one B: a row for each output of all of them
         numel += sum(math.prod(shape) for name, shape in shapes.of_model(self.config).items() if "_proj." not in name)
-        if self.config.tie_word_embeddings and (self.added.own_head or self._head_in_blocks()):
+        if self.config.tie_word_embeddings and (self.added.own_head or self._head_is_reordered()):
             numel += self.config.vocab_size * self.config.hidden_size  # a second table
         return numel * self.rollout_dtype.itemsize + packed
 
-    def _head_in_blocks(self) -> bool:
+    def _head_is_reordered(self) -> bool:
         """Is the sampler's head stored in another order?"""
         if self.on_gpu or self.trains_head():
             return False
         import torch  # here: a plan is of a GPU, and answers without
 
-        from grpo.sampler.linear import Blocks
+        from grpo.sampler.linear import Reordered
 
-        return Blocks.serves(torch.device("cpu"), self.rollout_dtype, self.config.vocab_size)
+        return Reordered.serves(
+            torch.device("cpu"), self.rollout_dtype, self.config.vocab_size * self.config.hidden_size)
 
     def token_bytes(self) -> int:
         """Bytes of a token's keys and values in all layers of the sampler."""

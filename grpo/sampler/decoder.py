@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from grpo.sampler.attention import causal_attention, matmul_float32
 from grpo.sampler.kv_cache import Attention, KVCache
-from grpo.sampler.linear import Blocks, Branch, JoinedLinear, Weight, padded
+from grpo.sampler.linear import Branch, JoinedLinear, Reordered, Weight, padded
 from grpo.sampler.pointwise import add_norm, rms_norm, rotate, swiglu
 from grpo.sampler.supported import LORA_MODULES, PREFILL_TOKENS, check_supported
 
@@ -42,7 +42,7 @@ class Decoder:
         weight: tensors by their Hugging Face names; without "lm_head.weight" the embedding is the head too.
         lora: branches by module name ("model.layers.0.self_attn.q_proj").
         form: see `JoinedLinear`.
-        trained: names of the weights that `tensors()` must offer; a CPU may store the others in blocks. None: all.
+        trained: names of the weights that `tensors()` must offer; a CPU may store others in another order. None: all.
 
     Raises:
         ValueError: the config needs what is not implemented here, or a LoRA module is none of the seven projections.
@@ -67,8 +67,9 @@ class Decoder:
         names = [f"model.layers.{index}" for index in range(config.num_hidden_layers)]
         self.layers = [self._layer(name, weight, lora, form) for name in names]
         self.head_name, self.head = head_name, None
-        if head_name not in self.trained and Blocks.serves(self.device, self.dtype, config.vocab_size):
-            self.head = Blocks(self.plain[head_name])
+        if head_name not in self.trained and Reordered.serves(
+                self.device, self.dtype, self.plain[head_name].numel()):
+            self.head = Reordered(self.plain[head_name])
             self.plain.pop("lm_head.weight", None)
         self.frequency_D = rotary_frequencies(config, self.head_size).to(self.device)
         self.eps = torch.tensor(config.rms_norm_eps, device=self.device)  # a plain number would cost a call more

@@ -103,6 +103,10 @@ POINTWISE = [
     ("silu not rounded", "F.silu(gate_XI).mul_(up_XI)", "F.silu(gate_XI.float()).mul_(up_XI).to(up_XI.dtype)"),
 ]
 LINEAR = [
+    ("a weight that trains is reordered", 'elif frozen and form == "lora" and', 'elif form == "lora" and'),
+    ("a small weight is reordered", "and num_elements >= cls.FEWEST", ""),
+    ("a large weight is not", "and num_elements >= cls.FEWEST", "and num_elements > cls.FEWEST"),
+    ("a reordered product without its bias", 'self.weight, bias_O, "none"', 'self.weight, None, "none"'),
     ("the bias added after rounding", "torch.addmm(bias_O, rows_XI, weight_IO)", "(rows_XI @ weight_IO).add_(bias_O)"),
 ]
 

@@ -13,7 +13,7 @@ from transformers import GPT2Config, Qwen2Config
 
 from grpo.loading.model import build_decoder
 from grpo.sampler.decoder import Decoder
-from grpo.sampler.linear import JoinedLinear
+from grpo.sampler.linear import JoinedLinear, Reordered
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -154,14 +154,14 @@ def test_new_values_copied_into_its_tensors_make_it_the_new_model():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_wide_frozen_weights_lie_in_blocks_and_give_the_same_logits(tied):
-    """The head has 1,024 outputs and so have gate and up together; 256 a block."""
-    model = tiny_qwen2(tied=tied, vocab_size=1024, intermediate_size=512)
+def test_large_frozen_weights_are_reordered_and_give_the_same_logits(tied):
+    """The head has 4,096 x 64 elements, 2^18, and so have gate and up together."""
+    model = tiny_qwen2(tied=tied, vocab_size=4096, intermediate_size=2048)
     weight, trained = dict(model.named_parameters()), {"model.layers.1.mlp.up_proj.weight"}
     decoder = Decoder(model.config, weight, {}, trained=trained)
-    assert decoder.head.weight_NIC.shape == decoder.layers[0].gate_up.blocks.weight_NIC.shape == (4, 64, 256)
-    assert decoder.layers[1].gate_up.blocks is None  # one of its two trains
-    assert decoder.layers[0].down.blocks is None  # 64 outputs
+    assert decoder.head and decoder.layers[0].gate_up.reordered
+    assert decoder.layers[1].gate_up.reordered is None  # one of its two trains
+    assert decoder.layers[0].down.reordered is None  # half as many
     names = decoder.tensors()
     assert trained <= set(names) and "model.layers.1.mlp.gate_proj.weight" in names
     assert "model.layers.0.mlp.up_proj.weight" not in names and "model.layers.0.self_attn.q_proj.bias" in names
@@ -186,10 +186,9 @@ class _Rows(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("vocab_size", [320, 1024])
-def test_products_have_few_numbers_of_rows_whatever_prompts_and_rows_there_are(vocab_size):
+def test_products_have_few_numbers_of_rows_whatever_prompts_and_rows_there_are():
     """A prefix or rests of 1 to 40 tokens are read as 32 or 64, two rests as 64 or 128; 1 to 16 rows are 8 or 16."""
-    model = tiny_qwen2(vocab_size=vocab_size, intermediate_size=512)
+    model = tiny_qwen2(intermediate_size=512)
     decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained=set())
     with _Rows() as rows:
         for length in (1, 7, 20, 32, 33, 40):
@@ -201,8 +200,19 @@ def test_products_have_few_numbers_of_rows_whatever_prompts_and_rows_there_are(v
     assert rows.seen == {8, 16, 32, 64, 128}
 
 
-def test_a_trained_head_does_not_lie_in_blocks():
-    model = tiny_qwen2(tied=False, vocab_size=1024)
+@pytest.mark.parametrize("bias", [None, tokens(512).float()])
+def test_the_bits_of_a_product_with_a_reordered_weight_do_not_depend_on_how_many_inputs_there_are(bias):
+    generator = torch.Generator().manual_seed(0)
+    weight_OI, x_XI = torch.randn(512, 600, generator=generator), torch.randn(70, 600, generator=generator)
+    weight = Reordered(weight_OI)
+    whole_XO = weight.product(x_XI, bias)
+    torch.testing.assert_close(whole_XO, F.linear(x_XI, weight_OI, bias), atol=1e-3, rtol=0)
+    for number in (1, 2, 7, 8, 33, 64):
+        assert torch.equal(weight.product(x_XI[5:5 + number], bias), whole_XO[5:5 + number])
+
+
+def test_a_trained_head_is_not_reordered():
+    model = tiny_qwen2(tied=False, vocab_size=4096)
     decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained={"lm_head.weight"})
     decoder.tensors()["lm_head.weight"].zero_()
     assert decoder.head is None and (decoder.logits(tokens(1, 5)) == 0).all()
