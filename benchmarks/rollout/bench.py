@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import AutoConfig, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from benchmarks.record import RESULTS, ROOT, commit, versions
 from benchmarks.record import machine as processor
-from benchmarks.rollout.page import draw, engine_table, growth_table, markdown
+from benchmarks.rollout.page import draw, engine_table, growth_table, markdown, real_table
 from benchmarks.rollout.peers import ENGINES, PAD
 from data import load_examples
 from grpo.packing import common_prefix_length
 
 COMMAND = "python -m benchmarks.rollout"
 PARTS = ("peers", "refill", "growth")
+REAL = "real"  # a part that needs the folder of a model
 PACKAGES = ("torch", "transformers", "tokenizers")
 PEERS = tuple(name for name in ENGINES if not name.startswith("ours"))
 FORMS = ("ours", "ours, LoRA merged", "ours, LoRA beside")
@@ -65,6 +66,9 @@ class Plan:
     wide_intermediate_size: int = 4864
     wide_num_attention_heads: int = 14
     wide_num_hidden_layers: int = 2
+    real_shots: tuple[int, ...] = (0, 8)
+    real_rows: tuple[int, ...] = (1, 8, 32, 64)
+    real_tokens: int = 16
     repeats: int = 5
     enough_s: float = 30
 
@@ -72,8 +76,8 @@ class Plan:
 class Bench:
     """A random model and its prompts on disk, and the processes that use them."""
 
-    def __init__(self, folder: Path, data: str, plan: Plan, threads: int) -> None:
-        self.folder, self.plan, self.threads = folder, plan, threads
+    def __init__(self, folder: Path, data: str, plan: Plan, threads: int, model: str | None = None) -> None:
+        self.folder, self.plan, self.threads, self.model = folder, plan, threads, model
         examples = load_examples(data, "train", num_shots=0, seed=0)
         texts = [f"{example.question} {example.answer}" for example in examples]
         tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=plan.vocab_size)
@@ -86,9 +90,10 @@ class Bench:
             self.num_parameters[name] = model.num_parameters()
         most = max(*plan.peer_prompts, plan.refill_prompts, plan.growth_prompts)
         self.prompts = {}
-        for shots in sorted({*plan.growth_shots, plan.num_shots}):
-            examples = load_examples(data, "train", num_shots=shots, seed=0)[:most]
-            self.prompts[shots] = [tokenizer(example.prompt)["input_ids"] for example in examples]
+        self.examples = {}
+        for shots in sorted({*plan.growth_shots, *plan.real_shots, plan.num_shots}):
+            self.examples[shots] = load_examples(data, "train", num_shots=shots, seed=0)[:most]
+            self.prompts[shots] = [tokenizer(example.prompt)["input_ids"] for example in self.examples[shots]]
         if len(self.prompts) > 1 and len(set(map(json.dumps, self.prompts.values()))) == 1:
             raise ValueError(f"data={data!r}: has ready prompts; must be questions and answers, such as openai/gsm8k")
         words = [token for token in range(plan.vocab_size) if token != PAD]
@@ -199,6 +204,33 @@ def growth(bench: Bench) -> dict:
             "tokens": plan.growth_tokens}
 
 
+def real(bench: Bench) -> dict:
+    """A decoding step of a real model: rows that continue one prompt, without and behind solved examples."""
+    plan, tokenizer, rows = bench.plan, AutoTokenizer.from_pretrained(bench.model), []
+    for shots in plan.real_shots:
+        prompt = tokenizer(bench.examples[shots][0].prompt)["input_ids"]
+        for count in plan.real_rows:
+            case = {"prompts": [prompt], "prompt_index": [0], "num_generations": count,
+                    "max_new_tokens": plan.real_tokens, "stop_ids": []}
+            row = {"shots": shots, "prompt_tokens": len(prompt), "rows": count}
+            for name, engine in (("ours", "ours"), ("peer", ONCE)):
+                measured = bench.measure(engine, [dict(case)], bench.model)[0]
+                row[name] = measured | step_seconds(measured, plan.real_tokens)
+            rows.append(row)
+            print(real_table(rows)[-1], flush=True)
+    config = AutoConfig.from_pretrained(bench.model)
+    return {"rows": rows, "tokens": plan.real_tokens, "name": Path(bench.model).name, "config": {
+        name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")}}
+
+
+def step_seconds(row: dict, num_steps: int) -> dict:
+    """Seconds of a decoding step in the fastest run, and of reading the prompt."""
+    if row["why"]:
+        return {}
+    return {"step_s": min(whole - read for whole, read in zip(row["seconds"], row["prefills"])) / num_steps,
+            "read_s": min(row["prefills"])}
+
+
 def together(runs: tuple[dict, ...]) -> dict:
     """One row from the rows of several rounds: their seconds side by side, the fastest run's speed, the most memory."""
     if failed := [row for row in runs if row["why"]]:
@@ -215,6 +247,7 @@ def environment(options: argparse.Namespace) -> dict:
     threads = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
     data = "FOLDER" if Path(options.data).exists() else options.data
     parts = "" if set(options.parts) == set(PARTS) else f" --parts {' '.join(options.parts)}"
+    parts += " --model MODEL" if options.model else ""
     return {
         "command": f"{COMMAND} --data {data} --threads {options.threads}{parts}",
         "commit": commit(),
@@ -230,21 +263,26 @@ def main(arguments: list[str] | None = None, plan: Plan = Plan()) -> None:
     parser = argparse.ArgumentParser(description="Compare this sampler with transformers' generation.")
     parser.add_argument("--data", default="openai/gsm8k", help="Hub name or folder of raw GSM8K, or wordproblems")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, on a CPU")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; keeps the rest")
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, REAL), default=PARTS,
+                        help="what to measure; keeps the rest")
+    parser.add_argument("--model", type=os.path.abspath, help=f"folder of a Qwen2 model, for the part {REAL}")
     parser.add_argument("--output_dir", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
+    if REAL in options.parts and options.model is None:
+        parser.error(f"--parts {REAL}: needs --model FOLDER")
     path = options.output_dir / "rollout.json"
     result = json.loads(path.read_text()) if path.exists() else {"parts": {}}
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            bench = Bench(Path(folder), options.data, plan, options.threads)
+            bench = Bench(Path(folder), options.data, plan, options.threads, options.model)
         except ValueError as error:
             parser.error(str(error))
         count = {"parameters": bench.num_parameters["small"], "wide_parameters": bench.num_parameters["wide"]}
         about = {"environment": environment(options), "plan": asdict(plan) | count}
         for name in options.parts:
-            result["parts"][name] = about | {"peers": peers, "refill": refill, "growth": growth}[name](bench)
+            measure = {"peers": peers, "refill": refill, "growth": growth, REAL: real}[name]
+            result["parts"][name] = about | measure(bench)
             path.write_text(json.dumps(result, indent=2) + "\n")
             (options.output_dir / "rollout.md").write_text(markdown(result))
             if name == "growth":

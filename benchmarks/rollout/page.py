@@ -56,6 +56,13 @@ H operations a layer beside the 2 · parameters of its products. For {shared} to
 layer's products in the shape of the 0.5B and {small_share:.0%} in the small model, whose layers are narrow; a phase can
 be no flatter than that.
 """
+REAL = """## A decoding step of a real model
+
+{name}: hidden size {hidden_size}, {num_hidden_layers} layers, vocabulary {vocab_size:,}; its own weights and tokenizer,
+float32 on a CPU, no LoRA. Rows that continue one prompt by {tokens} tokens. Milliseconds of a step are those of the run
+without the reading of the prompt, over the tokens, in the fastest run. The peer is `generate` with the prompt read
+once.
+"""
 LIMITS = """## What this does not say
 
 - Nothing about engines made for serving, such as vLLM and SGLang: not measured.
@@ -64,7 +71,7 @@ LIMITS = """## What this does not say
   with 16 and 8. Left to itself it plans for 60 % of a CPU machine's memory.
 - `generate` reads a prompt once for each of its completions. "Prompts read once" is the strongest form that we could
   give it with public functions; it still copies the prompt's keys and values for each row.
-- A small model: in a big one the matrix products, which are the same for all, weigh more. Not measured here.
+- The first parts are of a small model: in a big one the matrix products weigh more; see the real model.
 """
 
 
@@ -125,7 +132,7 @@ def markdown(result: dict) -> str:
     same = all(part["environment"] == first["environment"] for part in parts.values())
     lines += [_about(first)] if same else []
     lines.append(_wrapped(HOW.format(**first["plan"])))
-    for name, section in (("peers", _peers), ("refill", _refill), ("growth", _growth)):
+    for name, section in (("peers", _peers), ("refill", _refill), ("growth", _growth), ("real", _real)):
         if name in parts:
             title, *rest = section(parts[name])
             lines += [_wrapped(title), *([] if same else [_about(parts[name])]), *rest]
@@ -178,6 +185,25 @@ def _growth(part: dict) -> list[str]:
     shares = {name: _attention_share(plan, shared, prefix) for name, prefix in prefixes.items()}
     return [GROWTH.format(**part, **plan, **shares, shared=shared), *growth_table(part["rows"]),
             "\nThe small model:\n", *growth_table(part["small_rows"]), "\n![seconds over shots](rollout.png)\n"]
+
+
+def real_table(rows: list[dict]) -> list[str]:
+    """Milliseconds of a step and seconds of reading the prompt, ours and the peer's."""
+    heads = ["shots", "prompt tokens", "rows", "ours ms", "transformers ms", "transformers / ours", "ours reads in s",
+             "transformers reads in s"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        ours, peer = row["ours"], row["peer"]
+        cells = [str(row["shots"]), f"{row['prompt_tokens']:,}", str(row["rows"])]
+        cells += [one["why"] or number(1e3 * one["step_s"]) for one in (ours, peer)]
+        cells.append("" if ours["why"] or peer["why"] else number(peer["step_s"] / ours["step_s"]))
+        cells += ["" if one["why"] else number(one["read_s"]) for one in (ours, peer)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _real(part: dict) -> list[str]:
+    return [REAL.format(**part, **part["config"]), *real_table(part["rows"]), ""]
 
 
 def _attention_share(plan: dict, shared: int, prefix: str) -> float:

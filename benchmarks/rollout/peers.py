@@ -5,6 +5,7 @@ its own process, see worker.py.
 """
 
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,7 +148,7 @@ def hugging_face(model: PreTrainedModel, case: Case, *, compiled: bool = False, 
 @torch.no_grad()
 def read_once(model: PreTrainedModel, case: Case) -> Sampled:
     """`model.generate` that continues a cache: what all prompts share is read once, the rest of each prompt once."""
-    prompts, device = case.prompts, model.device
+    prompts, device, start = case.prompts, model.device, time.perf_counter()
     shared = common_prefix_length(prompts)
     cache = DynamicCache(config=model.config)
     if shared:
@@ -165,9 +166,10 @@ def read_once(model: PreTrainedModel, case: Case) -> Sampled:
     token_BL = torch.cat([prefix_BL, rest_BL, last_B1], dim=1)
     mask_BL = torch.cat([mask_BL, torch.ones_like(last_B1)], dim=1)
     token_NL, mask_NL = (tensor.repeat_interleave(case.num_generations, 0) for tensor in (token_BL, mask_BL))
+    read_s = time.perf_counter() - start if device.type == "cpu" else None
     token_NT = model.generate(
         token_NL, attention_mask=mask_NL, past_key_values=cache, generation_config=sampling(case))
-    return trimmed(token_NT[:, token_NL.shape[1] :], case)
+    return trimmed(token_NT[:, token_NL.shape[1] :], case)._replace(prefill_s=read_s)
 
 
 def continuous(model: PreTrainedModel, case: Case, *, at_once: int | None = None) -> Sampled:

@@ -55,7 +55,7 @@ def measure(engine: Engine, loaded: Any, case: Case, *, batch: int | None, repea
     """Time one case up to `repeats` times, beginning none after `enough_s` seconds; the row of its table."""
     short = case._replace(prompts=[prompt[:8] for prompt in case.prompts[:2]], prompt_index=[0, 1], max_new_tokens=2)
     run(engine, loaded, short._replace(prompt_index=short.prompt_index[: len(short.prompts)]), None)
-    row = {"why": None, "seconds": []}
+    row = {"why": None, "seconds": [], "prefills": []}
     if engine.compiles:
         start = time.perf_counter()
         run(engine, loaded, case, batch)
@@ -67,6 +67,7 @@ def measure(engine: Engine, loaded: Any, case: Case, *, batch: int | None, repea
         start = time.perf_counter()
         sampled = run(engine, loaded, case, batch)
         row["seconds"].append(time.perf_counter() - start)
+        row["prefills"].append(sampled.prefill_s)
         peaks.append(memory.peak())
         check(sampled, case)
     lengths = [len(tokens) for tokens in sampled.tokens]

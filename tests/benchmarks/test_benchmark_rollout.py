@@ -15,7 +15,7 @@ from tiny_models import tiny_qwen2, tiny_tokenizer
 from benchmarks.record import number
 from benchmarks.rollout import worker
 from benchmarks.rollout.bench import Bench, Plan, main
-from benchmarks.rollout.page import engine_table, markdown
+from benchmarks.rollout.page import engine_table, markdown, real_table
 from benchmarks.rollout.peers import ENGINES, Case, Engine, Sampled
 from benchmarks.rollout.worker import Memory, check, measure, run
 
@@ -24,7 +24,8 @@ PLAN = Plan(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
     vocab_size=512, num_shots=1, num_generations=2, peers=("dynamic cache", "continuous batching"), peer_prompts=(2,),
     peer_tokens=3, refill_prompts=4, refill_batch=2, refill_tokens=12, stop_probability=1 / 6,
-    growth_shots=(0, 1), growth_generations=(1, 2), growth_prompts=2, growth_tokens=3, repeats=2,
+    growth_shots=(0, 1), growth_generations=(1, 2), growth_prompts=2, growth_tokens=3, repeats=2, real_shots=(0,),
+    real_rows=(1, 2), real_tokens=3,
     wide_hidden_size=64, wide_intermediate_size=128, wide_num_attention_heads=2, wide_num_hidden_layers=1)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20], [5, 6, 7, 30, 31, 32, 33, 34, 35]]
 CASE = Case(PROMPTS, [0, 1, 2], num_generations=2, max_new_tokens=5, stop_ids=[], temperature=0)
@@ -115,6 +116,26 @@ def test_one_part_anew_keeps_the_others(data, written, tmp_path, monkeypatch):
     assert {name: parts[name] == part for name, part in written[1]["parts"].items()} == {
         "peers": True, "refill": True, "growth": False}
     assert (tmp_path / "rollout.md").read_text().count("--parts growth") == 1
+
+
+def test_a_step_of_a_real_model_is_compared_by_its_rows(data, written, tmp_path, monkeypatch, capsys):
+    tiny_qwen2(num_hidden_layers=1).save_pretrained(tmp_path / "mine")
+    tiny_tokenizer().save_pretrained(tmp_path / "mine")
+    monkeypatch.setattr(Bench, "measure", in_this_process)
+    (tmp_path / "rollout.json").write_text((written[0] / "rollout.json").read_text())
+    options = ["--data", data, "--output_dir", str(tmp_path), "--parts", "real"]
+    main([*options, "--model", str(tmp_path / "mine")], PLAN)
+    part = json.loads((tmp_path / "rollout.json").read_text())["parts"]["real"]
+    assert [row["rows"] for row in part["rows"]] == [1, 2] and part["name"] == "mine"
+    for row in part["rows"]:
+        for one in (row["ours"], row["peer"]):
+            best = min(whole - read for whole, read in zip(one["seconds"], one["prefills"], strict=True))
+            assert one["tokens"] == 3 * row["rows"] and one["step_s"] == best / 3 > 0
+    page = (tmp_path / "rollout.md").read_text()
+    assert "\n".join(real_table(part["rows"])) in page and "mine: hidden size 64, 1 layers, vocabulary 320" in page
+    with pytest.raises(SystemExit):
+        main(options, PLAN)
+    assert "--parts real: needs --model FOLDER" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
