@@ -166,13 +166,15 @@ class Ledger:
             numel += outputs + rank if biased & set(names) else 0
             numel += rank * (inputs + outputs)  # joined modules share one B: a row for each output of all of them
         numel += sum(math.prod(shape) for name, shape in shapes.of_model(self.config).items() if "_proj." not in name)
-        if self.config.tie_word_embeddings and (self.added.own_head or self._head_is_reordered()):
-            numel += self.config.vocab_size * self.config.hidden_size  # a second table
+        tied, own = self.config.tie_word_embeddings, self.added.own_head
+        # A head in another order stands beside one that the embedding needs, or that new values are copied into.
+        more = (tied and own) + (self._head_is_reordered() and (tied and not own or self.trains_head()))
+        numel += more * self.config.vocab_size * self.config.hidden_size
         return numel * self.rollout_dtype.itemsize + packed
 
     def _head_is_reordered(self) -> bool:
         """Is the sampler's head stored in another order?"""
-        if self.on_gpu or self.trains_head():
+        if self.on_gpu:
             return False
         import torch  # here: a plan is of a GPU, and answers without
 

@@ -67,9 +67,8 @@ class Decoder:
         names = [f"model.layers.{index}" for index in range(config.num_hidden_layers)]
         self.layers = [self._layer(name, weight, lora, form) for name in names]
         self.head_name, self.head = head_name, None
-        if head_name not in self.trained and Reordered.serves(
-                self.device, self.dtype, self.plain[head_name].numel()):
-            self.head = Reordered(self.plain[head_name])
+        self._reorder_head()
+        if self.head is not None and head_name not in self.trained:
             self.plain.pop("lm_head.weight", None)
         self.frequency_D = rotary_frequencies(config, self.head_size).to(self.device)
         self.eps = torch.tensor(config.rms_norm_eps, device=self.device)  # a plain number would cost a call more
@@ -109,9 +108,16 @@ class Decoder:
         return views
 
     def merge(self) -> None:
-        """Merge again, after new values were copied into `tensors()`; only the merged form has something to do."""
+        """Merge and reorder again, after new values were copied into `tensors()`."""
         for linear in self.linears():
             linear.merge()
+        if self.head_name in self.trained:
+            self._reorder_head()
+
+    def _reorder_head(self) -> None:
+        weight_VH, self.head = self.plain[self.head_name], None  # not two at a time
+        if Reordered.serves(self.device, self.dtype, weight_VH.numel()):
+            self.head = Reordered(weight_VH)
 
     def nbytes(self) -> int:
         stored = [*self.plain.values(), *([self.head] if self.head else [])]

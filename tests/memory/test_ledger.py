@@ -19,6 +19,7 @@ from grpo.loading.model import build_decoder, load_base
 from grpo.memory import ledger as formulas
 from grpo.memory.ledger import Ledger
 from grpo.memory.plan import between_steps, ledger_of, of_a_row
+from grpo.sampler.linear import Reordered
 from grpo.trainer.engine import Engine
 from grpo.trainer.policy import Policy
 from grpo.types import Batch
@@ -132,6 +133,17 @@ def test_weights_and_the_sampler_are_those_of_the_model_to_the_byte(folder: Path
     policy = Policy(base, frozen_copy=not ledger.run.use_peft)
     assert ledger.num_trained() == sum(one.numel() for one in policy.parameters() if one.requires_grad)
     assert ledger.weights() == Engine.held_bytes(SimpleNamespace(policy=policy))
+
+
+@pytest.mark.parametrize(("model", "options"), [
+    ("tied", {}), ("untied", {}), ("untied", {"use_peft": False}), ("tied", {"use_peft": False}),
+    ("tied", {"lora_modules_to_save": ["lm_head"]}), ("untied", {"lora_modules_to_save": ["lm_head"]}),
+], ids=str)
+def test_a_head_in_another_order_is_counted(folder: Path, model: str, options, monkeypatch) -> None:
+    monkeypatch.setattr(Reordered, "FEWEST", 1)
+    base, ledger = parts(folder, model, **options)
+    decoder = build_decoder(base)
+    assert decoder.head and ledger.rollout_copy() == decoder.nbytes()
 
 
 def packed(num_tokens: int) -> Batch:

@@ -211,11 +211,17 @@ def test_the_bits_of_a_product_with_a_reordered_weight_do_not_depend_on_how_many
         assert torch.equal(weight.product(x_XI[5:5 + number], bias), whole_XO[5:5 + number])
 
 
-def test_a_trained_head_is_not_reordered():
-    model = tiny_qwen2(tied=False, vocab_size=4096)
-    decoder = Decoder(model.config, dict(model.named_parameters()), {}, trained={"lm_head.weight"})
-    decoder.tensors()["lm_head.weight"].zero_()
-    assert decoder.head is None and (decoder.logits(tokens(1, 5)) == 0).all()
+@pytest.mark.parametrize(("tied", "name"), [(False, "lm_head.weight"), (True, "model.embed_tokens.weight")])
+def test_a_trained_head_is_reordered_with_its_new_values(tied, name):
+    model = tiny_qwen2(tied=tied, vocab_size=4096)
+    weight = dict(model.named_parameters())
+    decoder = Decoder(model.config, weight, {}, trained={name})
+    assert decoder.head and decoder.nbytes() == sum(one.nbytes for one in weight.values()) + weight[name].nbytes
+    with torch.no_grad():
+        decoder.tensors()[name].mul_(-3)
+        weight[name].mul_(-3)
+    decoder.merge()
+    torch.testing.assert_close(decoder.logits(tokens(1, 5)), reference(model, tokens(1, 5)), atol=1e-4, rtol=0)
 
 
 def test_the_decoder_owns_copies():
