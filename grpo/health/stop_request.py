@@ -1,7 +1,8 @@
-"""A request to stop early: SIGTERM, which schedulers send before they take a machine away, or SIGUSR1.
+"""A request to stop early: SIGTERM, which schedulers send before they take a machine away, SIGUSR1, or Ctrl-C.
 
 The run drops what it can repeat (completions, their scores, an evaluation), finishes an update or a save, writes a
 checkpoint, and exits with 0. The signal may come twice, from the scheduler and from torchrun; this changes nothing.
+Only a second Ctrl-C ends the run at once.
 """
 
 import os
@@ -13,7 +14,7 @@ from types import FrameType
 from grpo.distributed import global_max
 from grpo.health.pulse import describe, pulse
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -38,10 +39,14 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if name == self.name == "SIGINT":
+            raise KeyboardInterrupt
         if pulse.rank == 0 and not self.name:  # os.write: the signal may have interrupted Python's own buffers
-            where, name = describe(pulse.take()), signal.Signals(number).name
-            os.write(2, f"\n{where} {name}: stops and saves; an update is finished first\n".encode())
-        self.name = signal.Signals(number).name
+            again = "; Ctrl-C again ends it now" if name == "SIGINT" else ""
+            line = f"\n{describe(pulse.take())} {name}: stops and saves; an update is finished first{again}\n"
+            os.write(2, line.encode())
+        self.name = name
 
     def leave(self) -> None:
         """Raise Stopped if this rank has been asked; for work inside `may_end_this`."""

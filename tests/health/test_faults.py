@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fault_runs import lines, numbers, options, prepare, texts
-from faults import MOST_S, Warm, torchrun, wait_for_steps
+from faults import MOST_S, Warm, torchrun
 from safetensors.torch import load_file
 
 from grpo.saving.sealed_folder import damage
@@ -161,12 +161,17 @@ def test_strangers_at_the_port_before_the_last_rank_neither_end_nor_delay_the_ru
     assert ended.codes == [0, 0] and ended.messages() == [] and time.monotonic() - start < 60
 
 
-def test_an_interrupt_ends_both_with_one_line(folder: Path, warm: Warm) -> None:
-    pids = warm.begin(*options(folder, "interrupted", max_steps=1000))
-    wait_for_steps(folder / "interrupted", 2)
-    for pid in pids:
-        os.kill(pid, signal.SIGINT)
+def test_a_second_interrupt_ends_both_now_with_one_line(folder: Path, warm: Warm) -> None:
+    pids = warm.begin(*options(folder, "interrupted"), plant="linger('update', step=2, seconds=20)")
+    warm.wait_for("lingers")
+    for _ in range(2):
+        time.sleep(0.2)
+        for pid in pids:
+            os.kill(pid, signal.SIGINT)
+    start = time.monotonic()
     ended = warm.end()
+    assert time.monotonic() - start < 15
+    assert "SIGINT: stops and saves; an update is finished first; Ctrl-C again ends it now" in ended.err[0]
     (message,) = ended.messages()
     assert ended.codes == [1, 1] and message.endswith("KeyboardInterrupt") and "Traceback" not in "".join(ended.err)
     assert "is saved: go on with the same command and --resume" in ended.err[0]
