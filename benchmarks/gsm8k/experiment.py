@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from transformers import AutoConfig
 
+from benchmarks.gsm8k.cost import phases, product_flops
 from benchmarks.gsm8k.page import draw, markdown
 from benchmarks.record import RESULTS, ROOT, commit, machine, versions
 from benchmarks.toy import PACKAGES
@@ -154,6 +156,15 @@ def training(run: Path) -> dict[str, Any]:
     return found
 
 
+def step_cost(plan: Plan) -> dict[str, Any]:
+    """Where the seconds of a step go, and their floor, on a CPU."""
+    if torch.cuda.is_available():
+        return {}
+    flops = product_flops()
+    config = AutoConfig.from_pretrained(plan.model)
+    return {"product_flops": flops, "phases": phases(read(plan.run / "metrics.jsonl"), config, recipe_of(plan), flops)}
+
+
 def read_command_line(arguments: list[str] | None) -> tuple[Plan, str]:
     """The plan, and the name of the result's files."""
     parser = argparse.ArgumentParser(description="Base against trained, by the number of shots.", allow_abbrev=False)
@@ -192,7 +203,7 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> None:
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine(),
         "python": platform.python_version(), "versions": versions(PACKAGES), "ranks": plan.num_ranks,
         "recipe": recipe_of(plan), "temperature": plan.temperature, "published": PUBLISHED,
-        "training": training(plan.run), "evaluations": evaluations(plan)}
+        "training": training(plan.run), "evaluations": evaluations(plan), **step_cost(plan)}
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (results / f"{name}.md").write_text(markdown(result, name))

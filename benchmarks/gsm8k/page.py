@@ -35,6 +35,7 @@ def markdown(result: dict[str, Any], name: str) -> str:
         "", f"## The training: {training['steps']} steps, {training['completions']:,} completions, "
         f"{training['seconds'] / 60:,.0f} minutes\n",
         f"| mean of ten steps, 95 % interval | first | last |\n|---|---|---|\n{_ends(training)}\n",
+        *_cost(result),
         "The recipe as it ran: " + ", ".join(f"`{key}: {recipe[key]}`" for key in SHOWN) + ".", ""])
 
 
@@ -58,6 +59,20 @@ def _ends(training: dict[str, Any]) -> str:
         cells = [f"{factor * training[end][name]:.3g}{unit}" for end in ("first", "last")]
         rows.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _cost(result: dict[str, Any]) -> list[str]:
+    if "phases" not in result:
+        return []
+    lines = [
+        f"A step on this CPU. The floor: operations of the completions over the {result['product_flops'] / 1e9:.0f} "
+        "GFLOP/s that a large product reaches here; prompts and attention are left out of it.\n",
+        "| phase | seconds | floor | times |", "|---|---|---|---|"]
+    for row in [*result["phases"], {"phase": "together", **{
+            name: sum(one[name] for one in result["phases"]) for name in ("seconds", "floor")}}]:
+        times = f"{row['seconds'] / row['floor']:.2f}" if row["floor"] else ""
+        lines.append(f"| {row['phase']} | {row['seconds']:.3g} | {row['floor']:.3g} | {times} |")
+    return [*lines, ""]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

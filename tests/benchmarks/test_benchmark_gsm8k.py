@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_models import tiny_qwen2
 
 from benchmarks.gsm8k import experiment
+from benchmarks.gsm8k.cost import operations, phases
 from benchmarks.gsm8k.page import draw, markdown
 from grpo.config import load
 from grpo.evaluation.answers import Answer, save_answers
@@ -30,7 +32,8 @@ def plan(tmp_path: Path) -> experiment.Plan:
             completions += [{"step": step, "question": f"{step} {prompt}", "completion": "", "reward": 0.5 + one,
                              "rewards": {"format": 0.5, "correctness": float(one)}, "length": 4, "truncated": False}
                             for one in right]
-        steps.append({"step": step, "step_s": 3.0, "reward": 1.0, "accuracy": 0.5})
+        steps.append({"step": step, "step_s": 3.0, "reward": 1.0, "accuracy": 0.5, "num_tokens": 100 + step % 2,
+                      "rollout_s": 1.0, "reference_s": 0.0, "update_s": 2.0 + step % 2})
     for file, rows in (("metrics.jsonl", steps), ("completions.jsonl", completions)):
         (plan.run / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for shots in (0, 2):
@@ -71,6 +74,23 @@ def test_the_evaluation_is_asked_as_the_training_was(plan: experiment.Plan) -> N
         True, [2], 4, 42, experiment.recipe_of(plan)["max_completion_length"])
 
 
+def test_the_floor_of_a_step_is_its_operations_over_a_product_s_speed() -> None:
+    # One layer of 64 hidden, 96 inner, 4 and 2 heads of 16: 64 * (64 + 32 + 32 + 64) + 3 * 64 * 96 = 30,720 weights.
+    config = tiny_qwen2(num_hidden_layers=1, intermediate_size=96).config
+    recipe = {"use_peft": True, "lora_modules_to_save": [], "beta": 0.0, "gradient_checkpointing": "auto",
+              "num_iterations": 1}
+    forward = 2 * (30_720 + 320 * 64)
+    assert operations(config, recipe) == {"sampling": forward, "reference": 0, "update": 2 * forward}
+    head = recipe | {"lora_modules_to_save": ["lm_head"], "beta": 0.1, "gradient_checkpointing": "true"}
+    assert operations(config, head) == {"sampling": forward, "reference": forward,
+                                        "update": 2 * forward + 2 * 320 * 64 + 2 * 30_720}
+    assert operations(config, recipe | {"use_peft": False})["update"] == 3 * forward
+    metrics = [{"num_tokens": number, "rollout_s": 1.0, "reference_s": 0.0, "update_s": number} for number in (1, 3)]
+    assert phases(metrics, config, recipe, flops=forward) == [
+        {"phase": "sampling", "seconds": 1.0, "floor": 2.0}, {"phase": "reference", "seconds": 0.0, "floor": 0.0},
+        {"phase": "update", "seconds": 2.0, "floor": 4.0}]
+
+
 def test_what_is_done_is_not_done_again_and_the_page_has_it(plan: experiment.Plan) -> None:
     (plan.run / "summary.json").write_text("{}")
     results = plan.work / "results"
@@ -81,6 +101,7 @@ def test_what_is_done_is_not_done_again_and_the_page_has_it(plan: experiment.Pla
     assert "20 steps, 80 completions, 1 minutes" in page and "0.75 ± 0.11 | 1.25 ± 0.11" in page
     assert (results / "mine.png").stat().st_size > 10_000
     result = json.loads((results / "mine.json").read_text())
+    assert result["product_flops"] > 1e9 and "| update | 2.5 |" in page and "| reference | 0 | 0 |  |" in page
     assert markdown(result, "mine") == page
     draw(result, results / "again.png")
     assert (results / "again.png").read_bytes() == (results / "mine.png").read_bytes()
