@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from grpo.options.refusal import spelled_out
 from grpo.report.json_lines import JsonLines, read
 from grpo.report.metrics import metric
 from grpo.report.watch import Watch
@@ -50,14 +51,37 @@ def _name(output_dir: Path, first_step: int, settings: dict[str, Any]) -> str:
 SINKS = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
 
 
+class Tracker:
+    """One of SINKS; an error in it costs a warning, never the run."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self.name, (self._write, self._close), self.fails = name, sink, False
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._try(self._write, step, values)
+
+    def close(self) -> None:
+        self._try(self._close)
+
+    def _try(self, call: Callable[..., None], *given: Any) -> None:
+        try:
+            call(*given)
+            self.fails = False
+        except Exception as error:  # of a library or a network: it may raise anything
+            if not self.fails:  # one warning for each time it is out of reach
+                print(f"\nwarning: report_to={self.name}: {type(error).__name__}: {spelled_out(str(error))}; training "
+                      "goes on, and metrics.jsonl has every step", file=sys.stderr, flush=True)
+            self.fails = True
+
+
 class Log:
     """Writes a run's metrics and completions and shows its progress; only rank 0 has one.
 
     Args:
         report_to: names of SINKS.
         first_step: the step this process starts with; greater than 0 when a run is resumed.
-        settings: the options of the run; the sinks show them, and some healthy ranges depend on them.
-        logging_steps: the sinks get one step in this many; `metrics.jsonl` gets all.
+        settings: the options of the run; trackers show them, and some healthy ranges depend on them.
+        logging_steps: trackers get one step in this many; `metrics.jsonl` gets all.
     """
 
     def __init__(self, output_dir: Path, *, report_to: list[str], total_steps: int, first_step: int,
@@ -66,13 +90,13 @@ class Log:
         self.watch = Watch(settings)
         for record in read(output_dir / "metrics.jsonl"):
             self.watch.look(record)  # a resumed run knows its first steps and does not repeat its warnings
-        self.sinks = [SINKS[name](output_dir, first_step, settings) for name in report_to]
+        self.trackers = [Tracker(name, SINKS[name](output_dir, first_step, settings)) for name in report_to]
         self.logging_steps = logging_steps
         interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file is no terminal
         self.bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", mininterval=interval)
 
     def write(self, step: int, values: dict[str, float], logged: dict[str, float] | None = None) -> None:
-        """Append one step to `metrics.jsonl`, the sinks and the progress bar, and warn of what is not healthy.
+        """Append one step to `metrics.jsonl`, the trackers and the progress bar, and warn of what is not healthy.
 
         `logged` is what reward functions measured, under names of their own that the table of metrics does not have.
         """
@@ -81,8 +105,8 @@ class Log:
         values = {**(logged or {}), **values}
         self.files["metrics"].append([{"step": step, **values}])
         if step % self.logging_steps == 0:
-            for write, _ in self.sinks:
-                write(step, values)
+            for tracker in self.trackers:
+                tracker.write(step, values)
         shown = {"reward": "reward", "kl": "kl", "truncated": "truncated_share", "s/step": "step_s"}
         self.bar.set_postfix({label: f"{values[name]:.3g}" for label, name in shown.items() if name in values})
         self.bar.update()
@@ -95,10 +119,10 @@ class Log:
         self.files["completions"].append([{"step": step, **dict(zip(columns, row))} for row in rows])
 
     def close(self) -> None:
-        """End the progress bar and the sinks."""
+        """End the progress bar and the trackers."""
         self.bar.close()
-        for _, close in self.sinks:
-            close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def flush(self) -> None:
         """Write the lines that the disk did not take before; OSError where it still does not."""

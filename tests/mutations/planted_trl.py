@@ -44,6 +44,9 @@ WATCH = [
 ]
 
 LOG = [
+    ("a tracker's error ends the run", "        except Exception as error:", "        except KeyError as error:"),
+    ("a warning for each step", "            if not self.fails:", "            if True:"),
+    ("one warning for all times", "            self.fails = False", "            pass"),
     ("a logged number replaces the trainer's", "{**(logged or {}), **values}", "{**values, **(logged or {})}"),
     ("what is logged is lost", "values = {**(logged or {}), **values}", "pass"),
 ]

@@ -125,6 +125,28 @@ def test_sinks_receive_every_logging_steps_th_step_and_the_file_every_step(tmp_p
     assert [record["step"] for record in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
+def test_an_error_of_a_tracker_costs_a_warning_and_no_step(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def write(step, values):
+        if step in (1, 2):
+            raise ConnectionError("out of\nreach")
+        seen.append(step)
+
+    def close():
+        raise TimeoutError("at the end")
+
+    monkeypatch.setitem(SINKS, "mine", lambda *given: (write, close))
+    log = open_log(tmp_path, report_to=["mine"])
+    for step in range(4):
+        log.write(step, {"reward": 0.5})
+    log.close()
+    assert seen == [0, 3] and [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: report_to")]
+    assert warnings == [f"warning: report_to=mine: {words}; training goes on, and metrics.jsonl has every step"
+                        for words in (r"ConnectionError: out of\nreach", "TimeoutError: at the end")]
+
+
 @pytest.mark.parametrize(("run_name", "shown"), [("first try", "first try"), (None, "out from step 3")])
 def test_a_tracker_shows_the_name_of_the_run_or_its_folder_and_first_step(run_name, shown, tmp_path, monkeypatch):
     names = []
