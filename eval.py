@@ -32,6 +32,7 @@ from data.prompt_ids import end_of_turn, prompt_ids
 from data.prompts import default_stop_strings
 from grpo.distributed import free_bytes
 from grpo.evaluation.answers import Answer, check_gold, evaluate, save_answers
+from grpo.evaluation.several import several
 from grpo.evaluation.statistics import SCORES, compare, summarize
 from grpo.loading.model import dtype_of, load_decoder
 from grpo.memory.concurrency import Lengths, choose_slots
@@ -107,6 +108,8 @@ def records_of(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, A
     records = []
     for (label, num_shots), group in answers.items():
         records.append({"model": label, "num_shots": num_shots, **summarize(group)})
+        if records[-1]["num_samples"] > 1:
+            records[-1]["several"] = several(group)
         if label == "adapter" and ("model", num_shots) in answers:
             records[-1]["p_value"] = compare(answers["model", num_shots], group)["p_value"]
     return records
@@ -117,6 +120,24 @@ def table_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return [(record["model"], str(record["num_shots"]), f"{record['num_problems']} x {record['num_samples']}",
              *(percent(record, name) for name in SCORES), f"{record['p_value']:.2g}" if "p_value" in record else "")
             for record in records]
+
+
+def several_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """pass@k and maj@k of the records that have several samples, under a header of their own; empty if none has."""
+    records = [record for record in records if "several" in record]
+    if not records:
+        return []
+    rows = [(record["model"], str(record["num_shots"]), *(
+        f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})" for mean, low, high in record["several"].values()))
+        for record in records]
+    return [("model", "shots", *records[0]["several"]), *rows]
+
+
+def print_table(lines: list[tuple[str, ...]]) -> None:
+    """Rows of text with their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def accuracy_chart(records: list[dict[str, Any]]) -> str:
@@ -138,7 +159,9 @@ def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], reco
     for (label, num_shots), group in answers.items():
         save_answers(group, folder / f"answers_{label}_{num_shots}_shots.jsonl")
     settings_table = table(("option", "value"), list(asdict(settings).items()))
-    body = [table(HEADER, table_rows(records)), f"<p>{NOTE}</p>", accuracy_chart(records), "<h2>Settings</h2>",
+    header, *rows = several_rows(records) or [()]
+    body = [table(HEADER, table_rows(records)), f"<p>{NOTE}</p>", *([table(header, rows)] if rows else []),
+            accuracy_chart(records), "<h2>Settings</h2>",
             settings_table]
     (folder / "eval.html").write_text(page(f"Accuracy of {settings.model}", body), encoding="utf-8")
     content = json.dumps({"settings": asdict(settings), "results": records}, indent=1)
@@ -153,10 +176,8 @@ def run(settings: Settings) -> int:
         print(f"error: {spelled_out(str(error))}", file=sys.stderr)
         return 2
     records = records_of(answers)
-    lines = [HEADER, *table_rows(records)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print("  ".join(map(str.ljust, line, widths)).rstrip())
+    print_table([HEADER, *table_rows(records)])
+    print_table(several_rows(records))
     if settings.output is not None:
         write(settings, answers, records)
         print(f"wrote {Path(settings.output) / 'eval.html'}")

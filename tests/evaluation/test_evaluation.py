@@ -226,6 +226,17 @@ def test_the_script_prints_a_row_for_each_number_of_shots_and_writes_its_report(
     assert first.strict and first.completion.endswith("The final answer is 9")  # cut at the stop string
 
 
+def test_the_script_says_what_several_samples_are_worth_together(folder, tmp_path, capsys):
+    options = command(folder, num_samples=3, temperature=0.7, limit=4, output=tmp_path / "out")
+    assert eval_script.main(options) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[2] == ["model", "shots", "pass@1", "maj@1", "pass@2", "maj@2", "pass@3", "maj@3"]
+    (result,) = json.loads((tmp_path / "out" / "eval.json").read_text())["results"]
+    assert result["several"]["pass@1"][0] == pytest.approx(result["strict"]) and lines[3][:2] == ["model", "0"]
+    assert float(lines[3][2]) == pytest.approx(100 * result["strict"], abs=0.05)
+    assert "<th>maj@3</th>" in (tmp_path / "out" / "eval.html").read_text()
+
+
 def test_the_script_tests_an_adapter_against_its_base_on_the_same_problems(folder, capsys):
     assert eval_script.main(command(folder, adapter=folder / "adapter", compare_base="true", limit=8)) == 0
     adapter, base = [line.split() for line in capsys.readouterr().out.splitlines()][1:]

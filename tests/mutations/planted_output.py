@@ -42,6 +42,16 @@ JSON_LINES = [
     ("half a line is left out without a word", "if len(whole) < len(lines):", "if False:"),
 ]
 
+SEVERAL = [
+    ("the biased pass@k", "1 - comb(num_samples - num_right, k) / comb(num_samples, k)",
+     "1 - (1 - num_right / num_samples) ** k"),
+    ("a tie is won", "number / (1 + ties)", "number"),
+    ("a tie is lost", "number / (1 + ties)", "number * (ties == 0)"),
+    ("what states nothing has a vote", "ways = _drawn(ways, num_silent, most=None)",
+     "ways = _drawn(ways, num_silent, most=votes)"),
+    ("all wrong answers are one", "list(wrong.values())", "[sum(wrong.values())]"),
+    ("samples are not put to their problems", "setdefault(answer.index, [])", "setdefault(0, [])"),
+]
 EVALUATION = [
     ("half of the answers have the name", 'path.with_suffix(".tmp")', "path"),
 ]
@@ -86,6 +96,7 @@ CHART = [
 ]
 
 OUTPUT_GROUPS = [
+    ("grpo/evaluation/several.py", ("test_several.py",), SEVERAL),
     ("grpo/report/chart.py", ("test_chart.py",), CHART),
     ("grpo/trainer/engine.py", ("test_three_ranks.py",), PARTS),
     ("grpo/saving/output_lock.py", ("test_output_folder.py",), OUTPUT_LOCK),
