@@ -43,13 +43,14 @@ def test_numbers_are_votes_and_the_mean_is_over_problems():
         return Answer(index=index, question="", final_answer="7", completion=text, strict=strict, lenient=strict,
                       format=bool(number), truncated=False)
 
-    # Problem 0: 7, 7.0, 5, 5.00. Problem 1: 7 and nothing else.
+    # Problem 0: 7, 7.0, 5, 5.00. Problem 1: 7 and nothing else. Problem 2: 7, 5, 6 and nothing.
     answers = [answer(0, "7", True), answer(1, "7", True), answer(0, "7.0", True), answer(0, "5"), answer(0, "5.00"),
-               answer(1, ""), answer(1, ""), answer(1, "")]
+               answer(1, ""), answer(1, ""), answer(1, ""), answer(2, "7", True), answer(2, "5"), answer(2, "6"),
+               answer(2, "")]
     found = several(answers)
     assert list(found) == ["pass@1", "maj@1", "pass@2", "maj@2", "pass@4", "maj@4"]
-    assert found["pass@1"][0] == found["maj@1"][0] == pytest.approx((1 / 2 + 1 / 4) / 2)
-    assert found["pass@2"][0] == pytest.approx((5 / 6 + 1 / 2) / 2)
-    assert found["maj@2"][0] == pytest.approx((1 / 2 + 1 / 2) / 2)
-    # 0.5 and 1: mean 0.75, half width 1.96 * 0.3536 / sqrt(2) = 0.49.
-    assert found["maj@4"] == pytest.approx((0.75, 0.75 - 0.48999, 1.0), abs=1e-5)
+    assert found["pass@1"][0] == found["maj@1"][0] == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
+    assert found["pass@2"][0] == pytest.approx((5 / 6 + 1 / 2 + 1 / 2) / 3)
+    assert found["maj@2"][0] == pytest.approx((1 / 2 + 1 / 2 + 1 / 3) / 3)
+    # 1/2, 1 and 1/3: mean 0.6111, variance 0.12037, half width 1.96 * sqrt(0.12037 / 3) = 0.3926.
+    assert found["maj@4"] == pytest.approx((0.6111, 0.6111 - 0.3926, 1.0), abs=1e-4)
