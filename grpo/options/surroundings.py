@@ -9,8 +9,9 @@ from grpo.options.refusal import nearest, refuse
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz")
 # What a run writes to output_dir, and a second run there would write over.
-WRITTEN = ("config.yaml", "metrics.jsonl", "completions.jsonl", "checkpoints", "adapter", "model", "evaluation",
-           "skipped", "summary.json", "report.html")
+# What a run writes: weights and results, and before its first checkpoint only the others.
+RESULTS = ("checkpoints", "adapter", "model", "summary.json", "report.html")
+WRITTEN = (*RESULTS, "config.yaml", "metrics.jsonl", "completions.jsonl", "evaluation", "skipped")
 LAUNCHER = ("RANK", "WORLD_SIZE")
 PROJECT = Path(__file__).parents[2]
 READ = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
@@ -136,10 +137,13 @@ def _check_start(values: dict[str, Any]) -> None:
 
 
 def check_output_dir(path: Path, *, resume: bool) -> None:
-    """Refuse with ValueError a folder that is not writable, has another run, or has no checkpoint to resume."""
+    """Refuse with ValueError a folder that is not writable, has another run, or has no checkpoint to resume.
+
+    A run that ended before its first checkpoint is no other run: `saving.output_lock` puts its files aside.
+    """
     if not path.is_file():
         check_writable("output_dir", path)
-    found = next((name for name in WRITTEN if _holds(path / name)), None)
+    found = next((name for name in RESULTS if holds(path / name)), None)
     if path.exists() and not path.is_dir() or found and not resume:
         number = next(number for number in range(2, 10**6) if not Path(f"{path}-{number}").exists())
         what = f"holds another run ({found}), which is not written over without --resume" if found else "is a file"
@@ -148,6 +152,6 @@ def check_output_dir(path: Path, *, resume: bool) -> None:
         refuse("resume", resume, f"needs a checkpoint, and output_dir={str(path)!r} holds none", False)
 
 
-def _holds(path: Path) -> bool:
-    # An empty folder is nothing yet.
+def holds(path: Path) -> bool:
+    """Is there a file, or a folder with something in it?"""
     return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)

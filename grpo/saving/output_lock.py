@@ -6,12 +6,13 @@ import os
 import socket
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
 from grpo.distributed import gather_objects, rank
 from grpo.options.refusal import refuse
-from grpo.options.surroundings import check_output_dir
+from grpo.options.surroundings import WRITTEN, check_output_dir, holds
 
 NAME = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of a file system without locks
@@ -28,9 +29,11 @@ def claim(output_dir: Path, *, resume: bool) -> AbstractContextManager:
     file, problem = nullcontext(), ""
     if rank() == 0:
         try:
-            file = lock(output_dir)
+            file = locked = lock(output_dir)
             # Another run may have come and gone since the first check.
             check_output_dir(output_dir, resume=resume)
+            if not resume:
+                put_aside(output_dir, locked)
         except ValueError as error:
             problem = str(error)
     problem = gather_objects(problem)[0]
@@ -59,3 +62,23 @@ def lock(folder: Path) -> TextIO:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def put_aside(folder: Path, locked: TextIO) -> None:
+    """Move what a run left that ended before its first checkpoint into a folder of its own, and say so.
+
+    Raises:
+        ValueError: the file system has no locks, so that the run may still be going on.
+    """
+    left = [name for name in WRITTEN if holds(folder / name)]
+    if not left:
+        return
+    try:
+        fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        refuse("output_dir", str(folder), f"holds another run ({left[0]}), which may still be going on", f"{folder}-2")
+    aside = next(path for number in count(1) if not (path := folder / f"ended-early-{number}").exists())
+    aside.mkdir()
+    for name in left:
+        (folder / name).rename(aside / name)
+    print(f"output_dir {folder} had a run that ended before its first checkpoint; its files are in {aside}", flush=True)

@@ -6,6 +6,12 @@ PARTS = [
 ]
 
 OUTPUT_LOCK = [
+    ("a run that ended early is written over", "            if not resume:\n                put_aside(output_dir, locked)\n",
+     ""),
+    ("what a resumed run goes on from is put aside", "            if not resume:\n", "            if True:\n"),
+    ("a run that may go on is put aside", "        fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)\n    except",
+     "        pass\n    except"),
+    ("only the first file is put aside", "    for name in left:\n", "    for name in left[:1]:\n"),
     ("two may share a lock", "fcntl.LOCK_EX", "fcntl.LOCK_SH"),
     ("nobody looks a second time", "            check_output_dir(output_dir, resume=resume)\n", ""),
     ("nobody says who has it", 'file.write(f"process {os.getpid()} on {socket.gethostname()}\\n")', "pass"),

@@ -301,7 +301,7 @@ BAD = [
     ("--seed", "argument --seed", "expected one argument",
      "expected one argument; a value that starts with a minus is written --option=-1e-3"),
     ("--resume", "resume=True", "needs a checkpoint", "False"),
-    ("--output_dir old", "output_dir='old'", "holds another run (metrics.jsonl)", "old-3"),
+    ("--output_dir old", "output_dir='old'", "holds another run (summary.json)", "old-3"),
     ("--output_dir train.jsonl", "output_dir='train.jsonl'", "is a file", "train.jsonl-2"),
 ]
 
@@ -315,7 +315,7 @@ def stocked(place):
     write(place / "list.yaml", "[seed, 1]")
     write(place / "broken.yaml", "seed: [1")
     write(place / "my.py", "")
-    write(place / "old" / "metrics.jsonl", "kept")
+    write(place / "old" / "summary.json", "kept")
     (place / "empty").mkdir()
     (place / "old-2").mkdir()
     return place

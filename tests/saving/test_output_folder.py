@@ -1,5 +1,6 @@
 """The output folder of a run: one in use, or from which this run starts, is refused; others stay. 25 seconds."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from tiny_models import tiny_qwen2
 from grpo.config import load
 from grpo.doctor import trial
 from grpo.run.parts import Run
-from grpo.saving.output_lock import claim, lock
+from grpo.saving.output_lock import claim, lock, put_aside
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def files(folder: Path) -> dict[Path, int]:
 
 
 @pytest.mark.parametrize("name", ["checkpoints/step-5/state.json", "adapter/adapter_model.safetensors",
-                                  "model/model.safetensors", "completions.jsonl", "evaluation/greedy_before.jsonl"])
+                                  "model/model.safetensors", "summary.json"])
 def test_what_a_run_would_write_over_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "out" / name).parent.mkdir(parents=True)
     (tmp_path / "out" / name).write_text("kept")
@@ -76,9 +77,45 @@ def test_a_folder_that_another_run_has_filled_meanwhile_is_refused(
 ) -> None:
     run = begin(*options(folder, str(tmp_path / "raced")))  # found free, and a model takes a minute to load
     claim(run.output_dir, resume=False).close()
-    (tmp_path / "raced" / "config.yaml").touch()
-    with pytest.raises(ValueError, match=r"output_dir=.*holds another run \(config.yaml\)"):
+    (tmp_path / "raced" / "summary.json").touch()
+    with pytest.raises(ValueError, match=r"output_dir=.*holds another run \(summary.json\)"):
         claim(run.output_dir, resume=False)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again_and_its_files_stay(
+    folder: Path, warm: Warm, adapter: Path
+) -> None:
+    output, argv = folder / "early", options(folder, "early", max_steps=1, eval_examples=2,
+                                             test_dataset_id_or_path=folder / "data.json")
+    assert -9 in warm.run(*argv, plant="kill('update', rank=0, step=0)").codes
+    left = {path.relative_to(output): path.read_bytes() for path in output.rglob("*.*") if path.name != ".lock"}
+    assert Path("evaluation/greedy_before.jsonl") in left and Path("config.yaml") in left
+    ended = warm.run(*argv)
+    aside = output / "ended-early-1"
+    assert ended.codes == [0, 0] and f"its files are in {aside}" in ended.out[0]
+    assert {path.relative_to(aside): path.read_bytes() for path in aside.rglob("*.*")} == left
+    assert (output / "summary.json").exists() and len((output / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_without_locks_a_run_that_ended_early_may_still_be_going_on(tmp_path: Path, monkeypatch) -> None:
+    def no_locks(*given: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / "metrics.jsonl").write_text("kept")
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with lock(tmp_path) as file, pytest.raises(ValueError, match=r"another run \(metrics.jsonl\), which may still be"):
+        put_aside(tmp_path, file)
+    assert (tmp_path / "metrics.jsonl").read_text() == "kept"
+
+
+def test_a_second_run_that_ended_early_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / "metrics.jsonl").write_text(str(number))
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)  # empty: nothing yet
+        with lock(tmp_path) as file:
+            put_aside(tmp_path, file)
+    assert [(tmp_path / f"ended-early-{number}" / "metrics.jsonl").read_text() for number in (1, 2)] == ["1", "2"]
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
