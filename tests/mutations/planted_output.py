@@ -6,20 +6,21 @@ PARTS = [
 ]
 
 OUTPUT_LOCK = [
-    ("a run that ended early is written over", "            if not resume:\n                put_aside(output_dir, locked)\n",
-     ""),
+    ("a run that ended early is written over", "                put_aside(output_dir, locked)\n",
+     "                pass\n"),
     ("what a resumed run goes on from is put aside", "            if not resume:\n", "            if True:\n"),
     ("a run that may go on is put aside", "        fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)\n    except",
      "        pass\n    except"),
     ("only the first file is put aside", "    for name in left:\n", "    for name in left[:1]:\n"),
-    ("two may share a lock", "fcntl.LOCK_EX", "fcntl.LOCK_SH"),
+    ("two may share a lock", "flock(file, fcntl.LOCK_EX", "flock(file, fcntl.LOCK_SH"),
     ("nobody looks a second time", "            check_output_dir(output_dir, resume=resume)\n", ""),
     ("nobody says who has it", 'file.write(f"process {os.getpid()} on {socket.gethostname()}\\n")', "pass"),
 ]
 
 PREFLIGHT = [
-    ("checkpoints alone are no run", '"completions.jsonl", "checkpoints", "adapter"', '"completions.jsonl", "adapter"'),
+    ("checkpoints alone are no run", 'RESULTS = ("checkpoints", ', "RESULTS = ("),
     ("an adapter alone is no run", '"checkpoints", "adapter", "model"', '"checkpoints", "model"'),
+    ("metrics alone are a run", 'for name in RESULTS if holds', 'for name in WRITTEN if holds'),
     ("an empty folder is a run", "any(path.iterdir()) if path.is_dir() else os.path.lexists(path)",
      "os.path.lexists(path)"),
     ("a start behind a link", "Path(start).resolve().is_relative_to", "Path(start).is_relative_to"),
