@@ -38,10 +38,10 @@ def whole(folder: Path, warm: Warm) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "to", "phase", "step", "done"),
-    [("SIGTERM", [0, 1], "rollout", 2, 2), ("SIGTERM", [0, 1], "rollout", 0, 0),
+    [("SIGTERM", [0, 1], "rollout", 2, 2), ("SIGINT", [0, 1], "rollout", 0, 0),
      ("SIGTERM", [0, 1], "evaluate", None, 0), ("SIGTERM", [0, 1], "evaluate", 3, 4),
-     ("SIGUSR1", [1], "rollout", 2, 2), ("SIGINT", [0, 1], "rollout", 2, 2)],
-    ids=["sampling", "the first step", "the evaluation before", "the evaluation after", "one rank alone", "Ctrl-C"])
+     ("SIGUSR1", [1], "rollout", 2, 2)],
+    ids=["sampling", "Ctrl-C in the first step", "the evaluation before", "the evaluation after", "one rank alone"])
 def test_a_request_to_stop_leaves_what_can_be_done_again_saves_and_exits_with_0(
     folder: Path, warm: Warm, whole: Path, name: str, to: list[int], phase: str, step: int | None, done: int
 ) -> None:

@@ -122,17 +122,18 @@ def test_greedy_tokens_equal_transformers_generate_on_ragged_prompts(build):
 
 
 @needs_gsm8k
-def test_greedy_text_of_64_real_prompts_equals_transformers_generate(real):
+def test_greedy_text_of_32_real_prompts_equals_transformers_generate(real):
     model, tokenizer, prompts = real
     # Eight solved examples are shared, and every problem is its own.
     assert common_prefix_length(prompts) > 800 and len({tuple(prompt) for prompt in prompts}) == 64
+    prompts = prompts[:32]
     ours = sample_rows(
         decoder_of(model), prompts, tokenizer=tokenizer, num_generations=1, temperature=0.0, max_completion_length=24,
         num_slots=24)
-    expected = torch.cat([generate_by_transformers(model, prompts[n : n + 16], 24) for n in range(0, 64, 16)])
+    expected = torch.cat([generate_by_transformers(model, prompts[n : n + 16], 24) for n in range(0, 32, 16)])
     assert torch.equal(ours.token_NT, expected)
     assert ours.text == tokenizer.batch_decode(expected, skip_special_tokens=True)
-    assert len(set(ours.text)) == 64
+    assert len(set(ours.text)) == 32
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ def storms():
         os.fork()
     give_up = time.monotonic() + 20
     while time.monotonic() < give_up:  # 128 processes that each live too short to be caught one by one
-        time.sleep(0.002)  # or nobody else gets a core on a busy machine
+        time.sleep(0.02)  # or nobody else gets a core on a busy machine
         if os.fork():
             os._exit(0)
 
