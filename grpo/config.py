@@ -221,7 +221,8 @@ class Config:
         if self.max_steps == 0:
             refuse("max_steps", 0, "must be -1 or at least 1", 1)
         self._check_floor()
-        if self.lora_modules_to_save_learning_rate is not None and not self.lora_modules_to_save:
+        trains_whole = self.lora_modules_to_save or self.adapter_name_or_path  # the adapter may bring its own
+        if self.lora_modules_to_save_learning_rate is not None and not trains_whole:
             refuse("lora_modules_to_save_learning_rate", self.lora_modules_to_save_learning_rate,
                    "needs lora_modules_to_save: nothing is trained whole besides LoRA", "none")
         if self.rollout_weights == "nf4" and not (self.load_in_4bit and self.rollout_keep):

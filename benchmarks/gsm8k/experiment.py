@@ -10,11 +10,9 @@ and NAME.png into benchmarks/results/.
 import argparse
 import json
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from benchmarks.gsm8k.page import draw, markdown
 from benchmarks.record import RESULTS, ROOT, commit, machine, versions
 from benchmarks.toy import PACKAGES
 from grpo.evaluation.answers import Answer, load_answers
-from grpo.evaluation.statistics import Z_95, compare, summarize
+from grpo.evaluation.statistics import compare, mean_interval, summarize
 from grpo.report.json_lines import read
 
 RECIPE = "recipes/qwen2.5-0.5b-gsm8k.yaml"
@@ -68,8 +66,6 @@ def train(plan: Plan) -> bool:
     command = [sys.executable, *(launcher if plan.num_ranks > 1 else []), "train.py", *plan.train_options]
     if any(plan.run.glob("checkpoints/step-*")):
         command.append("--resume")
-    else:
-        shutil.rmtree(plan.run, ignore_errors=True)  # it ended before its first checkpoint
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         code = process.wait(plan.deadline - time.monotonic() if plan.deadline < float("inf") else None)
@@ -127,11 +123,6 @@ def evaluations(plan: Plan) -> list[dict[str, Any]]:
     return records
 
 
-def mean_interval(values: Sequence[float]) -> dict[str, float]:
-    """The mean of independent values, and the half width of its 95 % interval by the normal distribution."""
-    return {"mean": float(np.mean(values)), "half": Z_95 * float(np.std(values, ddof=1)) / len(values) ** 0.5}
-
-
 def training(run: Path) -> dict[str, Any]:
     """What a run's own completions say: reward and accuracy of its first and of its last steps.
 
@@ -148,11 +139,15 @@ def training(run: Path) -> dict[str, Any]:
         "seconds": sum(row["step_s"] for row in metrics),
         "reward": [(row["step"], row["reward"]) for row in metrics],
         "accuracy": [(row["step"], row["accuracy"]) for row in metrics]}
+
+    def interval(values: list[float]) -> dict[str, float]:
+        return dict(zip(("mean", "half"), mean_interval(values), strict=True))
+
     for end, steps in ends.items():
         mine = [rows for (step, _), rows in groups.items() if step in steps]
         found[end] = {
-            "reward": mean_interval([np.mean([row["reward"] for row in rows]) for rows in mine]),
-            "accuracy": mean_interval([np.mean([row["rewards"]["correctness"] > 0 for row in rows]) for rows in mine]),
+            "reward": interval([np.mean([row["reward"] for row in rows]) for rows in mine]),
+            "accuracy": interval([np.mean([row["rewards"]["correctness"] > 0 for row in rows]) for rows in mine]),
             "tokens": float(np.mean([row["length"] for rows in mine for row in rows])),
             "truncated": float(np.mean([row["truncated"] for rows in mine for row in rows]))}
     return found

@@ -5,9 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-SCORES = ("strict", "lenient", "format", "truncated")
+from grpo.evaluation.statistics import SCORES
+from grpo.report.page import WINDOW, running_mean
+
 COLORS = {"base": "#d96c1e", "trained": "#2a7ab8"}
-WINDOW = 5  # steps on either side that a curve averages
 # Of the recipe, what says how the run was; all options are in the .json.
 SHOWN = (
     "load_in_4bit", "torch_dtype", "lora_r", "lora_alpha", "lora_modules_to_save", "num_shots", "prompts_per_step",
@@ -91,9 +92,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     left.set(xlabel="shots", ylabel="strict accuracy in %, 95 % interval", ylim=(0, None))
     steps, rewards = zip(*result["training"]["reward"])
     right.plot(steps, rewards, color=COLORS["trained"], alpha=0.35, label="each step")
-    means = [sum(part) / len(part) for part in (
-        rewards[max(0, middle - WINDOW):middle + WINDOW + 1] for middle in range(len(rewards)))]
-    right.plot(steps, means, color=COLORS["trained"], label=f"mean of {2 * WINDOW + 1} steps")
+    right.plot(steps, running_mean(rewards), color=COLORS["trained"], label=f"mean of {2 * WINDOW + 1} steps")
     right.set(xlabel="step", ylabel="mean reward", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -63,5 +63,10 @@ def several(answers: list[Answer]) -> dict[str, Any]:
             wrong = Counter(number for number in stated if number is not None)
             passed.append(pass_at(num_samples, right, k))
             majority.append(majority_at(right, list(wrong.values()), stated.count(None), k))
-        found |= {f"pass@{k}": mean_interval(passed), f"maj@{k}": mean_interval(majority)}
+        found |= {f"pass@{k}": _of_shares(passed), f"maj@{k}": _of_shares(majority)}
     return found
+
+
+def _of_shares(values: list[float]) -> tuple[float, float, float]:
+    mean, half = mean_interval(values)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)

@@ -42,11 +42,10 @@ def accuracy_interval(right: Sequence[int], num_samples: int) -> tuple[float, fl
     return wilson_interval(share, min(max(effective, num), num * num_samples))
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of shares of independent problems, and the ends of its 95 % interval by the normal distribution."""
-    mean = float(np.mean(values))
-    half = Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 1.0
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of independent values, and the half width of its 95 % interval by the normal distribution."""
+    half = Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return float(np.mean(values)), half
 
 
 def paired_test(before: Sequence[int], after: Sequence[int]) -> float:

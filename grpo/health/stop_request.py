@@ -25,7 +25,7 @@ class StopRequest:
     """The signal that this process has received, if any. If one rank is asked, all stop."""
 
     def __init__(self) -> None:
-        self.name = ""
+        self.name, self.interrupted = "", False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -34,14 +34,16 @@ class StopRequest:
         try:
             yield
         finally:
-            self.name = ""
+            self.name, self.interrupted = "", False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if name == self.name == "SIGINT":
-            raise KeyboardInterrupt
+        if name == "SIGINT":
+            if self.interrupted:  # whatever other signals came between
+                raise KeyboardInterrupt
+            self.interrupted = True
         if pulse.rank == 0 and not self.name:  # os.write: the signal may have interrupted Python's own buffers
             again = "; Ctrl-C again ends it now" if name == "SIGINT" else ""
             line = f"\n{describe(pulse.take())} {name}: stops and saves; an update is finished first{again}\n"

@@ -38,7 +38,7 @@ from grpo.saving import checkpoint, continuation
 from grpo.schedule import total_steps
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
-from grpo.trainer.policy import Policy
+from grpo.trainer.policy import Policy, trainable
 from grpo.trainer.zero import adamw_settings, zero_config
 from rewards.pool import RewardPool
 
@@ -141,12 +141,15 @@ def build_engine(policy: Policy, config: Config, dtype: torch.dtype) -> Engine:
     """The engine of a run; `dtype` is that of weights and activations. Collective: every rank, once.
 
     Raises:
-        ValueError: DeepSpeed does not take the user's `deepspeed` mapping.
+        ValueError: DeepSpeed does not take the user's `deepspeed` mapping; or nothing is trained whole that a rate of
+            its own is given for.
     """
+    whole = config.lora_modules_to_save_learning_rate
+    if whole is not None and all(".lora_" in name for name in trainable(policy.model)):
+        refuse("lora_modules_to_save_learning_rate", whole, "moves nothing: the adapter trains no module whole", "none")
     # DeepSpeed refuses some settings only when it starts.
     asked = refusing("deepspeed", config.deepspeed, "does not start", "without it")
     with asked if config.deepspeed else nullcontext():
-        whole = config.lora_modules_to_save_learning_rate
         return Engine(policy, zero_config(config, bf16=dtype == torch.bfloat16), adamw_settings(config),
                       whole_rate=1.0 if whole is None else whole / config.learning_rate)
 

@@ -39,10 +39,10 @@ class Reordered:
     """
 
     FEWEST = 2**18  # elements; a call takes 45 us more than one of MKL
-    ROWS = 32  # inputs that the order is chosen for; it serves other numbers as well
+    TYPICAL = 32  # inputs that the order is chosen for; it serves other numbers as well
 
     def __init__(self, weight_OI: torch.Tensor) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), self.ROWS)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), self.TYPICAL)
         self.nbytes = weight_OI.nbytes
 
     @classmethod

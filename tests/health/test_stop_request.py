@@ -113,3 +113,12 @@ def test_signals_do_again_what_they_did_before() -> None:
             request.leave()
     request.leave()
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_second_interrupt_is_one_whatever_signals_come_between() -> None:
+    request = StopRequest()
+    with request.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

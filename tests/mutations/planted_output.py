@@ -73,7 +73,8 @@ SCORING = [
 
 PREEMPTION = [
     ("a rank leaves alone", "with suppress(Stopped):\n            yield\n        self.check()", "yield"),
-    ("asked once is asked for ever", '            self.name = ""\n            for', "            for"),
+    ("asked once is asked for ever", '            self.name, self.interrupted = "", False\n            for',
+     "            for"),
 ]
 
 POSITION = [

@@ -49,3 +49,11 @@ def test_what_is_trained_whole_beside_lora_has_its_own_rate(stage: int) -> None:
     moved = {name: (engine.trainable[name] - before[name]).abs().max().item() for name in before}
     # AdamW's first step has the size of its rate wherever there is a gradient.
     assert moved[branch] == pytest.approx(0.25, rel=1e-4) and moved[head] == pytest.approx(0.0625, rel=1e-4)
+
+
+def test_a_rate_of_its_own_is_refused_where_the_adapter_trains_nothing_whole() -> None:
+    config = Config(load_in_4bit=False, adapter_name_or_path="mine", lora_modules_to_save_learning_rate=0.1)
+    model = tiny_qwen2(num_hidden_layers=1)
+    add_adapter(model, Config(load_in_4bit=False), torch.float32)
+    with pytest.raises(ValueError, match="lora_modules_to_save_learning_rate=0.1 moves nothing: the adapter trains no"):
+        build_engine(Policy(model), config, torch.float32)
