@@ -225,6 +225,9 @@ class Config:
         if self.lora_modules_to_save_learning_rate is not None and not trains_whole:
             refuse("lora_modules_to_save_learning_rate", self.lora_modules_to_save_learning_rate,
                    "needs lora_modules_to_save: nothing is trained whole besides LoRA", "none")
+        if self.lora_modules_to_save_learning_rate is not None and self.zero_stage in (1, 2):
+            refuse("lora_modules_to_save_learning_rate", self.lora_modules_to_save_learning_rate,
+                   "needs zero_stage 0 or 3: at 1 and 2 DeepSpeed loses the moments of a second group", "zero_stage=3")
         if self.rollout_weights == "nf4" and not (self.load_in_4bit and self.rollout_keep):
             refuse("rollout_weights", "nf4", "needs load_in_4bit=True, and rollout_keep=True because packed weights "
                    "stay where they are", "lora")

@@ -33,11 +33,10 @@ def test_two_steps_are_adamws_with_the_decay_the_betas_and_the_epsilon_of_the_re
         torch.testing.assert_close(weight.detach().double(), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-def test_what_is_trained_whole_beside_lora_has_its_own_rate(stage: int) -> None:
+def test_what_is_trained_whole_beside_lora_has_its_own_rate() -> None:
     distributed.start(60)
     config = Config(
-        load_in_4bit=False, zero_stage=stage, lora_target_modules=["q_proj"], lora_modules_to_save=["lm_head"],
+        load_in_4bit=False, zero_stage=0, lora_target_modules=["q_proj"], lora_modules_to_save=["lm_head"],
         learning_rate=0.5, lora_modules_to_save_learning_rate=0.125, max_grad_norm=0.0)
     model = tiny_qwen2(tied=False, num_hidden_layers=1)
     add_adapter(model, config, torch.float32)
