@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ from grpo.health.stop_request import Stopped, stop_request
 from grpo.options.refusal import spelled_out
 from grpo.report.log import Log
 from grpo.report.page import write_report
-from grpo.run import heldout
 from grpo.run.build import build
+from grpo.run.heldout import HeldOut
 from grpo.run.parts import Run
 from grpo.run.position import Position
 from grpo.saving import checkpoint, output_lock, skipped
@@ -67,59 +67,59 @@ def train(run: Run) -> int:
     Collective: every rank.
     """
     start, position, log = time.perf_counter(), Position(run.first_step), None
+    pulse.enter("log")
     if rank() == 0:
         run.output_dir.mkdir(parents=True, exist_ok=True)
         dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
         print("\n".join(run.announcement), flush=True)
+        log = Log(run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps, first_step=run.first_step,
+                  settings=dataclasses.asdict(run.config), logging_steps=run.config.logging_steps)
+    heldout, exported = HeldOut(run), None
     try:
-        if run.test_examples and run.first_step == 0:
-            heldout.solve(run, "before")
-        pulse.enter("log")
-        if rank() == 0:
-            log = Log(run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps,
-                      first_step=run.first_step, settings=dataclasses.asdict(run.config),
-                      logging_steps=run.config.logging_steps)
-        take_steps(run, position, log)
+        heldout.look(position, log)
+        take_steps(run, position, log, heldout)
+        step = heldout.choose(position, log)
         pulse.enter("export")
         exported = checkpoint.export(run.engine, run.output_dir, run.peft_config)
-        if run.test_examples:
-            heldout.solve(run, "after")
+        heldout.look(position, log)
     except Stopped:
-        position.save(run, must=True)
         exported = None
     pulse.enter("log")
     if log:
+        log.close()
+    if exported is None:
+        position.save(run, must=True)
+    if log:
         log.flush()
     if exported and rank() == 0:
-        summary = heldout.summarize(run, time.perf_counter() - start)
+        summary = heldout.summarize(position.done, step, time.perf_counter() - start)
         print(json.dumps(summary, indent=2), f"weights {exported}", sep="\n")
         print(f"report  {write_report(run.output_dir)}")
     return 0
 
 
-def take_steps(run: Run, position: Position, log: Log | None) -> None:
-    """The steps that are left, each logged, and saved when it is due. Collective: every rank.
+def take_steps(run: Run, position: Position, log: Log | None, heldout: HeldOut) -> None:
+    """The steps that are left, each logged, and saved and evaluated when it is due. Collective: every rank.
 
     Raises:
         Stopped: the run was asked to stop; on every rank.
         SystemExit: too many steps in a row had a gradient that was not finite; or as `grpo_step`.
     """
     num_skipped, limit = 0, run.config.max_skipped_steps
-    with suppress(Stopped):
-        for step in range(run.first_step, run.num_steps):
-            num_skipped = 0 if take_step(run, step, log) else num_skipped + 1
-            position.done = step + 1
-            if num_skipped > limit:
-                raise SystemExit(
-                    f"error: {describe(pulse.take())} max_skipped_steps={limit}: now {num_skipped} in a row had a "
-                    f"gradient that is not finite; what they were computed from is in {run.output_dir / 'skipped'}; "
-                    "nearest valid: a lower learning_rate, from the last checkpoint")
-            trim_heap()
-            stop_request.check()
-            if position.is_save_due(run):
-                position.save(run, must=False)
-    if log:
-        log.close()
+    while position.done < run.num_steps and not heldout.is_enough():
+        num_skipped = 0 if take_step(run, position.done, log) else num_skipped + 1
+        position.done += 1
+        if num_skipped > limit:
+            raise SystemExit(
+                f"error: {describe(pulse.take())} max_skipped_steps={limit}: now {num_skipped} in a row had a "
+                f"gradient that is not finite; what they were computed from is in {run.output_dir / 'skipped'}; "
+                "nearest valid: a lower learning_rate, from the last checkpoint")
+        trim_heap()
+        stop_request.check()
+        if position.is_save_due(run):
+            position.save(run, must=False)
+        if position.done < run.num_steps:  # the last weights are exported first
+            heldout.look(position, log)
     stop_request.check()
 
 

@@ -10,15 +10,14 @@ from pathlib import Path
 import yaml
 
 from grpo.options import chat, foreign, recipe
+from grpo.options.combinations import check_combinations
 from grpo.options.command_line import command_line
 from grpo.options.option import check, default_of, option, options
-from grpo.options.refusal import refuse
 from grpo.options.surroundings import READ, check_surroundings, located, world_size
-from grpo.options.zero_settings import check_deepspeed
 
 TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
+BEST = ("eval_accuracy", "eval_greedy_accuracy", "eval_pass_at_k", "eval_maj_at_k")
 TOY_PARTS = {"model_name_or_path", "train_dataset_id_or_path"}
-CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +196,28 @@ class Config:
         [], "Where else metrics go, each an installed package.", choices=("tensorboard", "mlflow", "wandb"))
     run_name: str | None = option(
         None, "Name of the run in mlflow and wandb; none: the folder's, and the step it starts from.")
+
+    # Evaluation
     eval_examples: int = option(
         200, "Held-out problems solved before and after training; 0: no evaluation.", unit="problems",
         within="[0, inf)")
+    num_generations_eval: int | None = option(
+        None, "Sampled answers to each of them, besides a greedy one; none: 4.", unit="answers", within="[0, inf)")
+    eval_temperature: float | None = option(None, "Of the sampled answers; none: temperature.", within="(0, inf)")
+    eval_strategy: str = option(
+        "no", "When they are solved in between: every eval_steps, after each epoch, or never.",
+        choices=("no", "steps", "epoch"))
+    eval_steps: int | None = option(
+        None, "Steps between evaluations; none: save_steps.", unit="steps", within="[1, inf)")
+    metric_for_best_model: str | None = option(
+        None, "What makes a step the best one: eval_accuracy of the sampled answers, eval_greedy_accuracy, or of all "
+        "sampled answers one (pass) or the most frequent (maj) right; none: the first of these that is measured.",
+        choices=BEST)
+    load_best_model_at_end: bool = option(
+        False, "Export the weights of the best evaluated step, whose checkpoint is kept, not those of the last.")
+    early_stopping_patience: int | None = option(
+        None, "End the training after so many evaluations in a row that were no better than the best.",
+        unit="evaluations", within="[1, inf)")
 
     # For rank 0 to print: the recipe's file; one line for each setting without effect and for each derived value.
     recipe: str | None = field(default=None, compare=False)
@@ -211,54 +229,7 @@ class Config:
         if self.epsilon_high is None:
             object.__setattr__(self, "epsilon_high", self.epsilon)
         object.__setattr__(self, "chat_template", chat.read_template(self.chat_template))
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
-        if self.epsilon_high < self.epsilon:
-            refuse("epsilon_high", self.epsilon_high, f"must be at least epsilon={self.epsilon}", self.epsilon)
-        if self.doctor and (self.resume or self.plan):
-            refuse("doctor", True, "looks at the start of a run, and takes neither resume nor plan", False)
-        if self.max_steps == 0:
-            refuse("max_steps", 0, "must be -1 or at least 1", 1)
-        self._check_floor()
-        trains_whole = self.lora_modules_to_save or self.adapter_name_or_path  # the adapter may bring its own
-        if self.lora_modules_to_save_learning_rate is not None and not trains_whole:
-            refuse("lora_modules_to_save_learning_rate", self.lora_modules_to_save_learning_rate,
-                   "needs lora_modules_to_save: nothing is trained whole besides LoRA", "none")
-        if self.lora_modules_to_save_learning_rate is not None and self.zero_stage in (1, 2):
-            refuse("lora_modules_to_save_learning_rate", self.lora_modules_to_save_learning_rate,
-                   "needs zero_stage 0 or 3: at 1 and 2 DeepSpeed loses the moments of a second group", "zero_stage=3")
-        if self.rollout_weights == "nf4" and not (self.load_in_4bit and self.rollout_keep):
-            refuse("rollout_weights", "nf4", "needs load_in_4bit=True, and rollout_keep=True because packed weights "
-                   "stay where they are", "lora")
-        if self.rollout_weights == "merged" and not self.use_peft:
-            refuse("rollout_weights", "merged", "needs use_peft=True: there is nothing to merge", "lora")
-        adapter_only = {"load_in_4bit": "false", "adapter_name_or_path": "none", "lora_modules_to_save": "none"}
-        for name, off in adapter_only.items():
-            if getattr(self, name) and not self.use_peft:
-                refuse(name, getattr(self, name), "needs use_peft=True", f"{off}, or use_peft=True")
-        if self.use_peft and self.adapter_name_or_path is None and not self.lora_target_modules:
-            refuse("lora_target_modules", [], "must name at least one module", "all-linear")
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_funcs):
-            number = len(self.reward_funcs)
-            refuse("reward_weights", self.reward_weights, f"must have one number for each of the {number} reward_funcs",
-                   " ".join(["1.0"] * number))
-        longest = (self.max_prompt_length or 1) + self.max_completion_length
-        if self.micro_batch_tokens is not None and self.micro_batch_tokens < longest:
-            refuse("micro_batch_tokens", self.micro_batch_tokens, "must fit the longest prompt with a completion",
-                   longest)
-        chat.check_variables(self.chat_template_kwargs)
-        check_deepspeed(self.deepspeed or {}, self.zero_stage)
-        for key, value in (self.gradient_checkpointing_kwargs or {}).items():
-            if key not in CHECKPOINT_ARGUMENTS or type(value) is not bool:
-                refuse("gradient_checkpointing_kwargs", {key: value},
-                       f"must hold true or false for {' or '.join(CHECKPOINT_ARGUMENTS)}", "{use_reentrant: false}")
-
-    def _check_floor(self) -> None:
-        if self.lr_scheduler_type == "cosine_with_min_lr" and self.min_lr is None:
-            refuse("lr_scheduler_type", self.lr_scheduler_type, "needs min_lr", f"min_lr={self.learning_rate / 10:g}")
-        if self.min_lr is not None and self.min_lr > self.learning_rate:
-            refuse("min_lr", self.min_lr, f"must be at most learning_rate={self.learning_rate}", self.learning_rate)
+        check_combinations(self)
 
     def save(self, path: str | Path) -> None:
         """Write the options as YAML, which is a recipe."""

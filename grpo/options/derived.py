@@ -14,6 +14,7 @@ from grpo.options.refusal import Mistakes, collecting, nearest, refuse
 
 InForce = Callable[[str], Any]
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
+ANSWERS = ["num_generations_eval", "eval_temperature"]
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
 
 
@@ -143,6 +144,11 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
         "lr_scheduler_type is not cosine_with_min_lr": (
             value_of("lr_scheduler_type") != "cosine_with_min_lr", ["min_lr"]),
         "save_strategy is not steps": (value_of("save_strategy") != "steps", ["save_steps"]),
+        "eval_strategy is not steps": (value_of("eval_strategy") != "steps", ["eval_steps"]),
+        "eval_examples is 0": (value_of("eval_examples") == 0, ["eval_strategy", *ANSWERS]),
+        "neither load_best_model_at_end nor early_stopping_patience is set": (
+            not (value_of("load_best_model_at_end") or value_of("early_stopping_patience")),
+            ["metric_for_best_model"]),
         "report_to has neither mlflow nor wandb": (not {"mlflow", "wandb"} & {*value_of("report_to")}, ["run_name"]),
         "gradient_checkpointing is off": (
             value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),

@@ -17,6 +17,7 @@ SAME = """
     output_dir num_train_epochs max_steps learning_rate lr_scheduler_type warmup_ratio warmup_steps weight_decay
     adam_beta1 adam_beta2 adam_epsilon max_grad_norm tf32 gradient_checkpointing gradient_checkpointing_kwargs
     logging_steps report_to run_name save_strategy save_steps save_total_limit seed ddp_timeout deepspeed
+    eval_strategy eval_steps num_generations_eval metric_for_best_model load_best_model_at_end
     trust_remote_code max_prompt_length num_generations max_completion_length temperature beta num_iterations epsilon
     epsilon_high reward_funcs reward_weights scale_rewards loss_type mask_truncated_completions min_lr
     model_name_or_path model_revision tokenizer_name_or_path torch_dtype use_peft lora_r lora_alpha lora_dropout
@@ -34,6 +35,7 @@ RENAMED = {
     "activation_checkpointing": "gradient_checkpointing",
     "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
     "use_gradient_checkpointing": "gradient_checkpointing", "random_state": "seed",
+    "evaluation_strategy": "eval_strategy",
 }
 
 # Why a key has no effect: its names, each with the value (or a tuple of values) that needs no word.
@@ -74,14 +76,13 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "wandb_project": None, "wandb_entity": None, "wandb_run_group": None, "env": {}, "project": "huggingface",
         "trackio_space_id": None, "trackio_bucket_id": None, "trackio_static_space_id": None,
     },
-    "problems are solved before and after the training (eval_examples), none on the way": {
-        "eval_strategy": ("no", False), "evaluation_strategy": ("no", False), "eval_steps": None, "eval_delay": 0,
-        "eval_on_start": (False, True), "do_eval": (False, True), "do_train": (False, True), "do_predict": False,
-        "per_device_eval_batch_size": 8, "per_gpu_eval_batch_size": None, "num_generations_eval": None,
+    "eval_examples problems are solved before and after the training, and between as eval_strategy says": {
+        "eval_delay": 0, "eval_on_start": (False, True), "do_eval": (False, True), "do_train": (False, True),
+        "do_predict": False, "per_device_eval_batch_size": 8, "per_gpu_eval_batch_size": None,
         "prediction_loss_only": False, "eval_do_concat_batches": True, "eval_use_gather_object": False,
         "eval_accumulation_steps": None, "include_for_metrics": [], "include_inputs_for_metrics": False,
-        "batch_eval_metrics": False, "bf16_full_eval": False, "fp16_full_eval": False, "metric_for_best_model": None,
-        "greater_is_better": None, "dataset_test_split": "test", "benchmarks": [],
+        "batch_eval_metrics": False, "bf16_full_eval": False, "fp16_full_eval": False, "dataset_test_split": "test",
+        "benchmarks": [],
     },
     "a checkpoint has what resume needs, and beside it the trained weights alone": {
         "save_only_model": False, "save_on_each_node": False, "save_safetensors": True,
@@ -186,7 +187,7 @@ CONFLICTS: dict[str, dict[str, Any]] = {
     "a completion is one text, without tools and turns": {
         "tools_script": None, "tool_functions_module": None, "max_env_steps": None, "turn_advantage_coef": None},
     "a resumed run goes on where its data stopped": {"ignore_data_skip": False},
-    "the last weights are exported, and no step is evaluated": {"load_best_model_at_end": False},
+    "each metric of an evaluation is a share of right answers": {"greater_is_better": (True, None)},
     "a completion is not split over ranks": {"parallelism_config": None},
 }
 

@@ -113,6 +113,15 @@ class Log:
         for line in self.watch.look({"step": step, **values}):
             self.bar.write(line, file=sys.stderr)
 
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Give an evaluation to the trackers, and print its accuracies; the steps done are its `step`."""
+        step, values = record["step"], {name: one for name, one in record.items() if isinstance(one, float)}
+        for tracker in self.trackers:
+            tracker.write(step, values)
+        shown = [f"{name.removeprefix('eval_')} {100 * one:.1f} %" for name, one in values.items()
+                 if name.endswith("accuracy") or name.endswith("_at_k")]
+        self.bar.write(f"evaluation after {step} steps: {', '.join(shown)}")
+
     def write_completions(self, step: int, columns: dict[str, list[Any]]) -> None:
         """Append one object per completion to `completions.jsonl`; each column has one value per completion."""
         rows = zip(*columns.values(), strict=True)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from grpo.evaluation.answers import Answer, answers_path, load_answers
+from grpo.evaluation.record import ACCURACY, numbers
 from grpo.evaluation.statistics import SCORES, num_right, paired_test, summarize
 from grpo.options.refusal import spelled_out
 from grpo.report.chart import STYLE as CHART_STYLE
@@ -20,7 +21,6 @@ from grpo.report.json_lines import read
 from grpo.report.metrics import COLUMNS, METRICS, metric
 from grpo.report.watch import warnings
 
-MODES = ("greedy", "sampled")
 CURVES = ("reward", "accuracy", "kl", "truncated_share", "completion_length", "step_s")
 NUM_SHOWN = 6  # problems shown with their completions
 WINDOW = 5  # the other curves average this many steps on either side
@@ -51,7 +51,7 @@ def write_report(output_dir: Path) -> Path:
         body += ["<h2>Held-out accuracy</h2>", comparison_table(evaluations)]
     if lines := warnings(config, records):
         body += ["<h2>Warnings</h2>", "<pre>" + "\n".join(map(html.escape, lines)) + "</pre>"]
-    body += ["<h2>Curves</h2>", curves(records, evaluations)]
+    body += ["<h2>Curves</h2>", curves(records, _read_heldout(output_dir, evaluations, len(records)))]
     if evaluations:
         body += ["<h2>Completions before and after</h2>", _completions_table(evaluations)]
     body += ["<h2>Settings</h2>", table(("option", "value"), list(config.items()))]
@@ -75,8 +75,8 @@ def comparison_table(evaluations: Evaluations) -> str:
     return table(header, rows) + f"<p>{NOTE}</p>"
 
 
-def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> str:
-    """A chart of each of CURVES over the steps, with the held-out accuracy before and after."""
+def curves(records: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> str:
+    """A chart of each of CURVES over the steps, with the accuracy of the evaluations."""
     charts = []
     for name in CURVES:
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
@@ -84,10 +84,8 @@ def curves(records: list[dict[str, Any]], evaluations: Evaluations) -> str:
         lines = [Line(points, "each step", style="faint"),
                  Line(list(zip(steps, running_mean(values))), f"mean of {2 * WINDOW + 1} steps")]
         if name == "accuracy":
-            ends = (min(steps, default=0), max(steps, default=1))
-            lines += [shares(ends, [summarize(part) for part in answers], "strict", label=f"held-out {mode}",
-                             color=color, style="dashed")
-                      for color, (mode, answers) in enumerate(evaluations.items(), start=1)]
+            lines += [_heldout_line(heldout, mode, color) for color, mode in enumerate(ACCURACY, start=1)
+                      if any(ACCURACY[mode] in record for record in heldout)]
         title = f"{name} [{metric(name).unit}]"
         charts.append(chart(title, lines, x_label="step", top=1.0 if name == "accuracy" else None))
     return "\n".join(charts)
@@ -133,9 +131,26 @@ def _cell(value: Any) -> str:
 
 
 def _read_evaluations(output_dir: Path) -> Evaluations:
-    paths = {mode: [answers_path(output_dir, mode, when) for when in ("before", "after")] for mode in MODES}
+    paths = {mode: [answers_path(output_dir, mode, when) for when in ("before", "after")] for mode in ACCURACY}
     return {mode: (load_answers(before), load_answers(after))
             for mode, (before, after) in paths.items() if before.exists() and after.exists()}
+
+
+def _read_heldout(output_dir: Path, evaluations: Evaluations, num_steps: int) -> list[dict[str, Any]]:
+    """The record of each evaluation."""
+    path = output_dir / "evaluation" / "metrics.jsonl"
+    if path.is_file():
+        return read(path)
+    return [{"step": step, **{  # of a run from before there was this file
+        name: value for mode, answers in evaluations.items()
+        for name, value in numbers(mode, answers[index]).items()}} for index, step in enumerate((0, num_steps))]
+
+
+def _heldout_line(heldout: list[dict[str, Any]], mode: str, color: int) -> Line:
+    name = ACCURACY[mode]
+    return Line([(record["step"], record[name]) for record in heldout],
+                intervals=[record[f"{name}_interval"] for record in heldout], label=f"held-out {mode}", color=color,
+                style="dashed")
 
 
 def _completions_table(evaluations: Evaluations) -> str:

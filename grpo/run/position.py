@@ -14,15 +14,20 @@ class Position:
 
     def __init__(self, first_step: int) -> None:
         self.done, self.saved = first_step, first_step or None  # None: there is no checkpoint
+        self.best: int | None = None  # the step whose checkpoint is kept, however many newer ones there are
         if first_step:
             last_words.advise(self._advice())
 
     def is_save_due(self, run: Run) -> bool:
         """Whether the options ask for a checkpoint after the newest step."""
-        if run.config.save_strategy == "epoch":
+        return self.is_due(run, run.config.save_strategy, run.config.save_steps)
+
+    def is_due(self, run: Run, strategy: str, steps: int) -> bool:
+        """Whether what is done by `strategy` comes after the newest step."""
+        if strategy == "epoch":
             per_epoch = len(run.train_examples) / run.config.prompts_per_step
             return int(self.done / per_epoch) > int((self.done - 1) / per_epoch)
-        return run.config.save_strategy == "steps" and self.done % run.config.save_steps == 0
+        return strategy == "steps" and self.done % steps == 0
 
     def save(self, run: Run, *, must: bool) -> None:
         """Save what is done; a disk that does not take it costs a warning. Collective: every rank.
@@ -34,7 +39,7 @@ class Position:
         problem = "" if self.saved == self.done else checkpoint.save(
             run.engine, run.output_dir, step=self.done, peft_config=run.peft_config,
             facts=continuation.facts(run.asked, run.train_examples, run.start_adapter, self.done),
-            save_total_limit=run.config.save_total_limit)
+            save_total_limit=run.config.save_total_limit, keep=self.best)
         where = describe(pulse.take())
         if problem and must:
             raise SystemExit(f"error: {where} stopped as asked, but step-{self.done} could not be saved: {problem}")

@@ -52,10 +52,11 @@ def export(engine: Engine, parent: Path, peft_config: PeftConfig | None) -> Path
 
 
 def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig | None, facts: dict[str, Any],
-         save_total_limit: int | None = None) -> str:
+         save_total_limit: int | None = None, keep: int | None = None) -> str:
     """Write `checkpoints/step-N`, with `facts` of continuation.py; a folder of that name is complete.
 
-    Returns why it could not be written, the same on every rank; "" when it was. Older checkpoints stay as they were.
+    Returns why it could not be written, the same on every rank; "" when it was. Older checkpoints stay as they were
+    then; else those beyond the limit go, but for that of the step `keep`.
 
     Collective: every rank; rank 0 writes.
     """
@@ -80,7 +81,7 @@ def save(engine: Engine, output_dir: Path, *, step: int, peft_config: PeftConfig
             (partial / "state.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
             seal(partial)  # last, so that a checkpoint with a whole list of checksums is whole
             _publish(partial, final)
-            for old in _superfluous(output_dir, step, save_total_limit):
+            for old in _superfluous(output_dir, step, save_total_limit, keep):
                 doomed = old.with_name(f".{old.name}.old")
                 os.replace(old, doomed)  # a half removed folder must not have a checkpoint's name
                 shutil.rmtree(doomed)
@@ -127,6 +128,15 @@ def restore(engine: Engine, folder: Path) -> int:
         engine.set_state(parameter, {kind: state[f"{name}:{kind}"] for kind in ("master", *MOMENTS)})
     engine.skipped_steps = saved["skipped_steps"]
     return saved["step"]
+
+
+def take_weights(engine: Engine, folder: Path) -> None:
+    """Load a checkpoint's weights, for an export: what the optimizer has stays. Collective: every rank; each reads."""
+    state = load_file(folder / "state.safetensors")
+    _check_names(engine, state, folder)
+    for name, parameter in engine.trainable.items():
+        with engine.gathered([parameter], write=True), torch.no_grad():
+            parameter.copy_(state[f"{name}:master"])
 
 
 def _trained_tensors(engine: Engine) -> dict[str, torch.Tensor]:
@@ -176,11 +186,12 @@ def _numbered(output_dir: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def _superfluous(output_dir: Path, step: int, save_total_limit: int | None) -> list[Path]:
+def _superfluous(output_dir: Path, step: int, save_total_limit: int | None, keep: int | None) -> list[Path]:
     """Checkpoints beyond the limit, and those of later steps."""
     kept = [folder for folder in _numbered(output_dir) if int(folder.name[5:]) <= step]
     later = [folder for folder in _numbered(output_dir) if folder not in kept]  # damaged: the run resumed before them
-    return later + (kept[save_total_limit:] if save_total_limit else [])
+    old = kept[save_total_limit:] if save_total_limit else []
+    return later + [folder for folder in old if folder.name != f"step-{keep}"]
 
 
 def _check_names(engine: Engine, state: dict[str, torch.Tensor], folder: Path) -> None:

@@ -77,6 +77,17 @@ PREEMPTION = [
      "            for"),
 ]
 
+HELDOUT = [
+    ("what the model was before is the best", '(record for record in self.records if record["step"] > 0)',
+     "iter(self.records)"),
+    ("one evaluation more than the patience", ">= len(trained) - patience:", "> len(trained) - patience:"),
+    ("one less", ">= len(trained) - patience:", "> len(trained) - patience - 2:"),
+    ("the newest checkpoint is kept, not the best", 'position.best = self.best["step"]', "position.best = done"),
+    ("the last weights are exported as the best", "checkpoint.take_weights(self.run.engine, folder)", "None"),
+    ("what was reached is the last step's", "            if then != after:", "            if not after.exists():"),
+    ("shares of the other way to answer", "found |= numbers(mode, everyone)", 'found |= numbers("sampled", everyone)'),
+]
+
 POSITION = [
     ("what is saved is saved again", '"" if self.saved == self.done else checkpoint', "checkpoint"),
     ("what is not saved is taken as saved", "first_step, first_step or None", "first_step, first_step"),
@@ -116,6 +127,7 @@ OUTPUT_GROUPS = [
     ("grpo/sampler/generate.py", ("test_stop_request.py",), ROLLOUT),
     ("grpo/step.py", ("test_stop_request.py",), SCORING),
     ("grpo/health/stop_request.py", ("test_stop_request.py",), PREEMPTION),
+    ("grpo/run/heldout.py", ("test_heldout.py",), HELDOUT),
     ("grpo/run/position.py", ("test_stop_request.py",), POSITION),
     ("grpo/saving/checkpoint.py", ("test_stop_request.py",), SAVE),
     ("grpo/doctor/trial.py", ("test_output_folder.py",), TRIAL),

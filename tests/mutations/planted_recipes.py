@@ -11,7 +11,10 @@ TABLE = [
      'epsilon and epsilon_high": {"delta": (None, 2)}'),
     ("a key of TRL forgotten", '"log_unique_prompts": False, ', ""),
     ("a key in two places", '"use_vllm": False,', '"use_vllm": False, "optim": "adamw_torch",'),
-    ("evaluation on the way without a word", '"eval_strategy": ("no", False)', '"eval_strategy": ("no", "steps")'),
+    ("a metric of which less is better passes", '"greater_is_better": (True, None)',
+     '"greater_is_better": (True, None, False)'),
+    ("an older name of another option", '"evaluation_strategy": "eval_strategy"',
+     '"evaluation_strategy": "save_strategy"'),
     ("any liger kernel without a word", '"use_liger_kernel": False', '"use_liger_kernel": (False, True)'),
     ("a default of TRL is a conflict", '"shuffle_dataset": True', '"shuffle_dataset": False'),
     ("a vocabulary for another option", '"dataset_prompt_column": "prompt_column"',
@@ -131,9 +134,9 @@ SCHEDULE = [
     ("the ratio comes first", "(warmup_steps or warmup_ratio)", "(warmup_ratio or warmup_steps)"),
 ]
 
-CONFIG = [
-    ("a floor above the peak", "self.min_lr > self.learning_rate:", "self.min_lr > 1:"),
-    ("a cosine without its end", '"cosine_with_min_lr" and self.min_lr is None:', '"" and self.min_lr is None:'),
+COMBINATIONS = [
+    ("a floor above the peak", "config.min_lr > config.learning_rate:", "config.min_lr > 1:"),
+    ("a cosine without its end", '"cosine_with_min_lr" and config.min_lr is None:', '"" and config.min_lr is None:'),
 ]
 
 CONTINUATION = [
@@ -150,7 +153,7 @@ RECIPE_GROUPS = [
     ("grpo/options/command_line.py", ("test_foreign.py", "test_foreign_keys.py", "test_config.py"), COMMAND_LINE),
     ("grpo/options/refusal.py", ("test_foreign_keys.py", "test_quick_answers.py"), REFUSAL),
     ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
-    ("grpo/config.py", ("test_foreign_keys.py",), CONFIG),
+    ("grpo/options/combinations.py", ("test_foreign_keys.py",), COMBINATIONS),
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
     ("grpo/report/log.py", ("test_metrics.py",), [
         ("trackers do not get the name", 'settings["run_name"] or f"', 'f"')]),

@@ -82,8 +82,8 @@ LEDGER = [
      "(self.base(), trained, self.reference()))) + self.scales() // self.num_ranks"),
 ]
 
-CONFIG = [
-    ("a completion without its prompt", "(self.max_prompt_length or 1) + self", "1 + self"),
+COMBINATIONS = [
+    ("a completion without its prompt", "(config.max_prompt_length or 1) + config", "1 + config"),
 ]
 
 RUN = [
@@ -121,7 +121,7 @@ RUN_GROUPS = [
     ("grpo/trainer/zero.py", ("test_optimizer.py",), ZERO),
     ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
     ("grpo/memory/ledger.py", ("test_ledger.py",), LEDGER),
-    ("grpo/config.py", ("test_bad_configs.py",), CONFIG),
+    ("grpo/options/combinations.py", ("test_bad_configs.py",), COMBINATIONS),
     ("grpo/run/examples.py", ("test_run.py",), RUN),
     ("grpo/sampler/kv_cache.py", ("test_kv_cache.py",), KV_CACHE),
     ("grpo/sampler/pointwise.py", ("test_decoder.py",), POINTWISE),

@@ -20,7 +20,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name, value, word", [
     ("use_vllm", True, "this project's own sampler"), ("use_liger_kernel", True, "logprob_impl"),
-    ("eval_strategy", "steps", "before and after the training"), ("eval_steps", 100, "before and after"),
+    ("eval_delay", 5, "as eval_strategy says"), ("per_device_eval_batch_size", 4, "as eval_strategy says"),
     ("save_only_model", True, "what resume needs"), ("overwrite_output_dir", True, "never written over"),
     ("torch_compile", "true", "torch.compile is not used"), ("num_completions_to_print", 4, "completions.jsonl"),
     ("fsdp", "full_shard", "ZeRO shards"), ("data_seed", 7, "seed orders the data"),
@@ -37,7 +37,7 @@ def test_a_harmless_key_is_named_in_one_line(name: str, value: Any, word: str, p
     ("multi_objective_aggregation", "normalize_then_sum", "sum_then_normalize"), ("entropy_coef", 0.01, "0"),
     ("top_entropy_quantile", 0.2, "1"), ("use_rslora", True, "False"), ("use_dora", True, "False"),
     ("load_in_8bit", True, "False"), ("bnb_4bit_quant_type", "fp4", "nf4"), ("fp16", True, "False"),
-    ("shuffle_dataset", False, "True"), ("load_best_model_at_end", True, "False"), ("adafactor", True, "False"),
+    ("shuffle_dataset", False, "True"), ("greater_is_better", False, "True"), ("adafactor", True, "False"),
     ("neftune_noise_alpha", 5, "none"), ("reward_fn", "a.py", "none"), ("model_init_kwargs", {"a": 1}, "none"),
     ("optim", "galore_adamw", "adamw_torch"), ("ignore_data_skip", True, "False"),
 ])
@@ -45,6 +45,15 @@ def test_what_would_compute_something_else_is_refused(name: str, value: Any, val
     line, = refused(place, **{name: value})
     assert line.startswith(f"{name}={value!r} is not offered: ") and line.endswith(f"; nearest valid value: {valid}")
     loaded(place, f"--{name}={valid}", **{name: value})
+
+
+def test_evaluation_on_the_way_is_that_of_transformers(place: Path) -> None:
+    config = loaded(place, evaluation_strategy="steps", eval_steps=20, num_generations_eval=2,
+                    load_best_model_at_end=True, metric_for_best_model="eval_greedy_accuracy")
+    assert (config.eval_strategy, config.eval_steps, config.num_generations_eval) == ("steps", 20, 2)
+    assert config.load_best_model_at_end and config.metric_for_best_model == "eval_greedy_accuracy"
+    assert notes(place, eval_strategy=False, eval_steps=None, num_generations_eval=None) == []
+    assert notes(place, eval_steps=20) == ["eval_steps=20 has no effect: eval_strategy is not steps"]
 
 
 @pytest.mark.parametrize("optim, said", [

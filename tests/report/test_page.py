@@ -8,6 +8,7 @@ import pytest
 
 from grpo.config import Config
 from grpo.evaluation.answers import Answer, answers_path, save_answers
+from grpo.evaluation.record import numbers
 from grpo.report.page import CURVES, comparison_table, curves, page, running_mean, write_report
 
 HOSTILE = "<script>alert('&')</script>\n#### The final answer is 1"
@@ -95,15 +96,16 @@ def circles(svg: str) -> list[str]:
 
 def test_curves_leave_out_steps_without_a_value_and_label_their_units():
     records = [{"step": 0, "kl": 1.0}, {"step": 1, "kl": None}, {"step": 2, "kl": 3.0}]
-    svg = curves(records, {}).split("\n")[CURVES.index("kl")]
+    svg = curves(records, []).split("\n")[CURVES.index("kl")]
     assert circles(svg) == ["step 0: 1", "step 2: 3"]
     assert ">kl [nats]</text>" in svg and 'aria-label="kl [nats]: 1 at step 0, 3 at step 2"' in svg
 
 
-def test_held_out_accuracy_is_drawn_at_the_first_and_the_last_step():
+def test_held_out_accuracy_is_drawn_at_the_steps_of_its_evaluations():
     records = [{"step": step, "accuracy": 0.5} for step in (3, 9)]
-    pair = (answers([True, False]), answers([True, True]))
-    svg = curves(records, {"greedy": pair}).split("\n")[CURVES.index("accuracy")]
+    heldout = [{"step": step, **numbers("greedy", answers(right))}
+               for step, right in ((3, [True, False]), (9, [True, True]))]
+    svg = curves(records, heldout).split("\n")[CURVES.index("accuracy")]
     # 1 of 2 and 2 of 2 right; the plot is from 44 to 328 and, of accuracies 1 to 0, from 24 to 166
     assert re.findall(r"<rect x=\"([\d.]+)\" y=\"([\d.]+)\".*?<title>(.*?)</title>", svg) == [
         ("41.0", "92.0", "held-out greedy: 0.5 (0.09453 to 0.9055)"),

@@ -21,6 +21,7 @@ MAY_DIFFER = {
     "logprob_impl", "rollout_slots", "rollout_weights", "rollout_keep",
     "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "run_name",
     "max_skipped_steps", "reward_timeout", "reward_memory", "max_reward_failures",
+    "eval_strategy", "eval_steps", "early_stopping_patience",
 }
 EXAMPLES = [Example(question="2 + 2", answer="", final_answer="4", prompt="2 + 2 =", columns={})]
 
@@ -29,8 +30,10 @@ def test_step_10_is_newer_than_step_9(tmp_path: Path) -> None:
     for name in ("step-9", "step-10", "step-100", ".step-200", "step-best"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert [folder.name for folder in checkpoint._numbered(tmp_path)] == ["step-100", "step-10", "step-9"]
-    old = checkpoint._superfluous(tmp_path, step=10, save_total_limit=1)
+    old = checkpoint._superfluous(tmp_path, step=10, save_total_limit=1, keep=None)
     assert [folder.name for folder in old] == ["step-100", "step-9"]  # the first is of a course that was left
+    old = checkpoint._superfluous(tmp_path, step=10, save_total_limit=1, keep=9)
+    assert [folder.name for folder in old] == ["step-100"]
 
 
 def test_what_a_checkpoint_holds_is_put_back(tmp_path: Path) -> None:

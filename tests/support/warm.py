@@ -34,10 +34,13 @@ import train  # noqa: F401 (what every rank needs is imported before the fork)
 from data import load_examples, wordproblems
 from grpo.health import launcher
 from grpo.loading.model import load_base, load_tokenizer
+from grpo.saving import checkpoint
 
 # What a rank would import when it comes to it.
-LATER = ("deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.superoffload.superoffload_stage3",
-         "peft.tuners.lora.bnb", "setuptools")
+LATER = ("deepspeed.comm.mori", "deepspeed.module_inject.auto_ep_layer", "deepspeed.ops.op_builder.all_ops",
+         "deepspeed.runtime.superoffload.superoffload_stage3", "deepspeed.runtime.zero.muon.muon_optimizer",
+         "peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion", "setuptools",
+         "torch._subclasses.schema_check_mode", "torch.profiler._cupti_monitor", "torch.utils.serialization.config")
 PORTS = range(20_000, 30_000)  # below those that a system gives to outgoing connections
 
 
@@ -86,6 +89,7 @@ def rehearse() -> None:
     torch.set_printoptions(threshold=0, edgeitems=0)  # DeepSpeed spells out each parameter for log lines nobody reads
     for name in LATER:
         importlib.import_module(name)
+    checkpoint.versions()
     assert deepspeed.ops.__compatible_ops__  # found by trying the compiler
     wordproblems.load = cache(wordproblems.load)
     for split in ("train", "validation"):

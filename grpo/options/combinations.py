@@ -1,0 +1,72 @@
+"""Options that contradict each other; each is refused with the nearest valid value."""
+
+from typing import Any
+
+from grpo.options import chat
+from grpo.options.refusal import refuse
+from grpo.options.zero_settings import check_deepspeed
+
+CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state")
+
+
+def check_combinations(config: Any) -> None:
+    """Refuse with ValueError the options of a grpo.config.Config that do not go together."""
+    if config.epsilon_high < config.epsilon:
+        refuse("epsilon_high", config.epsilon_high, f"must be at least epsilon={config.epsilon}", config.epsilon)
+    if config.doctor and (config.resume or config.plan):
+        refuse("doctor", True, "looks at the start of a run, and takes neither resume nor plan", False)
+    if config.max_steps == 0:
+        refuse("max_steps", 0, "must be -1 or at least 1", 1)
+    _check_floor(config)
+    _check_evaluation(config)
+    trains_whole = config.lora_modules_to_save or config.adapter_name_or_path  # the adapter may bring its own
+    if config.lora_modules_to_save_learning_rate is not None and not trains_whole:
+        refuse("lora_modules_to_save_learning_rate", config.lora_modules_to_save_learning_rate,
+               "needs lora_modules_to_save: nothing is trained whole besides LoRA", "none")
+    if config.lora_modules_to_save_learning_rate is not None and config.zero_stage in (1, 2):
+        refuse("lora_modules_to_save_learning_rate", config.lora_modules_to_save_learning_rate,
+               "needs zero_stage 0 or 3: at 1 and 2 DeepSpeed loses the moments of a second group", "zero_stage=3")
+    if config.rollout_weights == "nf4" and not (config.load_in_4bit and config.rollout_keep):
+        refuse("rollout_weights", "nf4", "needs load_in_4bit=True, and rollout_keep=True because packed weights "
+               "stay where they are", "lora")
+    if config.rollout_weights == "merged" and not config.use_peft:
+        refuse("rollout_weights", "merged", "needs use_peft=True: there is nothing to merge", "lora")
+    adapter_only = {"load_in_4bit": "false", "adapter_name_or_path": "none", "lora_modules_to_save": "none"}
+    for name, off in adapter_only.items():
+        if getattr(config, name) and not config.use_peft:
+            refuse(name, getattr(config, name), "needs use_peft=True", f"{off}, or use_peft=True")
+    if config.use_peft and config.adapter_name_or_path is None and not config.lora_target_modules:
+        refuse("lora_target_modules", [], "must name at least one module", "all-linear")
+    if config.reward_weights is not None and len(config.reward_weights) != len(config.reward_funcs):
+        number = len(config.reward_funcs)
+        refuse("reward_weights", config.reward_weights, f"must have one number for each of the {number} reward_funcs",
+               " ".join(["1.0"] * number))
+    longest = (config.max_prompt_length or 1) + config.max_completion_length
+    if config.micro_batch_tokens is not None and config.micro_batch_tokens < longest:
+        refuse("micro_batch_tokens", config.micro_batch_tokens, "must fit the longest prompt with a completion",
+               longest)
+    chat.check_variables(config.chat_template_kwargs)
+    check_deepspeed(config.deepspeed or {}, config.zero_stage)
+    for key, value in (config.gradient_checkpointing_kwargs or {}).items():
+        if key not in CHECKPOINT_ARGUMENTS or type(value) is not bool:
+            refuse("gradient_checkpointing_kwargs", {key: value},
+                   f"must hold true or false for {' or '.join(CHECKPOINT_ARGUMENTS)}", "{use_reentrant: false}")
+
+
+def _check_floor(config: Any) -> None:
+    if config.lr_scheduler_type == "cosine_with_min_lr" and config.min_lr is None:
+        refuse("lr_scheduler_type", config.lr_scheduler_type, "needs min_lr", f"min_lr={config.learning_rate / 10:g}")
+    if config.min_lr is not None and config.min_lr > config.learning_rate:
+        refuse("min_lr", config.min_lr, f"must be at most learning_rate={config.learning_rate}", config.learning_rate)
+
+
+def _check_evaluation(config: Any) -> None:
+    needed = {"load_best_model_at_end": False, "early_stopping_patience": "none"}
+    for name, off in needed.items():
+        if getattr(config, name) and config.eval_strategy == "no":
+            refuse(name, getattr(config, name), "needs evaluations to compare", f"{off}, or eval_strategy=steps")
+        if getattr(config, name) and config.eval_examples == 0:
+            refuse(name, getattr(config, name), "needs held-out problems", f"{off}, or eval_examples=200")
+    if config.metric_for_best_model not in (None, "eval_greedy_accuracy") and config.num_generations_eval == 0:
+        refuse("metric_for_best_model", config.metric_for_best_model, "is of sampled answers, and "
+               "num_generations_eval=0", "eval_greedy_accuracy")
