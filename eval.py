@@ -39,6 +39,7 @@ from grpo.memory.concurrency import Lengths, choose_slots
 from grpo.options.refusal import spelled_out
 from grpo.packing import common_prefix_length
 from grpo.report.chart import chart
+from grpo.report.columns import print_table
 from grpo.report.page import NOTE, page, percent, shares, table
 from grpo.run.examples import check_tokens, form_of_prompts
 from grpo.sampler.decoder import Decoder
@@ -131,13 +132,6 @@ def several_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})" for mean, low, high in record["several"].values()))
         for record in records]
     return [("model", "shots", *records[0]["several"]), *rows]
-
-
-def print_table(lines: list[tuple[str, ...]]) -> None:
-    """Rows of text with their columns below each other."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        print("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def accuracy_chart(records: list[dict[str, Any]]) -> str:

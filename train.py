@@ -40,6 +40,7 @@ from grpo import distributed
 from grpo.distributed import gather_objects, rank, trim_heap
 from grpo.doctor.at_rest import admit
 from grpo.doctor.examination import examine
+from grpo.export.card import write_card
 from grpo.health import heartbeat, last_words
 from grpo.health.pulse import describe, pulse
 from grpo.health.stop_request import Stopped, stop_request
@@ -93,8 +94,11 @@ def train(run: Run) -> int:
         log.flush()
     if exported and rank() == 0:
         summary = heldout.summarize(position.done, step, time.perf_counter() - start)
+        run.tokenizer.save_pretrained(exported)
+        write_card(exported, run.config, run=run.output_dir, library="peft" if run.peft_config else "transformers",
+                   base=run.config.model_name_or_path)
         print(json.dumps(summary, indent=2), f"weights {exported}", sep="\n")
-        print(f"report  {write_report(run.output_dir)}")
+        print(f"report  {write_report(run.output_dir)}", f"next    python -m grpo.export {run.output_dir}", sep="\n")
     return 0
 
 

@@ -13,9 +13,9 @@ from grpo.options import chat, foreign, recipe
 from grpo.options.combinations import check_combinations
 from grpo.options.command_line import command_line
 from grpo.options.option import check, default_of, option, options
-from grpo.options.surroundings import READ, check_surroundings, located, world_size
+from grpo.options.surroundings import PROJECT, READ, check_surroundings, located, world_size
 
-TOY_RECIPE = Path(__file__).parent.parent / "recipes" / "toy.yaml"
+TOY_RECIPE = PROJECT / "recipes" / "toy.yaml"
 BEST = ("eval_accuracy", "eval_greedy_accuracy", "eval_pass_at_k", "eval_maj_at_k")
 TOY_PARTS = {"model_name_or_path", "train_dataset_id_or_path"}
 
@@ -253,7 +253,7 @@ def load(argv: list[str]) -> Config:
     given = parser.parse_args(argv)
     # A rate for the shipped model would break another one, so nobody's own model or data gets it.
     mine = TOY_PARTS & {foreign.RENAMED.get(name, name) for name in given}
-    file = given.pop("config", None if mine else TOY_RECIPE)
+    file = located({"config": given.pop("config", None)})["config"] or (None if mine else TOY_RECIPE)
     values, notes = recipe.resolve(recipe.read(file) if file else {}, given, Config, world_size=world_size())
     values |= located({name: values.get(name, default_of(options(Config)[name])) for name in READ})
     config = Config(**values, recipe="recipes/toy.yaml" if file is TOY_RECIPE else file, notes=tuple(notes))

@@ -1,6 +1,7 @@
 """LoRA branches put into a base, fresh or from peft's files. Nothing is ever unpickled."""
 
 import copy
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def add_adapter(model: PreTrainedModel, config: Config, dtype: torch.dtype) -> P
             parameter.data = parameter.data.to(dtype)
     if config.adapter_name_or_path is not None:
         _copy_as_reference(model)
-    return peft_model.peft_config[TRAINED]
+    kind = peft_model.peft_config[TRAINED]
+    if os.path.exists(config.model_name_or_path):  # whoever loads the adapter is in another folder
+        kind.base_model_name_or_path = os.path.abspath(config.model_name_or_path)
+    return kind
 
 
 def _copy_as_reference(model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz")
 RESULTS = ("checkpoints", "adapter", "model", "summary.json", "report.html")
 WRITTEN = (*RESULTS, "config.yaml", "metrics.jsonl", "completions.jsonl", "evaluation", "skipped")
 LAUNCHER = ("RANK", "WORLD_SIZE")
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(importlib.util.find_spec("data").origin).parents[1]  # of a checkout, or as pip installed it
 READ = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
         "test_dataset_id_or_path")
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from grpo.distributed import gather_objects, rank
-from grpo.saving.sealed_folder import damage, seal, sync
+from grpo.saving.sealed_folder import damage, make_readable, seal, sync
 from grpo.trainer.engine import MOMENTS, Engine
 from grpo.trainer.policy import public_name
 
@@ -41,6 +41,7 @@ def export(engine: Engine, parent: Path, peft_config: PeftConfig | None) -> Path
         partial = folder.with_name(f".{folder.name}.partial")
         try:
             _write_weights(engine, partial, tensors, peft_config)
+            make_readable(partial)
             _publish(partial, folder)
         except WRITE_ERRORS as error:
             problem = f"export to {folder}: {error}"

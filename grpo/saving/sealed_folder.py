@@ -12,11 +12,20 @@ NAME = "SHA256SUMS"
 
 def seal(folder: Path) -> None:
     """Write the checksums of all its files into a folder, and wait until everything is on the disk."""
+    make_readable(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / NAME).write_text("".join(lines), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:  # folders too: they have the files' names
         sync(path)
+
+
+def make_readable(folder: Path) -> None:
+    """Give every file the rights that the umask leaves: safetensors lets nobody else read what it writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def sync(path: Path) -> None:

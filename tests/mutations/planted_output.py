@@ -80,8 +80,8 @@ PREEMPTION = [
 HELDOUT = [
     ("what the model was before is the best", '(record for record in self.records if record["step"] > 0)',
      "iter(self.records)"),
-    ("one evaluation more than the patience", ">= len(trained) - patience:", "> len(trained) - patience:"),
-    ("one less", ">= len(trained) - patience:", "> len(trained) - patience - 2:"),
+    ("one evaluation less than the patience", ">= len(trained) - patience:", "> len(trained) - patience:"),
+    ("one more", ">= len(trained) - patience:", "> len(trained) - patience - 2:"),
     ("the newest checkpoint is kept, not the best", 'position.best = self.best["step"]', "position.best = done"),
     ("the last weights are exported as the best", "checkpoint.take_weights(self.run.engine, folder)", "None"),
     ("what was reached is the last step's", "            if then != after:", "            if not after.exists():"),

@@ -1,0 +1,87 @@
+"""Make a model that serves of a run's adapter: merged weights, tokenizer, card, and proof that it is the same model.
+
+    python -m grpo.export outputs/run [--push_to_hub NAME]
+"""
+
+import gc
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from grpo.options.export import Settings, parse
+from grpo.options.refusal import spelled_out
+
+if __name__ == "__main__":
+    try:
+        folder, settings = parse(sys.argv[1:])  # `--help` and a mistake end here: the imports below take seconds
+    except ValueError as error:
+        sys.exit(f"error: {spelled_out(str(error))}")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    gc.disable()  # as in train.py
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from data import load_examples
+from data.example import Example
+from grpo.export import comparison, hub, merge
+from grpo.export.card import write_card
+from grpo.export.source import Source, find
+from grpo.report.columns import print_table
+from grpo.run.examples import fit_context, load_problems
+
+if __name__ == "__main__":
+    gc.enable()
+
+
+def export(folder: Path, settings: Settings) -> Path:
+    """Write the model, compare it, push it; the folder.
+
+    Raises:
+        ValueError: base, adapter or data are not there, or do not fit together.
+        OSError: the disk or the Hub does not take it.
+    """
+    source = find(folder, settings.model)
+    written = Path(settings.output) if settings.output else (
+        source.run / "export" if source.run else folder.with_name(f"{folder.name}-export"))
+    if written.exists():
+        raise ValueError(f"output={str(written)!r} exists and is not written over; nearest valid value: {written}-2")
+    tokenizer = merge.tokenizer_of(source)
+    examples = problems(source, tokenizer, settings.limit)
+    model = merge.merged(source, getattr(torch, settings.torch_dtype))
+    generation, left_out = merge.generation_config(model, tokenizer, examples[0], source)
+    merge.write(written, model, tokenizer, generation)
+    write_card(written, source.config, run=source.run, library="transformers", base=source.base)
+    print("\n".join(left_out), f"wrote {written}", sep="\n" if left_out else "", flush=True)
+    del model
+    gc.collect()
+    if settings.limit:
+        print_table(comparison.table(comparison.compare(source, written, tokenizer, examples)))
+    if settings.push_to_hub:
+        print(f"pushed to {hub.push(written, settings.push_to_hub, private=settings.hub_private_repo)}")
+    return written
+
+
+def problems(source: Source, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Example]:
+    """Held-out problems of the run, or generated ones; one at least, which tells how prompts look."""
+    limit = max(limit, 1)
+    if source.run is None:
+        return load_examples("wordproblems", "test", num_shots=source.config.num_shots, seed=42)[:limit]
+    config = replace(source.config, eval_examples=limit)
+    model_config = AutoConfig.from_pretrained(source.model or source.base)
+    return fit_context(load_problems(config)[1], tokenizer, model_config.max_position_embeddings, config)[0][:limit]
+
+
+def run(folder: Path, settings: Settings) -> int:
+    """What the command does; the exit code."""
+    try:
+        export(folder, settings)
+    except (ValueError, OSError) as error:
+        print(f"error: {spelled_out(str(error))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(folder, settings))
