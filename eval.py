@@ -11,11 +11,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from grpo.options.evaluation import MOST_SLOTS, Settings, asked
+from grpo.options.evaluation import LONGEST, MOST_SLOTS, Settings, asked
 
 if __name__ == "__main__":
     settings = asked(sys.argv[1:])  # `--help` and a mistake end here: the imports below take eight seconds
@@ -50,8 +50,8 @@ if __name__ == "__main__":
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 
 
-def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
-    """The answers of the adapter, of the model without it, or of both, at each number of shots.
+def score(settings: Settings) -> tuple[dict[tuple[str, int], list[Answer]], int]:
+    """The answers of the adapter, of the model without it, or of both, at each number of shots; and their length.
 
     Raises:
         ValueError: the model, the adapter or the dataset is missing, or they do not fit together.
@@ -78,18 +78,30 @@ def score(settings: Settings) -> dict[tuple[str, int], list[Answer]]:
             trust_remote_code=settings.trust_remote_code)
         stop_token_ids |= end_of_turn(tokenizer, prompt, settings.chat_template_kwargs)
         label = "model" if adapter is None else "adapter"
+        most = longest(settings, decoder, tokenizer, everything)
         print(f"{label}: {form_of_prompts(tokenizer, prompt, stop_token_ids, stop_strings)}", file=sys.stderr)
         for num_shots in settings.num_shots:
             answers[label, num_shots] = evaluate(
                 decoder, tokenizer, examples[num_shots], num_samples=settings.num_samples,
                 temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
-                max_completion_length=settings.max_completion_length, stop_token_ids=stop_token_ids,
-                stop_strings=stop_strings, num_slots=slots(settings, decoder, tokenizer, examples[num_shots]),
+                max_completion_length=most, stop_token_ids=stop_token_ids, stop_strings=stop_strings,
+                num_slots=slots(settings, decoder, tokenizer, examples[num_shots], most),
                 template_variables=settings.chat_template_kwargs, progress=f"{label}, {num_shots} shots")
-    return answers
+    return answers, most
 
 
-def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> int:
+def longest(
+    settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example]
+) -> int:
+    """After how many tokens a completion is truncated: the same for every number of shots."""
+    if settings.max_completion_length is not None:
+        return settings.max_completion_length
+    prompts = [prompt_ids(tokenizer, example.prompt, settings.chat_template_kwargs) for example in examples]
+    return min(LONGEST, max(decoder.config.max_position_embeddings - max(map(len, prompts)), 1))
+
+
+def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example],
+          longest: int) -> int:
     """How many completions to decode at the same time: as asked for, or as memory allows.
 
     Raises:
@@ -98,7 +110,7 @@ def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBa
     prompts = [prompt_ids(tokenizer, example.prompt, settings.chat_template_kwargs) for example in examples]
     check_tokens("data", settings.data, examples, prompts, tokenizer, decoder.config.vocab_size)
     prefix = common_prefix_length(prompts)
-    lengths = Lengths(prefix, max(map(len, prompts)) - prefix, settings.max_completion_length)
+    lengths = Lengths(prefix, max(map(len, prompts)) - prefix, longest)
     num_rows = min(settings.rollout_slots or MOST_SLOTS, len(examples) * settings.num_samples)
     return choose_slots(settings.rollout_slots, decoder, lengths, free=free_bytes(decoder.device), num_rows=num_rows,
                         num_generations=settings.num_samples).num_slots
@@ -165,7 +177,7 @@ def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], reco
 def run(settings: Settings) -> int:
     """Evaluate, print the table and write the files; the exit code."""
     try:
-        answers = score(settings)
+        answers, most = score(settings)
     except ValueError as error:
         print(f"error: {spelled_out(str(error))}", file=sys.stderr)
         return 2
@@ -173,7 +185,7 @@ def run(settings: Settings) -> int:
     print_table([HEADER, *table_rows(records)])
     print_table(several_rows(records))
     if settings.output is not None:
-        write(settings, answers, records)
+        write(replace(settings, max_completion_length=most), answers, records)
         print(f"wrote {Path(settings.output) / 'eval.html'}")
     return 0
 

@@ -169,7 +169,8 @@ def run_or_fail(config: Config) -> int:
             return heartbeat.fail(last_words.words(error), 1)
     dist.barrier()
     heartbeat.stop()
-    dist.destroy_process_group()
+    if "RANK" in os.environ:  # else another run of this process may follow, and DeepSpeed holds on to its groups
+        dist.destroy_process_group()
     return code
 
 

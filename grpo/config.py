@@ -89,7 +89,7 @@ class Config:
     num_generations: int = option(
         8, "Completions sampled per prompt (G).", unit="completions", within="[2, inf)",
         why="a completion is judged against the others of its group")
-    max_completion_length: int = option(256, "A longer completion is cut.", unit="tokens", within="[1, inf)")
+    max_completion_length: int = option(512, "A longer completion is cut.", unit="tokens", within="[1, inf)")
     stop_strings: list[str] | None = option(
         None, "Texts that end a completion and are cut off; none: what begins another problem, where the prompts have "
         "our own template, else nothing.", lines=True)

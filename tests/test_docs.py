@@ -18,12 +18,14 @@ import eval as evaluation_script
 from benchmarks.record import number
 from grpo.advantage import group_advantages
 from grpo.config import Config
+from grpo.options import export
 from grpo.options.recipe import ForeignNames
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
-OPTIONS = {field.name for cls in (Config, ForeignNames, evaluation_script.Settings) for field in fields(cls)}
+OPTIONS = {field.name for cls in (Config, ForeignNames, evaluation_script.Settings, export.Settings)
+           for field in fields(cls)} | {"version"}
 COMMAND = ROOT / "benchmarks" / "kernel" / "command.py"
 OPTIONS |= {"config", *re.findall(r'"--(\w+)"', COMMAND.read_text())}
 FOLDERS = ("grpo", "kernels", "rewards", "data")

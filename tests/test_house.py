@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "export": {"loading", "evaluation", "report", "saving", "memory", "packing", "run", "config", "options", "data"},
     "step": {"run", "update", "advantage", "schedule", "sampler", "report", "health", "rewards", "data"},
     "doctor": RUN | {"step", "run"},
+    "__main__": {"config", "options", "run"},
     "kernels": set(),
     "rewards": set(),
     "data": set(),

@@ -11,6 +11,7 @@ from grpo.options.option import check, convert, default_of, option, options
 from grpo.options.refusal import refuse, spelled_out
 from grpo.options.surroundings import check_folder, check_writable, located
 
+LONGEST = 512  # tokens of an answer: of 0.5B models many are longer than 256
 MOST_SLOTS = 256  # beyond that a step gets no faster per row
 
 
@@ -35,7 +36,9 @@ class Settings:
         None, "Texts that end a completion; none: those of our own template, where the prompts have it.", lines=True)
     num_shots: list[int] = option([0], "Worked examples in the prompt, one evaluation for each.", within="[0, 8]")
     limit: int | None = option(None, "Score only the first problems, this many.", unit="problems", within="[1, inf)")
-    max_completion_length: int = option(256, "Longer completions are truncated.", unit="tokens", within="[1, inf)")
+    max_completion_length: int | None = option(
+        None, f"Longer completions are truncated; none: {LONGEST}, or what the longest prompt leaves of the model's "
+        "context.", unit="tokens", within="[1, inf)")
     temperature: float = option(0.0, "Of sampling; 0 decodes greedily.", within="[0, inf)")
     top_p: float = option(1.0, "Sample from the fewest tokens that have this probability.", within="(0, 1]")
     num_samples: int = option(1, "Completions per problem.", within="[1, inf)")

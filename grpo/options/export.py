@@ -9,6 +9,7 @@ from grpo.options.option import check, convert, option, options
 from grpo.options.refusal import refuse
 from grpo.options.surroundings import check_folder, check_writable, located
 
+TRAINED = ("adapter/adapter_config.json", "model/config.json")
 USAGE = "python -m grpo.export FOLDER [--option value ...]"
 
 
@@ -40,10 +41,10 @@ def parse(argv: Sequence[str]) -> tuple[Path, Settings]:
     settings = Settings(**values)
     for one in known.values():
         check(one, getattr(settings, one.name))
-    kinds = ("adapter/adapter_config.json", "model/config.json", "adapter_config.json")
-    if not any((folder / kind).is_file() for kind in kinds):
-        refuse("FOLDER", str(folder), f"must hold {kinds[0]} or {kinds[1]}, as a run's folder does at its end, or be "
-               "an adapter", "the output_dir of a run that has ended")
+    ended = (folder / "config.yaml").is_file() and any((folder / one).is_file() for one in TRAINED)
+    if not ended and not (folder / "adapter_config.json").is_file():
+        refuse("FOLDER", str(folder), f"must hold config.yaml with {' or '.join(TRAINED)}, as a run's folder does at "
+               "its end, or be an adapter", "the output_dir of a run that has ended")
     check_folder("model", settings.model, holding="config.json")
     if settings.output is not None:
         check_writable("output", Path(settings.output))

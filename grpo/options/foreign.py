@@ -204,7 +204,7 @@ INSTEAD = {
 DEFAULTS = {
     "use_peft": False, "load_in_4bit": False, "lora_alpha": 32, "lora_dropout": 0.05,
     "lora_target_modules": "left to peft: q_proj v_proj", "prompts_per_step": "per_device_train_batch_size=8",
-    "max_completion_length": 512, "num_train_epochs": 3.0, "beta": 0.0, "learning_rate": 1e-6,
+    "num_train_epochs": 3.0, "beta": 0.0, "learning_rate": 1e-6,
     "lr_scheduler_type": "linear",
 }
 SECRET = ("env", "hub_token", "push_to_hub_token")  # keys whose values are never shown

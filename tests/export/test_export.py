@@ -85,9 +85,11 @@ def test_an_adapter_from_elsewhere_is_in_plain_transformers_what_it_was_in_peft(
     ("own head", {"load_in_4bit": False, "use_peft": False}),
 ], ids=["NF4", "a trained head", "every weight"])
 def test_the_end_of_a_run_is_exported_with_what_is_needed_to_serve_it(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, model: str, changed: dict
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, model: str,
+    changed: dict,
 ) -> None:
-    shared = {"model_name_or_path": folder / model, "output_dir": tmp_path / "out", "learning_rate": 0.01}
+    monkeypatch.chdir(folder)
+    shared = {"model_name_or_path": f"./{model}", "output_dir": tmp_path / "out", "learning_rate": 0.01}
     own = {"eval_examples": 2, "test_dataset_id_or_path": folder / "data.json", "reward_funcs": "format", **changed}
     assert train.main(small_run(folder, **shared, **own)) == 0
     assert f"python -m grpo.export {tmp_path / 'out'}" in capsys.readouterr().out
@@ -126,11 +128,11 @@ def test_what_cannot_be_exported_is_one_line(folder: Path, tmp_path: Path, capsy
 
     adapter = save(tmp_path / "adapter", folder / "tied")
     assert "FOLDER is missing" in line()
-    assert "must hold adapter/adapter_config.json or model/config.json" in line(tmp_path)
+    assert "must hold config.yaml with adapter/adapter_config.json or model/config.json" in line(tmp_path)
     assert line(adapter, "--outputs", "x") == "unknown option --outputs; nearest known one: --output"
     assert f"output='{adapter}' holds files, which are not written over" in line(adapter, "--output", adapter)
     (tmp_path / "adapter-export").mkdir()
     assert "exists and is not written over" in refused(lambda argv: export(*argv), [adapter], tmp_path, capsys)
     gone = ["--output", tmp_path / "other", "--model", folder / "untied"]
     (adapter / "adapter_config.json").write_text("{}")
-    assert "is no adapter" in refused(lambda argv: export(*argv), [adapter, *gone], tmp_path, capsys)
+    assert "is not plain LoRA" in refused(lambda argv: export(*argv), [adapter, *gone], tmp_path, capsys)

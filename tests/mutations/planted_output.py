@@ -88,6 +88,26 @@ HELDOUT = [
     ("shares of the other way to answer", "found |= numbers(mode, everyone)", 'found |= numbers("sampled", everyone)'),
 ]
 
+MERGE = [
+    ("a tied head is written twice", "        head.weight = embedding.weight\n", "        pass\n"),
+    ("the base's sampling is kept", "old, new = model.generation_config, GenerationConfig()",
+     "old = new = model.generation_config"),
+    ("nobody else may read it", "    make_readable(partial)\n    partial.rename", "    partial.rename"),
+    ("nothing is told of what is left out", "return new, left", "return new, []"),
+]
+COMPARISON = [
+    ("each form beside itself", "first = logprob_K if first is None else first", "first = logprob_K"),
+    ("the model without its adapter", "            read_adapter(model, str(source.adapter), is_trainable=False)\n", ""),
+    ("one NF4 form more", "{config.load_in_4bit: None, False: None}", "{True: None, False: None}"),
+]
+EXPORTED = [
+    ("the weights alone are readable by their owner", "            make_readable(partial)\n            _publish",
+     "            _publish"),
+]
+ADAPTER_NAME = [
+    ("a base that is found from one folder", "os.path.abspath(config.model_name_or_path)", "config.model_name_or_path"),
+]
+
 POSITION = [
     ("what is saved is saved again", '"" if self.saved == self.done else checkpoint', "checkpoint"),
     ("what is not saved is taken as saved", "first_step, first_step or None", "first_step, first_step"),
@@ -128,6 +148,10 @@ OUTPUT_GROUPS = [
     ("grpo/step.py", ("test_stop_request.py",), SCORING),
     ("grpo/health/stop_request.py", ("test_stop_request.py",), PREEMPTION),
     ("grpo/run/heldout.py", ("test_heldout.py",), HELDOUT),
+    ("grpo/export/merge.py", ("test_export.py",), MERGE),
+    ("grpo/export/comparison.py", ("test_export.py",), COMPARISON),
+    ("grpo/saving/checkpoint.py", ("test_export.py",), EXPORTED),
+    ("grpo/loading/adapter.py", ("test_export.py",), ADAPTER_NAME),
     ("grpo/run/position.py", ("test_stop_request.py",), POSITION),
     ("grpo/saving/checkpoint.py", ("test_stop_request.py",), SAVE),
     ("grpo/doctor/trial.py", ("test_output_folder.py",), TRIAL),

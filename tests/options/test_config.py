@@ -127,7 +127,7 @@ def test_all_linear_are_the_seven_projections_however_it_is_written(place):
 def test_every_key_of_a_trl_recipe_is_honoured_or_named(place):
     config = load(["--config", write(place / "trl.yaml", TRL_RECIPE)])
     assert config.prompts_per_step == 4
-    assert config.max_prompt_length == 768  # 1024 - 256
+    assert config.max_prompt_length == 512  # 1024 - 512
     assert config.learning_rate == 2e-4  # YAML reads 2e-4 as text
     assert config.torch_dtype == "bfloat16" and config.tf32
     assert config.save_strategy == "no" and config.report_to == []
@@ -137,8 +137,7 @@ def test_every_key_of_a_trl_recipe_is_honoured_or_named(place):
     assert len(config.notes) == 4
     assert "attn_implementation='flash_attention_2' has no effect" in named
     assert "push_to_hub=True has no effect" in named
-    assert config.notes[-1] == "not in the recipe, with TRL's other defaults in brackets: max_completion_length=256 " \
-        "(512), beta=0.04 (0.0)"
+    assert config.notes[-1] == "not in the recipe, with TRL's other defaults in brackets: beta=0.04 (0.0)"
     assert "gradient_accumulation_steps=8 / 8 generations = prompts_per_step=4" in named
 
 
