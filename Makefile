@@ -36,7 +36,12 @@ export PRINT_PINS
 train: install
 	$(VENV) -m torch.distributed.run --standalone --nproc_per_node=$(NPROC) train.py $(ARGS)
 
-test: install
+# What only tests use. Every version is in the file: nothing is left to look for.
+.venv/tested: .venv/installed tests/requirements.lock
+	$(VENV) -m pip install --quiet --no-deps --no-compile -r tests/requirements.lock
+	touch $@
+
+test: install .venv/tested
 	$(VENV) -m pytest -n $(WORKERS) $(ARGS)
 
 lint: install

@@ -3,14 +3,15 @@
     python eval.py --model Qwen/Qwen2.5-0.5B --adapter outputs/run/adapter --data openai/gsm8k --num_shots 0 2 4 8
 
 Prompt, stop strings and parser are those of the training, where the options are. An accuracy depends on the number of
-examples in the prompt, so the table has one row for each number, and a 95 % interval behind every accuracy.
+examples in the prompt, so the table has one row for each number, and a 95 % interval behind every accuracy. Under
+torchrun the ranks share the problems; each evaluation is written as it ends.
 """
 
 import gc
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,19 @@ if __name__ == "__main__":
     gc.disable()  # as in train.py
 
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
 from data.example import Example
 from data.prompt_ids import end_of_turn, prompt_ids
 from data.prompts import default_stop_strings
-from grpo.distributed import free_bytes
-from grpo.evaluation.answers import Answer, check_gold, evaluate, save_answers
+from grpo import distributed
+from grpo.distributed import free_bytes, gather_objects, rank, world_size
+from grpo.evaluation.answers import Answer, check_gold, check_room, evaluate, save_answers
 from grpo.evaluation.several import several
 from grpo.evaluation.statistics import SCORES, compare, summarize
+from grpo.health import heartbeat
 from grpo.loading.model import dtype_of, load_decoder
 from grpo.memory.concurrency import Lengths, choose_slots
 from grpo.options.refusal import spelled_out
@@ -47,14 +51,17 @@ from grpo.sampler.decoder import Decoder
 if __name__ == "__main__":
     gc.enable()
 
+TIMEOUT_S = 1800  # for which ranks wait for the slowest
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 
 
-def score(settings: Settings) -> tuple[dict[tuple[str, int], list[Answer]], int]:
-    """The answers of the adapter, of the model without it, or of both, at each number of shots; and their length.
+def score(settings: Settings, device: torch.device) -> Iterator[tuple[str, int, int, list[Answer]]]:
+    """Each evaluation as it ends: adapter or model, number of shots, most tokens of an answer, all ranks' answers.
 
     Raises:
         ValueError: the model, the adapter or the dataset is missing, or they do not fit together.
+
+    Collective: every rank; each answers its share of the problems.
     """
     options = {name: getattr(settings, name) for name in (
         "seed", "prompt_column", "answer_column", "dataset_config", "apply_chat_template", "system_prompt")}
@@ -68,36 +75,40 @@ def score(settings: Settings) -> tuple[dict[tuple[str, int], list[Answer]], int]
     stop_strings, prompt = settings.stop_strings, everything[0].prompt
     if stop_strings is None:
         stop_strings = default_stop_strings(example.prompt for example in everything)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype_of(settings.torch_dtype, device)
-    answers = {}
+    mine = range(rank(), len(examples[settings.num_shots[0]]), world_size())
     for adapter in [settings.adapter, None] if settings.compare_base else [settings.adapter]:  # one model at a time
         decoder, tokenizer, stop_token_ids = load_decoder(
-            settings.model, adapter=adapter, load_in_4bit=settings.load_in_4bit, dtype=dtype, device=device,
-            chat_template=settings.chat_template, revision=settings.model_revision,
-            trust_remote_code=settings.trust_remote_code)
+            settings.model, adapter=adapter, load_in_4bit=settings.load_in_4bit,
+            dtype=dtype_of(settings.torch_dtype, device), device=device, chat_template=settings.chat_template,
+            revision=settings.model_revision, trust_remote_code=settings.trust_remote_code)
         stop_token_ids |= end_of_turn(tokenizer, prompt, settings.chat_template_kwargs)
         label = "model" if adapter is None else "adapter"
         most = longest(settings, decoder, tokenizer, everything)
-        print(f"{label}: {form_of_prompts(tokenizer, prompt, stop_token_ids, stop_strings)}", file=sys.stderr)
-        for num_shots in settings.num_shots:
-            answers[label, num_shots] = evaluate(
-                decoder, tokenizer, examples[num_shots], num_samples=settings.num_samples,
-                temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
-                max_completion_length=most, stop_token_ids=stop_token_ids, stop_strings=stop_strings,
-                num_slots=slots(settings, decoder, tokenizer, examples[num_shots], most),
-                template_variables=settings.chat_template_kwargs, progress=f"{label}, {num_shots} shots")
-    return answers, most
+        if rank() == 0:
+            print(f"{label}: {form_of_prompts(tokenizer, prompt, stop_token_ids, stop_strings)}", file=sys.stderr)
+        for num_shots, group in examples.items():
+            answers = evaluate(
+                decoder, tokenizer, [group[index] for index in mine], num_samples=settings.num_samples,
+                temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed, max_completion_length=most,
+                stop_token_ids=stop_token_ids, stop_strings=stop_strings, prompt_index=list(mine),
+                num_slots=slots(settings, decoder, tokenizer, group, most),
+                template_variables=settings.chat_template_kwargs,
+                progress=f"{label}, {num_shots} shots" if rank() == 0 else None)
+            yield label, num_shots, most, [answer for part in gather_objects(answers) for answer in part]
 
 
 def longest(
     settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example]
 ) -> int:
-    """After how many tokens a completion is truncated: the same for every number of shots."""
-    if settings.max_completion_length is not None:
-        return settings.max_completion_length
+    """After how many tokens an answer is truncated, whatever the number of shots.
+
+    ValueError, before the first answer, where that and a prompt do not fit in the model's context.
+    """
     prompts = [prompt_ids(tokenizer, example.prompt, settings.chat_template_kwargs) for example in examples]
-    return min(LONGEST, max(decoder.config.max_position_embeddings - max(map(len, prompts)), 1))
+    context = decoder.config.max_position_embeddings
+    most = settings.max_completion_length or min(LONGEST, max(context - max(map(len, prompts)), 1))
+    check_room(prompts, [index for index, _ in enumerate(prompts)], most, context)
+    return most
 
 
 def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example],
@@ -175,18 +186,27 @@ def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], reco
 
 
 def run(settings: Settings) -> int:
-    """Evaluate, print the table and write the files; the exit code."""
+    """Evaluate on all ranks, write each evaluation as it ends, print the table; the exit code."""
+    answers, most = {}, 0
     try:
-        answers, most = score(settings)
+        device = distributed.start(TIMEOUT_S)
+        heartbeat.start(TIMEOUT_S)
+        for label, num_shots, most, group in score(settings, device):
+            answers[label, num_shots] = group
+            if rank() == 0 and settings.output is not None:
+                write(replace(settings, max_completion_length=most), answers, records_of(answers))
     except ValueError as error:
-        print(f"error: {spelled_out(str(error))}", file=sys.stderr)
-        return 2
-    records = records_of(answers)
-    print_table([HEADER, *table_rows(records)])
-    print_table(several_rows(records))
-    if settings.output is not None:
-        write(replace(settings, max_completion_length=most), answers, records)
-        print(f"wrote {Path(settings.output) / 'eval.html'}")
+        return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
+    if rank() == 0:
+        records = records_of(answers)
+        print_table([HEADER, *table_rows(records)])
+        print_table(several_rows(records))
+        if settings.output is not None:
+            print(f"wrote {Path(settings.output) / 'eval.html'}")
+    dist.barrier()
+    heartbeat.stop()
+    if "RANK" in os.environ:
+        dist.destroy_process_group()
     return 0
 
 

@@ -63,19 +63,35 @@ def train(run: Run) -> int:
     """A run, from where its last checkpoint left off to the adapter and the report; the exit code, 0.
 
     Raises:
-        SystemExit: as `take_steps`; or a stop was asked for, and no checkpoint could be saved.
+        SystemExit: as `take_steps`; a tracker cannot be reached; or a stop was asked for, and no checkpoint could be
+            saved.
 
     Collective: every rank.
     """
-    start, position, log = time.perf_counter(), Position(run.first_step), None
     pulse.enter("log")
-    if rank() == 0:
-        run.output_dir.mkdir(parents=True, exist_ok=True)
-        dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
-        print("\n".join(run.announcement), flush=True)
-        log = Log(run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps, first_step=run.first_step,
-                  settings=dataclasses.asdict(run.config), logging_steps=run.config.logging_steps)
-    heldout, exported = HeldOut(run), None
+    with ExitStack() as opened:
+        log = None
+        if rank() == 0:
+            run.output_dir.mkdir(parents=True, exist_ok=True)
+            dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
+            print("\n".join(run.announcement), flush=True)
+            log = opened.enter_context(open_log(run))
+        from_start_to_end(run, log)
+    return 0
+
+
+def open_log(run: Run) -> Log:
+    """The log of a run; SystemExit if a tracker cannot be reached."""
+    try:
+        return Log(run.output_dir, report_to=run.config.report_to, total_steps=run.num_steps, first_step=run.first_step,
+                   settings=dataclasses.asdict(run.config), logging_steps=run.config.logging_steps)
+    except ValueError as error:
+        raise SystemExit(f"error: {spelled_out(str(error))}") from None
+
+
+def from_start_to_end(run: Run, log: Log | None) -> None:
+    """What happens in a run, as `train`; log is None on ranks above 0."""
+    start, position, heldout, exported = time.perf_counter(), Position(run.first_step), HeldOut(run), None
     try:
         heldout.look(position, log)
         take_steps(run, position, log, heldout)
@@ -87,19 +103,21 @@ def train(run: Run) -> int:
         exported = None
     pulse.enter("log")
     if log:
-        log.close()
+        log.bar.close()
     if exported is None:
         position.save(run, must=True)
     if log:
         log.flush()
-    if exported and rank() == 0:
+        log.status = "KILLED" if exported is None else "FINISHED"
+    if log and exported:
         summary = heldout.summarize(position.done, step, time.perf_counter() - start)
         run.tokenizer.save_pretrained(exported)
         write_card(exported, run.config, run=run.output_dir, library="peft" if run.peft_config else "transformers",
                    base=run.config.model_name_or_path)
-        print(json.dumps(summary, indent=2), f"weights {exported}", sep="\n")
-        print(f"report  {write_report(run.output_dir)}", f"next    python -m grpo.export {run.output_dir}", sep="\n")
-    return 0
+        report = write_report(run.output_dir)
+        print(json.dumps(summary, indent=2), f"weights {exported}", f"report  {report}",
+              f"next    python -m grpo.export {run.output_dir}", sep="\n")
+        log.keep([report, exported])
 
 
 def take_steps(run: Run, position: Position, log: Log | None, heldout: HeldOut) -> None:

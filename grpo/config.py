@@ -193,9 +193,9 @@ class Config:
     logging_steps: int = option(
         1, "Steps between two that report_to receives; metrics.jsonl has every step.", unit="steps", within="[1, inf)")
     report_to: list[str] = option(
-        [], "Where else metrics go, each an installed package.", choices=("tensorboard", "mlflow", "wandb"))
+        [], "Where else metrics go, each an installed package.", choices=("tensorboard", "mlflow", "wandb", "trackio"))
     run_name: str | None = option(
-        None, "Name of the run in mlflow and wandb; none: the folder's, and the step it starts from.")
+        None, "Name of the run in mlflow, wandb and trackio; none: what the environment says, or the folder's.")
 
     # Evaluation
     eval_examples: int = option(

@@ -108,6 +108,12 @@ def recipe_of(plan: Plan) -> dict[str, Any]:
     return yaml.safe_load((plan.run / "config.yaml").read_text())
 
 
+def shared(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe as others may read it: files and folders by their last part."""
+    paths = ("model_name_or_path", "train_dataset_id_or_path", "output_dir")
+    return recipe | {name: Path(recipe[name]).name if Path(recipe[name]).exists() else recipe[name] for name in paths}
+
+
 def answers_of(plan: Plan, label: str, shots: int) -> list[Answer]:
     return load_answers(plan.work / f"{label}-{shots}-shots" / f"answers_{LABELS[label]}_{shots}_shots.jsonl")
 
@@ -199,7 +205,8 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> None:
         "command": " ".join(["python -m benchmarks.gsm8k", *words]), "commit": commit(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else machine(),
         "python": platform.python_version(), "versions": versions(PACKAGES), "ranks": plan.num_ranks,
-        "recipe": recipe_of(plan), "temperature": plan.temperature, "published": PUBLISHED,
+        "recipe": shared(recipe_of(plan) | {"model_name_or_path": plan.model}), "temperature": plan.temperature,
+        "published": {} if plan.data == "wordproblems" else PUBLISHED,
         "training": training(plan.run), "evaluations": evaluations(plan), **step_cost(plan)}
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

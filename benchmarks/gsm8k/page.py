@@ -86,9 +86,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         errors = [[abs(100 * record["strict_interval"][end] - share) for record, share in zip(records, shares)]
                   for end in (0, 1)]
         left.errorbar(shots, shares, errors, color=color, marker="o", capsize=3, label=label)
-        published = {int(shots): share for shots, share in result["published"][label].items()}
-        left.plot(published.keys(), [100 * share for share in published.values()], color=color, linewidth=0.8,
-                  marker="x", markersize=4, linestyle="dashed", label=f"{label}, published")
+        published = {int(shots): share for shots, share in result["published"].get(label, {}).items()}
+        if published:
+            left.plot(published.keys(), [100 * share for share in published.values()], color=color, linewidth=0.8,
+                      marker="x", markersize=4, linestyle="dashed", label=f"{label}, published")
     left.set(xlabel="shots", ylabel="strict accuracy in %, 95 % interval", ylim=(0, None))
     steps, rewards = zip(*result["training"]["reward"])
     right.plot(steps, rewards, color=COLORS["trained"], alpha=0.35, label="each step")

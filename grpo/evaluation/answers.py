@@ -58,7 +58,7 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
         raise ValueError(f"num_samples={num_samples}: greedy samples are all the same; use 1, or a temperature > 0")
     indices = list(range(len(examples))) if prompt_index is None else prompt_index
     prompts = [prompt_ids(tokenizer, example.prompt, template_variables) for example in examples]
-    _check_room(prompts, indices, max_completion_length, decoder.config.max_position_embeddings)
+    check_room(prompts, indices, max_completion_length, decoder.config.max_position_embeddings)
     if not examples:
         return []
     with tqdm(total=len(examples) * num_samples, desc=progress, unit="answer", miniters=0,
@@ -87,7 +87,8 @@ def check_gold(option: str, dataset: str, gold_of_place: Iterable[tuple[str, Any
                                     f"{needed_by} needs a number", valid)
 
 
-def _check_room(prompts: list[list[int]], indices: list[int], max_completion_length: int, context: int) -> None:
+def check_room(prompts: list[list[int]], indices: list[int], max_completion_length: int, context: int) -> None:
+    """Refuse with ValueError prompts that leave no room for their completion in the model's context."""
     length, index = max(zip(map(len, prompts), indices, strict=True), default=(0, 0))
     if length + max_completion_length > context:
         raise ValueError(

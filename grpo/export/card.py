@@ -75,5 +75,7 @@ def _accuracy(run: Path) -> list[str]:
 
 def _commit() -> str:
     """The commit of this project, where it is a checkout."""
+    if not (PROJECT / ".git").exists():
+        return ""
     found = subprocess.run(["git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return f", from commit {found.stdout.strip()}" if found.returncode == 0 else ""

@@ -149,7 +149,8 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
         "neither load_best_model_at_end nor early_stopping_patience is set": (
             not (value_of("load_best_model_at_end") or value_of("early_stopping_patience")),
             ["metric_for_best_model"]),
-        "report_to has neither mlflow nor wandb": (not {"mlflow", "wandb"} & {*value_of("report_to")}, ["run_name"]),
+        "no tracker in report_to shows it": (
+            not {"mlflow", "wandb", "trackio"} & {*value_of("report_to")}, ["run_name"]),
         "gradient_checkpointing is off": (
             value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
         "wordproblems have their own columns": (

@@ -86,7 +86,7 @@ DERIVED = [
     ("a silenced warm-up", '"warmup_steps comes first": (value_of("warmup_steps") > 0',
      '"warmup_steps comes first": (value_of("warmup_steps") > 9'),
     ("a floor that is none", '!= "cosine_with_min_lr", ["min_lr"]', '== "cosine_with_min_lr", ["min_lr"]'),
-    ("a name that nobody shows", 'not {"mlflow", "wandb"} & {*value_of("report_to")}', "False"),
+    ("a name that nobody shows", 'not {"mlflow", "wandb", "trackio"} & {*value_of("report_to")}', "False"),
 ]
 
 ZERO_SETTINGS = [
@@ -145,6 +145,15 @@ CONTINUATION = [
     ("an option that came later has no default", "{name: default_of(one) for", "{name: None for"),
 ]
 
+TRACKERS = [
+    ("trackers do not get the name", 'self.settings["run_name"] or os', "os"),
+    ("a resumed run is another one", "known=known.get(name)", "known=None"),
+    ("an error ends the run", "        except Exception as error:  # of a library or a network: it may raise anything",
+     "        except MemoryError as error:"),
+    ("whatever came of it, it is finished", "self.mlflow.end_run(status)", "self.mlflow.end_run()"),
+    ("tags of the environment are not set", 'mlflow.set_tags(json.loads(os.environ.get("MLFLOW_TAGS", "{}")))', "pass"),
+]
+
 RECIPE_GROUPS = [
     ("grpo/options/foreign.py", ("test_foreign.py", "test_foreign_keys.py"), TABLE),
     ("grpo/options/recipe.py", ("test_foreign.py", "test_foreign_keys.py", "test_config.py"), RECIPE),
@@ -155,6 +164,5 @@ RECIPE_GROUPS = [
     ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
     ("grpo/options/combinations.py", ("test_foreign_keys.py",), COMBINATIONS),
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
-    ("grpo/report/log.py", ("test_metrics.py",), [
-        ("trackers do not get the name", 'settings["run_name"] or f"', 'f"')]),
+    ("grpo/report/trackers.py", ("test_trackers.py",), TRACKERS),
 ]

@@ -280,7 +280,7 @@ BAD = [
     ("--per_device_train_batch_size 16 --prompts_per_step 3", "prompts_per_step=3", "contradicts", "1"),
     ("--gradient_accumulation_steps 2", "gradient_accumulation_steps=2", "needs per_device",
      "per_device_train_batch_size=16"),
-    ("--report_to tensorbord", "report_to='tensorbord'", "one of tensorboard, mlflow, wandb", "tensorboard"),
+    ("--report_to tensorbord", "report_to='tensorbord'", "one of tensorboard, mlflow, wandb, trackio", "tensorboard"),
     ("--model_name_or_path ./empty", "model_name_or_path='./empty'", "holds config.json",
      "a folder that save_pretrained wrote, or a Hub name"),
     ("--model_name_or_path ./modle", "model_name_or_path='./modle'", "holds config.json", "model"),

@@ -155,7 +155,7 @@ def test_a_run_goes_on_only_from_the_newest_checkpoint_of_its_folder(place: Path
 
 
 def test_a_name_of_the_run_is_for_trackers_that_show_one(place: Path) -> None:
-    line = "run_name='first' has no effect: report_to has neither mlflow nor wandb"
+    line = "run_name='first' has no effect: no tracker in report_to shows it"
     assert notes(place, run_name="first") == [line]
 
 

@@ -2,9 +2,7 @@
 
 import json
 import math
-import sys
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from grpo.advantage import gate_advantages, group_advantages
 from grpo.config import Config
 from grpo.health.pulse import pulse
 from grpo.report import measures
-from grpo.report.log import SINKS, Log
+from grpo.report.log import Log
 from grpo.report.measures import Clock, is_right, logged_metrics, reward_metrics
 from grpo.report.metrics import METRICS, markdown_table, metric
 from rewards.pool import Scored
@@ -111,65 +109,6 @@ def test_the_progress_line_shows_reward_kl_truncated_share_seconds_and_the_steps
     assert "3/4" in line  # two steps before the resume and this one, of four
     for shown in ("reward=0.75", "kl=0.001", "truncated=0.125", "s/step=1.5"):
         assert shown in line
-
-
-def test_sinks_receive_every_logging_steps_th_step_and_the_file_every_step(tmp_path, monkeypatch):
-    received = []
-    sink = (lambda step, values: received.append((step, values)), lambda: received.append("closed"))
-    monkeypatch.setitem(SINKS, "list", lambda output_dir, first_step, settings: sink)
-    log = open_log(tmp_path, report_to=["list"], logging_steps=2)
-    for step in range(4):
-        log.write(step, {"reward": float(step)})
-    log.close()
-    assert received == [(0, {"reward": 0.0}), (2, {"reward": 2.0}), "closed"]
-    assert [record["step"] for record in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
-
-
-def test_an_error_of_a_tracker_costs_a_warning_and_no_step(tmp_path, monkeypatch, capsys):
-    seen = []
-
-    def write(step, values):
-        if step in (1, 2):
-            raise ConnectionError("out of\nreach")
-        seen.append(step)
-
-    def close():
-        raise TimeoutError("at the end")
-
-    monkeypatch.setitem(SINKS, "mine", lambda *given: (write, close))
-    log = open_log(tmp_path, report_to=["mine"])
-    for step in range(4):
-        log.write(step, {"reward": 0.5})
-    log.close()
-    assert seen == [0, 3] and [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: report_to")]
-    assert warnings == [f"warning: report_to=mine: {words}; training goes on, and metrics.jsonl has every step"
-                        for words in (r"ConnectionError: out of\nreach", "TimeoutError: at the end")]
-
-
-@pytest.mark.parametrize(("run_name", "shown"), [("first try", "first try"), (None, "out from step 3")])
-def test_a_tracker_shows_the_name_of_the_run_or_its_folder_and_first_step(run_name, shown, tmp_path, monkeypatch):
-    names = []
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(
-        init=lambda **given: names.append(given["name"]) or SimpleNamespace(log=None, finish=None)))
-    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(
-        start_run=lambda run_name: names.append(run_name), log_params=len, end_run=None))
-    for tracker in ("wandb", "mlflow"):
-        SINKS[tracker](tmp_path / "out", 3, asdict(Config(run_name=run_name)))
-    assert names == [shown, shown]
-
-
-def test_tensorboard_receives_every_logging_steps_th_step(tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = open_log(tmp_path, report_to=["tensorboard"], logging_steps=2)
-    for step in range(4):
-        log.write(step, {"reward": float(step)})
-    log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("reward")] == [(0, 0.0), (2, 2.0)]
 
 
 # format 0.5 and correctness 1: nothing is right in the first group, one row in the second, and the third is all wrong.

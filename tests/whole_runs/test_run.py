@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from fault_runs import numbers, texts
+from refusals import save_small_run, small_run
 from tiny_models import tiny_tokenizer
 
+import train
 from data.example import Example
 from grpo.config import Config
 from grpo.run import examples
@@ -23,6 +26,15 @@ def test_what_is_longer_than_max_prompt_length_is_left_out_of_the_problems_and_o
     kept, prompts, left_out = fit_context(EXAMPLES, tiny_tokenizer(), 100, config)
     assert [len(one.prompt) for one in kept] == [len(prompt) for prompt in prompts] == lengths
     assert left_out == 3 - len(lengths)
+
+
+def test_two_runs_of_one_process_compute_the_same(tmp_path: Path) -> None:
+    save_small_run(tmp_path)
+    for output in ("first", "second"):
+        argv = small_run(tmp_path, output_dir=tmp_path / output, load_in_4bit=False, max_steps=2, learning_rate=0.01)
+        assert train.main(argv) == 0
+    assert numbers(tmp_path / "first") == numbers(tmp_path / "second")
+    assert texts(tmp_path / "first") == texts(tmp_path / "second")
 
 
 def test_the_context_bounds_a_prompt_with_its_completion() -> None:
