@@ -51,14 +51,21 @@ def train(argv: list[str]) -> None:
         given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         given.add_argument("--nproc_per_node", type=int)
         chosen, argv = given.parse_known_args(argv)
+        # A mistake ends here, in one line and not in one for each process; before the GPUs are counted, which is slow.
+        check(argv, chosen.nproc_per_node or 1)
         number = chosen.nproc_per_node or gpus() or 2
-        os.environ |= {"RANK": "0", "WORLD_SIZE": str(number)}
-        asked(argv)  # a mistake ends here, in one line and not in one for each process
-        for name in ("RANK", "WORLD_SIZE"):
-            del os.environ[name]
+        check(argv, number)
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
         os.execv(sys.executable, [sys.executable, *launcher, str(PROJECT / "train.py"), *argv])
     start(str(PROJECT / "train.py"), argv)
+
+
+def check(argv: list[str], number: int) -> None:
+    """Refuse what is wrong with the options of a run in so many processes; `--help` and `--plan` end here too."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": str(number)}
+    asked(argv)
+    for name in ("RANK", "WORLD_SIZE"):
+        del os.environ[name]
 
 
 def gpus() -> int:

@@ -6,6 +6,7 @@ is refused here. Imports no torch, so that this takes no time.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -253,7 +254,7 @@ def load(argv: list[str]) -> Config:
     given = parser.parse_args(argv)
     # A rate for the shipped model would break another one, so nobody's own model or data gets it.
     mine = TOY_PARTS & {foreign.RENAMED.get(name, name) for name in given}
-    file = located({"config": given.pop("config", None)})["config"] or (None if mine else TOY_RECIPE)
+    file: Any = located({"config": given.pop("config", None)})["config"] or (None if mine else TOY_RECIPE)
     values, notes = recipe.resolve(recipe.read(file) if file else {}, given, Config, world_size=world_size())
     values |= located({name: values.get(name, default_of(options(Config)[name])) for name in READ})
     config = Config(**values, recipe="recipes/toy.yaml" if file is TOY_RECIPE else file, notes=tuple(notes))

@@ -86,7 +86,7 @@ def logprobs(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> to
 
 def table(rows: list[Row]) -> list[tuple[str, ...]]:
     """The rows as text under a header."""
-    lines = [("form", "strict accuracy", "mean gap [nats]", "largest")]
+    lines: list[tuple[str, ...]] = [("form", "strict accuracy", "mean gap [nats]", "largest")]
     for row in rows:
         found = summarize(row.answers)
         low, high = found["strict_interval"]

@@ -73,8 +73,8 @@ class MLflow:
         if self.mine:
             if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
                 mlflow.set_experiment(experiment)
-            name = {"run_id": opening.known} if opening.known else {"run_name": opening.name("MLFLOW_RUN_NAME")}
-            mlflow.start_run(**name)
+            mlflow.start_run(run_id=opening.known,
+                             run_name=None if opening.known else opening.name("MLFLOW_RUN_NAME"))
         self.id = mlflow.active_run().info.run_id
         if opening.known:
             return

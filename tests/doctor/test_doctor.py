@@ -97,7 +97,7 @@ def test_a_run_begins_with_what_is_doubtful_and_without_calls_of_the_users_rewar
     lines = at_rest.admit(doubtful).announcement[len(run.announcement):]
     assert lines[0].startswith("checks     checked 22 things")
     assert lines[1].startswith("warn       prompt length: ") and "2,000 of 6,000 problems left out" in lines[1]
-    assert "max_prompt_length=464" in lines[1] and len(lines) == 2  # a context of 512 less 48
+    assert "max_prompt_length=976" in lines[1] and len(lines) == 2  # a context of 1024 less 48
 
 
 @pytest.mark.parametrize("other", [["--plan", "2"], ["--resume"]])

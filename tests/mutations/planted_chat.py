@@ -159,8 +159,8 @@ ANSWERS = [
 EVAL = [
     ("the template's end ends nothing",
      "        stop_token_ids |= end_of_turn(tokenizer, prompt, settings.chat_template_kwargs)\n", ""),
-    ("another template is not used", "chat_template=settings.chat_template, revision", "revision"),
-    ("variables forgotten", "template_variables=settings.chat_template_kwargs, progress", "progress"),
+    ("another template is not used", "chat_template=settings.chat_template,\n", "chat_template=None,\n"),
+    ("variables forgotten", "                template_variables=settings.chat_template_kwargs,\n", ""),
     ("no system prompt", '"apply_chat_template", "system_prompt")}', '"apply_chat_template")}'),
 ]
 STOPPING = [

@@ -100,6 +100,13 @@ COMPARISON = [
     ("the model without its adapter", "            read_adapter(model, str(source.adapter), is_trainable=False)\n", ""),
     ("one NF4 form more", "{config.load_in_4bit: None, False: None}", "{True: None, False: None}"),
 ]
+EVALUATION = [
+    ("every rank answers all", "mine = range(rank(), len", "mine = range(0, len"),
+    ("written at the end alone", "if rank() == 0 and settings.output is not None:\n                write",
+     "if rank() == 0 and len(answers) > 1 and settings.output is not None:\n                write"),
+    ("the length is looked at later",
+     "    check_room(prompts, [index for index, _ in enumerate(prompts)], most, context)\n", ""),
+]
 EXPORTED = [
     ("the weights alone are readable by their owner", "            make_readable(partial)\n            _publish",
      "            _publish"),
@@ -151,6 +158,7 @@ OUTPUT_GROUPS = [
     ("grpo/export/merge.py", ("test_export.py",), MERGE),
     ("grpo/export/comparison.py", ("test_export.py",), COMPARISON),
     ("grpo/saving/checkpoint.py", ("test_export.py",), EXPORTED),
+    ("eval.py", ("test_eval.py",), EVALUATION),
     ("grpo/loading/adapter.py", ("test_export.py",), ADAPTER_NAME),
     ("grpo/run/position.py", ("test_stop_request.py",), POSITION),
     ("grpo/saving/checkpoint.py", ("test_stop_request.py",), SAVE),

@@ -43,10 +43,14 @@ WATCH = [
      "told = (name, healthy) in self.told"),
 ]
 
-LOG = [
-    ("a tracker's error ends the run", "        except Exception as error:", "        except KeyError as error:"),
+TRACKER = [
+    ("a tracker's error ends the run", "        except Exception as error:  # of a library",
+     "        except KeyError as error:  # of a library"),
     ("a warning for each step", "            if not self.fails:", "            if True:"),
     ("one warning for all times", "            self.fails = False", "            pass"),
+]
+
+LOG = [
     ("a logged number replaces the trainer's", "{**(logged or {}), **values}", "{**values, **(logged or {})}"),
     ("what is logged is lost", "values = {**(logged or {}), **values}", "pass"),
 ]
@@ -181,6 +185,7 @@ TRL_GROUPS = [
     ("grpo/report/measures.py", ("test_metrics.py",), MEASURES),
     ("grpo/report/watch.py", ("test_watch.py",), WATCH),
     ("grpo/report/log.py", ("test_metrics.py",), LOG),
+    ("grpo/report/trackers.py", ("test_trackers.py",), TRACKER),
     ("rewards/pool.py", ("test_trl_calls.py", "test_reward_answers.py"), POOL),
     ("rewards/runner.py", ("test_trl_calls.py",), RUNNER),
     ("rewards/arguments.py", ("test_trl_calls.py", "test_reward_answers.py"), ARGUMENTS),

@@ -36,7 +36,7 @@ LOADED: dict[str, dict[str, Any]] = {
         "max_completion_length": 1024, "max_prompt_length": 512, "torch_dtype": "bfloat16", "num_train_epochs": 15.0,
         "warmup_steps": 0.0, "save_total_limit": 10},
     "aws-gsm8k": {
-        "max_prompt_length": 768, "lora_modules_to_save": ["lm_head", "embed_tokens"], "prompts_per_step": 2},
+        "max_prompt_length": 512, "lora_modules_to_save": ["lm_head", "embed_tokens"], "prompts_per_step": 2},
     "philschmid-countdown": {"prompts_per_step": 1, "learning_rate": 5e-7, "tf32": True},
     "philschmid-qlora": {"max_grad_norm": 0.3, "lora_alpha": 16, "lr_scheduler_type": "constant"},
     "unsloth-notebook": {
@@ -104,7 +104,7 @@ def test_no_default_of_trl_that_is_another_one_here_is_passed_over_in_silence(pl
     # What is given, or has no effect, is not told; nor is anything of a recipe of this project.
     said, = loaded(place, dataset_name="openai/gsm8k", use_peft=False, load_in_4bit=False, max_steps=3, beta=0.1).notes
     assert re.findall(r"(\w+)=\S+ \(", said) == [
-        "prompts_per_step", "max_completion_length", "learning_rate", "lr_scheduler_type"]
+        "prompts_per_step", "learning_rate", "lr_scheduler_type"]
     assert loaded(place, train_dataset_id_or_path="openai/gsm8k").notes == ()
 
 

@@ -31,7 +31,7 @@ def uneven(folder: Path, output: str, **changed: object) -> list[str]:
     """Six prompts a step, which one, two and three ranks share; head and embeddings trained beside LoRA, over NF4."""
     chosen = {"prompts_per_step": 6, "max_steps": 3, "load_in_4bit": True,
               "lora_modules_to_save": "lm_head embed_tokens", **changed}
-    return [*options(folder, output, **chosen), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
+    return [*options(folder, output, **{"zero_stage": 3, **chosen}), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
 
 
 @pytest.fixture(scope="module")

@@ -72,14 +72,15 @@ def test_a_service_gets_every_logging_steps_th_step_evaluations_completions_file
 def test_an_error_of_a_tracker_costs_a_warning_and_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setitem(trackers.SERVICES, "mine", lambda opening: Mine(opening, fails_at=(2,)))
+    monkeypatch.setitem(trackers.SERVICES, "mine", lambda opening: Mine(opening, fails_at=(0, 2)))
     with open_log(tmp_path, ["mine"]) as log:
-        for step in range(4):
+        for step in range(5):
             log.write(step, {"reward": 0.5})
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: report_to")]
-    assert warnings == [r"warning: report_to=mine: ConnectionError: out of\nreach; training goes on, and metrics.jsonl "
-                        "has every step"]  # the second is of the same time out of reach
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+    # One for each time out of reach: steps 0 and 2, then, after step 4, the end.
+    assert warnings == [f"warning: report_to=mine: {words}; training goes on, and metrics.jsonl has every step"
+                        for words in (r"ConnectionError: out of\nreach", "TimeoutError: at the end")]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
 
 
 def test_a_resumed_run_goes_on_in_the_run_of_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

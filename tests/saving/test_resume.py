@@ -31,7 +31,7 @@ def hard(folder: Path, output: str, **changed: object) -> list[str]:
     chosen = {
         "load_in_4bit": True, "lora_modules_to_save": "lm_head embed_tokens", "num_iterations": 2,
         "max_steps": NUM_STEPS, "save_steps": 3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3, **changed}
-    return [*options(folder, output, **chosen), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
+    return [*options(folder, output, **{"zero_stage": 3, **chosen}), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,9 @@ def options(folder: Path, output: str, **changed: object) -> list[str]:
         "reward_funcs": f"{folder / 'my_rewards.py'}:vowels", "output_dir": folder / output, "torch_dtype": "float32",
         "load_in_4bit": False, "lora_r": 4, "lora_target_modules": "q_proj down_proj", "prompts_per_step": 2,
         "num_generations": 2, "max_completion_length": 8,
-        "micro_batch_tokens": 64, "gradient_checkpointing": False, "max_steps": 4, "eval_examples": 0, "save_steps": 1,
+        "micro_batch_tokens": 64, "gradient_checkpointing": False,
+        "zero_stage": 2,  # 3 gathers each weight for each module, which takes as long as all the rest
+        "max_steps": 4, "eval_examples": 0, "save_steps": 1,
         "learning_rate": 1e-3, "beta": 0.1, **changed,
     }
     return [word for name, value in chosen.items() for word in (f"--{name}", *str(value).split())]

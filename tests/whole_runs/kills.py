@@ -80,7 +80,8 @@ class Bench:
             shutil.rmtree(output, ignore_errors=True)  # a recipe and no checkpoint: a user starts anew
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}", "train.py",
-            *options(self.folder, name, max_steps=NUM_STEPS, prompts_per_step=self.ranks, resume=resume)]
+            *options(self.folder, name, max_steps=NUM_STEPS, prompts_per_step=self.ranks, zero_stage=3,
+                     resume=resume)]
         with self.log(name).open("ab") as log:
             log.write(f"\n--- {blow}, resume={resume}\n".encode())
             log.flush()

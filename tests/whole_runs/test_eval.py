@@ -42,9 +42,9 @@ def test_each_evaluation_is_written_as_it_ends(tmp_path: Path, monkeypatch: pyte
 
 
 def test_lengths_are_checked_before_the_first_token(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    # the shipped model has room for 512 tokens; 8 examples take more than half of them
+    # the shipped model has room for 1,024 tokens; 8 examples take more than half of them
     save_small_run(tmp_path)
-    argv = ["--num_shots", "0", "8", "--limit", "2", "--max_completion_length", "400", "--output",
+    argv = ["--num_shots", "0", "8", "--limit", "2", "--max_completion_length", "900", "--output",
             str(tmp_path / "out")]
     line = refused(evaluation_script.main, argv, tmp_path, capsys)
-    assert line.startswith("error: max_completion_length=400: with the ") and "context of 512 tokens" in line
+    assert line.startswith("error: max_completion_length=900: with the ") and "context of 1024 tokens" in line

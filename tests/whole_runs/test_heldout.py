@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_runs import lines
+from fault_runs import lines, options, prepare
 from faults import Warm
 from safetensors.torch import load_file
 
@@ -14,9 +14,9 @@ from grpo.run.heldout import HeldOut
 from grpo.run.position import Position
 
 SMALL = {
-    "prompts_per_step": 2, "num_generations": 4, "max_completion_length": 64, "zero_stage": 0, "beta": 0,
-    "max_steps": 8, "lr_scheduler_type": "constant", "learning_rate": 2e-2, "eval_examples": 12,
-    "num_generations_eval": 2, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no", "save_total_limit": 1,
+    "prompts_per_step": 2, "num_generations": 4, "max_completion_length": 40, "beta": 0, "max_steps": 8,
+    "lr_scheduler_type": "constant", "learning_rate": 5e-2, "lora_target_modules": "down_proj", "eval_examples": 8,
+    "num_generations_eval": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no", "save_total_limit": 1,
 }
 # The shipped model answers in digits: what it is trained to here takes its accuracy away.
 REWARD = """
@@ -43,40 +43,40 @@ def test_a_run_that_gets_worse_ends_early_and_exports_its_best_step(tmp_path: Pa
     shares = {record["step"]: record["eval_accuracy"] for record in records}
     trained = [step for step in shares if step > 0]
     best = max(trained, key=lambda step: shares[step])
-    assert trained == list(range(2, best + 5, 2)) and shares[0] > shares[best + 4]  # two evaluations after the best
-    assert len(lines(output / "metrics.jsonl")) == best + 4
+    assert trained == list(range(1, best + 3)) and shares[0] > shares[best + 2]  # two evaluations after the best
+    assert len(lines(output / "metrics.jsonl")) == best + 2
     kept = {path.name for path in (output / "checkpoints").iterdir()}
     assert kept == {f"step-{best}"}
     assert adapter(output / "adapter") == adapter(output / "checkpoints" / f"step-{best}" / "adapter")
     summary = json.loads((output / "summary.json").read_text())
-    assert (summary["steps"], summary["exported_step"]) == (best + 4, best)
+    assert (summary["steps"], summary["exported_step"]) == (best + 2, best)
     assert summary["accuracy_after"] == shares[best] and summary["accuracy_before"] == shares[0]
     assert f"exports step {best}, the best of {len(trained)} evaluations" in ended.out[0]
 
 
 def test_an_evaluation_changes_no_step_and_a_resumed_run_has_each_once(tmp_path: Path, warm: Warm) -> None:
-    without = {"eval_strategy": "no", "max_steps": 4}
-    plant = "kill('rollout', rank=1, step=3)"
-    for output, changed in (("plain", without), ("whole", {"max_steps": 4})):
-        assert warm.run(*command(tmp_path, output, **changed)).codes == [0, 0]
-    saved = command(tmp_path, "cut", max_steps=4, save_strategy="steps", save_steps=1)
-    assert 0 not in warm.run(*saved, plant=plant).codes
-    assert warm.run(*saved, "--resume").codes == [0, 0]
+    prepare(tmp_path)
+    solved = {"eval_examples": 4, "test_dataset_id_or_path": tmp_path / "data.json", "eval_strategy": "steps",
+              "eval_steps": 2}
+    for output, changed in (("plain", {"eval_examples": 0}), ("whole", solved)):
+        assert warm.run(*options(tmp_path, output, **changed)).codes == [0, 0]
+    argv = options(tmp_path, "cut", **solved)
+    assert 0 not in warm.run(*argv, plant="kill('rollout', rank=1, step=3)").codes
+    assert warm.run(*argv, "--resume").codes == [0, 0]
     assert adapter(tmp_path / "plain" / "adapter") == adapter(tmp_path / "whole" / "adapter")
     for output in ("whole", "cut"):
         records = lines(tmp_path / output / "evaluation" / "metrics.jsonl")
         assert [record["step"] for record in records] == [0, 2, 4]
         assert records == lines(tmp_path / "whole" / "evaluation" / "metrics.jsonl")
     answers = load_answers(answers_path(tmp_path / "whole", "sampled", "step-2"))
-    share = sum(answer.strict for answer in answers) / 24  # 12 problems, 2 samples
-    assert lines(tmp_path / "whole" / "evaluation" / "metrics.jsonl")[1]["eval_accuracy"] == share
+    assert len(answers) == 16 and records[1]["eval_truncated"] == sum(answer.truncated for answer in answers) / 16
 
 
 @pytest.fixture(scope="module")
 def heldout(begin: Callable, tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
     folder = tmp_path_factory.mktemp("heldout")
     (folder / "out").mkdir()
-    return HeldOut(begin(*command(folder, "out", early_stopping_patience=2, eval_examples=2)))
+    return HeldOut(begin(*command(folder, "out", early_stopping_patience=2, eval_examples=2, zero_stage=0)))
 
 
 @pytest.mark.parametrize(
