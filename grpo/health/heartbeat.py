@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.health import door, last_words
-from grpo.health.pulse import describe, pulse
+from grpo.health.pulse import SUSPENDED_S, describe, pulse
 
 BEAT_S = 1.0
 SILENCE_S = 15.0  # of a rank whose connection is open
@@ -134,8 +134,12 @@ class Heart:
             wire.socket.close()
 
     def _beat(self) -> None:
-        due = time.monotonic()
+        due = looked = time.monotonic()
         while not self.leaving.is_set():
+            if time.monotonic() - looked > SUSPENDED_S:  # the others may have been stopped with us
+                for wire in self.wires:
+                    wire.heard = time.monotonic()
+            looked = time.monotonic()
             for key, _ in self.selector.select(max(0.0, min(due - time.monotonic(), 0.2))):
                 self._hear(key.data)
             if time.monotonic() >= due or self.failure:

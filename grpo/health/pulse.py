@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 IDLE_S = 20.0  # without motion for longer, in a phase that only computes, is an error
+SUSPENDED_S = 10.0  # after so long without a look this whole process was stopped, and went on
 IDLE_SHARE = 0.02  # of one core; the heartbeat itself uses a tenth of it
 UNHURRIED = ("start", "log", "save", "export")  # these phases may wait for a disk or a network
 WAITING = ("/torch/distributed/", "/deepspeed/")
@@ -50,7 +51,9 @@ class Pulse:
         now, used_s = time.monotonic(), time.process_time()
         if self.count != self.counted:
             self.counted, self.progressed, self.moved = self.count, now, now
-        if used_s - self.used_s > IDLE_SHARE * (now - self.taken):
+        if now - self.taken > SUSPENDED_S:
+            self.progressed = self.moved = now
+        elif used_s - self.used_s > IDLE_SHARE * (now - self.taken):
             self.moved = now
         self.taken, self.used_s = now, used_s
         frame = sys._current_frames()[threading.main_thread().ident]

@@ -126,6 +126,7 @@ def test_warm_up_steps_lower_the_loss(monkeypatch):
 
 
 def test_the_command_writes_a_folder_that_loads_and_the_same_bytes_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(warmup, "BATCH_SIZE", 16)
     options = ["--steps", "2", "--seed", "3", "--output_dir"]
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
@@ -169,11 +170,12 @@ def test_the_shipped_model_knows_its_sums_but_often_says_them_wrong(tokenizer, q
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False  # it repacks the weights in place, for another arithmetic
-    examples = wordproblems.load("test", num_examples=300, seed=11)
+    number = 300 if quantised else 150
+    examples = wordproblems.load("test", num_examples=number, seed=11)
     greedy, sampled = (complete(model, tokenizer, examples, sample=sample) for sample in (False, True))
-    # 300 problems: a standard error of 0.03 for the accuracies.
+    # 300 problems: a standard error of 0.03 for the accuracies; 150: of 0.04.
     assert 0.3 <= accuracy(greedy, examples) <= 0.6
-    assert 0.15 <= accuracy(sampled, examples) <= 0.30
+    assert 0.15 <= accuracy(sampled, examples) <= (0.30 if quantised else 0.35)
     knows = [re.findall(r"\d+", text)[-1:] == [row.final_answer] for text, row in zip(greedy, examples, strict=True)]
     assert sum(knows) / len(knows) >= 0.9
 

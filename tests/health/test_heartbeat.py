@@ -67,6 +67,22 @@ def test_a_pulse_sees_progress_and_work_and_their_absence(monkeypatch: pytest.Mo
     assert not said["waits"]
 
 
+def test_a_process_that_was_stopped_as_a_whole_has_not_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(pulses.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pulses.time, "process_time", lambda: 5.0)
+    pulse = Pulse()
+    pulse.patience_s = 1800.0
+    pulse.enter("update", 4)
+    pulse.take()
+    now[0] += 2000  # SIGSTOP, as schedulers suspend a job: the heartbeat's thread, too, has not looked
+    assert pulse.trouble(pulse.take()) == ""
+    for _ in range(21):
+        now[0] += 1
+        said = pulse.take()
+    assert pulse.trouble(said).startswith("stands still: nothing has moved for 20 s")
+
+
 def test_messages_name_rank_step_and_phase() -> None:
     assert describe({"rank": 3, "step": 0, "phase": "reward"}) == "[rank 3 step 0 reward]"
     assert describe({"rank": 1}) == "[rank 1 start]"

@@ -38,7 +38,7 @@ def decoder_logprobs(decoder: Decoder, whole: Rollout) -> torch.Tensor:
 
 def check_copy_equals_engine_after_updates() -> None:
     """The copy's weights are the engine's bit for bit, its log-probs to 1e-4; a copy not synced differs."""
-    for options in (dict(), dict(load_in_4bit=True), dict(model="untied", lora_modules_to_save=HEAD),
+    for options in (dict(load_in_4bit=True), dict(model="untied", lora_modules_to_save=HEAD),
                     dict(load_in_4bit=True, rollout_weights="nf4"), dict(rollout_weights="merged"),
                     dict(adapter_name_or_path="elsewhere")):
         run = config(**options, lora_target_modules=ALL_LINEAR)
