@@ -129,6 +129,18 @@ def test_the_result_in_readme_is_the_one_on_file() -> None:
             assert f"{100 * run[name]:.1f}" in README, (run["seed"], name)
 
 
+def test_the_real_model_s_result_in_readme_is_the_one_on_file() -> None:
+    result = json.loads((RESULTS / "wordproblems.json").read_text())
+    for record in result["evaluations"]:
+        for name in ("strict", "lenient"):
+            assert f"{100 * record[name]:.1f}" in README, (record["label"], name)
+    trained, training = result["evaluations"][1], result["training"]
+    assert f"p = {trained['p_value']:.2g}" in README and trained["num_problems"] == 100
+    said = f"After {training['steps']} steps of {training['completions'] // training['steps']} completions, " \
+           f"{training['seconds'] / 60:.0f} minutes"
+    assert said in README
+
+
 def test_the_steps_compared_with_trl_are_those_on_file() -> None:
     rows = json.loads((RESULTS / "step.json").read_text())["parts"]["steps"]["tables"][0]["rows"]
     of = {row["engine"]: row for row in rows}
