@@ -31,16 +31,9 @@ def merged(source: Source, dtype: torch.dtype) -> PreTrainedModel:
     # In float32: in bfloat16 the sum would be rounded, and before it the product.
     model = load_base(source.base, load_in_4bit=False, dtype=torch.float32, device=cpu, **hub)
     model = read_adapter(model, str(source.adapter), is_trainable=False).merge_and_unload()
-    _tie(model)
+    # Else transformers would write a head that was trained apart from the embedding as the embedding.
+    model.config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     return model.to(dtype).eval()
-
-
-def _tie(model: PreTrainedModel) -> None:
-    """Make head and embedding one where they are equal, and say in the config where they are not."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if torch.equal(head.weight, embedding.weight):
-        head.weight = embedding.weight
-    model.config.tie_word_embeddings = head.weight is embedding.weight
 
 
 def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:

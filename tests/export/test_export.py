@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fault_runs import REWARD
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from refusals import refused, save_small_run, small_run
@@ -90,7 +91,9 @@ def test_the_end_of_a_run_is_exported_with_what_is_needed_to_serve_it(
 ) -> None:
     monkeypatch.chdir(folder)
     shared = {"model_name_or_path": f"./{model}", "output_dir": tmp_path / "out", "learning_rate": 0.01}
-    own = {"eval_examples": 2, "test_dataset_id_or_path": folder / "data.json", "reward_funcs": "format", **changed}
+    own = {"eval_examples": 2, "test_dataset_id_or_path": folder / "data.json", **changed}
+    (folder / "own.py").write_text(REWARD)
+    own["reward_funcs"] = f"{folder / 'own.py'}:vowels"
     assert train.main(small_run(folder, **shared, **own)) == 0
     assert f"python -m grpo.export {tmp_path / 'out'}" in capsys.readouterr().out
     trained = tmp_path / "out" / ("model" if "use_peft" in changed else "adapter")

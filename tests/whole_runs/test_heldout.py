@@ -9,7 +9,7 @@ from fault_runs import lines, options, prepare
 from faults import Warm
 from safetensors.torch import load_file
 
-from grpo.evaluation.answers import answers_path, load_answers
+from grpo.evaluation.answers import Answer, answers_path, load_answers, save_answers
 from grpo.run.heldout import HeldOut
 from grpo.run.position import Position
 
@@ -68,8 +68,9 @@ def test_an_evaluation_changes_no_step_and_a_resumed_run_has_each_once(tmp_path:
         records = lines(tmp_path / output / "evaluation" / "metrics.jsonl")
         assert [record["step"] for record in records] == [0, 2, 4]
         assert records == lines(tmp_path / "whole" / "evaluation" / "metrics.jsonl")
-    answers = load_answers(answers_path(tmp_path / "whole", "sampled", "step-2"))
-    assert len(answers) == 16 and records[1]["eval_truncated"] == sum(answer.truncated for answer in answers) / 16
+    for mode, name, number in (("sampled", "eval_truncated", 16), ("greedy", "eval_greedy_truncated", 4)):
+        answers = load_answers(answers_path(tmp_path / "whole", mode, "step-2"))
+        assert records[1][name] == sum(answer.truncated for answer in answers) / number
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,18 @@ def test_patience_counts_evaluations_since_the_first_that_none_was_better_than(
     heldout.records = [{"step": step, "eval_accuracy": share} for step, share in enumerate(shares)]
     assert heldout.is_enough() == enough
     assert best is None or heldout.best["step"] == best
+
+
+def test_the_summary_is_of_the_step_that_is_exported(heldout: HeldOut) -> None:
+    folder = heldout.run.output_dir
+    for when, right in (("before", False), ("step-3", True), ("after", False)):  # the last step is worse again
+        answer = Answer(index=0, question="?", final_answer="1", completion="", strict=right, lenient=right,
+                        format=right, truncated=False)
+        for mode in ("greedy", "sampled"):
+            save_answers([answer], answers_path(folder, mode, when))
+    summary = heldout.summarize(done=8, exported=3, seconds=1.0)
+    assert (summary["steps"], summary["exported_step"], summary["accuracy_after"]) == (8, 3, 1.0)
+    assert load_answers(answers_path(folder, "greedy", "after"))[0].strict
 
 
 @pytest.mark.parametrize(("strategy", "due"), [("no", []), ("steps", [2, 4, 6]), ("epoch", [3, 6])])
