@@ -79,7 +79,8 @@ def compare(
 def logprobs(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """[K] float32 log-probabilities, in nats, of an answer's tokens behind a prompt."""
     token_1L = torch.tensor([prompt + answer], device=model.device)
-    logit_KV = model(input_ids=token_1L, use_cache=False).logits[0, len(prompt) - 1:-1].float()
+    kept = len(answer) + 1  # the last token of the prompt predicts the answer's first; its last predicts none of it
+    logit_KV = model(input_ids=token_1L, use_cache=False, logits_to_keep=kept).logits[0, :-1].float()
     target_K = token_1L[0, len(prompt):]
     return (logit_KV.gather(1, target_K[:, None])[:, 0] - logit_KV.logsumexp(1)).cpu()
 
