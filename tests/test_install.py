@@ -58,6 +58,4 @@ def test_the_command_answers_from_any_folder(site: Path) -> None:
     ended = grpo(site, "train", "--config", "recipes/qwen2.5-0.5b-gsm8k.yaml", "--beta", "-1")
     assert ended.stderr.startswith("error: beta=-1")
     assert "rank" in grpo(site, "train", "--nproc_per_node", "2", "--plan", "2").stdout
-    assert "usage: python eval.py" in grpo(site, "eval", "--help").stdout
     assert grpo(site, "export").stderr.startswith("error: FOLDER is missing")
-    assert "OUTPUT_DIR" in grpo(site, "report", "nothing").stderr

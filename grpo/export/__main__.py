@@ -29,6 +29,7 @@ from grpo.export import comparison, hub, merge
 from grpo.export.card import write_card
 from grpo.export.source import Source, find
 from grpo.report.columns import print_table
+from grpo.run.build import quiet
 from grpo.run.examples import fit_context, load_problems
 
 if __name__ == "__main__":
@@ -42,6 +43,7 @@ def export(folder: Path, settings: Settings) -> Path:
         ValueError: base, adapter or data are not there, or do not fit together.
         OSError: the disk or the Hub does not take it.
     """
+    quiet()
     source = find(folder, settings.model)
     written = Path(settings.output) if settings.output else (
         source.run / "export" if source.run else folder.with_name(f"{folder.name}-export"))

@@ -50,7 +50,7 @@ def build(config: Config) -> Run:
         ValueError: the data, the rewards, the model or the adapter do not fit the configuration.
     """
     device = distributed.start(config.ddp_timeout)
-    _quiet()
+    quiet()
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     rewards = RewardPool(
         config.reward_funcs, config.reward_weights, timeout_s=config.reward_timeout,
@@ -154,7 +154,7 @@ def build_engine(policy: Policy, config: Config, dtype: torch.dtype) -> Engine:
                       whole_rate=1.0 if whole is None else whole / config.learning_rate)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence the libraries; the start-up block says what matters."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()

@@ -101,7 +101,7 @@ COMPARISON = [
     ("the model without its adapter", "            read_adapter(model, str(source.adapter), is_trainable=False)\n", ""),
     ("one NF4 form more", "{config.load_in_4bit: None, False: None}", "{True: None, False: None}"),
 ]
-EVALUATION = [
+COMMAND = [
     ("every rank answers all", "mine = range(rank(), len", "mine = range(0, len"),
     ("written at the end alone", "if rank() == 0 and settings.output is not None:\n                write",
      "if rank() == 0 and len(answers) > 1 and settings.output is not None:\n                write"),
@@ -159,7 +159,7 @@ OUTPUT_GROUPS = [
     ("grpo/export/merge.py", ("test_export.py",), MERGE),
     ("grpo/export/comparison.py", ("test_export.py",), COMPARISON),
     ("grpo/saving/checkpoint.py", ("test_export.py",), EXPORTED),
-    ("eval.py", ("test_eval.py",), EVALUATION),
+    ("eval.py", ("test_eval.py",), COMMAND),
     ("grpo/loading/adapter.py", ("test_export.py",), ADAPTER_NAME),
     ("grpo/run/position.py", ("test_stop_request.py",), POSITION),
     ("grpo/saving/checkpoint.py", ("test_stop_request.py",), SAVE),
