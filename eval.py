@@ -112,7 +112,7 @@ def longest(
 
 
 def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example],
-          longest: int) -> int:
+          most: int) -> int:
     """How many completions to decode at the same time: as asked for, or as memory allows.
 
     Raises:
@@ -121,7 +121,7 @@ def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBa
     prompts = [prompt_ids(tokenizer, example.prompt, settings.chat_template_kwargs) for example in examples]
     check_tokens("data", settings.data, examples, prompts, tokenizer, decoder.config.vocab_size)
     prefix = common_prefix_length(prompts)
-    lengths = Lengths(prefix, max(map(len, prompts)) - prefix, longest)
+    lengths = Lengths(prefix, max(map(len, prompts)) - prefix, most)
     num_rows = min(settings.rollout_slots or MOST_SLOTS, len(examples) * settings.num_samples)
     return choose_slots(settings.rollout_slots, decoder, lengths, free=free_bytes(decoder.device), num_rows=num_rows,
                         num_generations=settings.num_samples).num_slots

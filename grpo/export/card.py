@@ -8,6 +8,7 @@ import yaml
 
 from grpo.config import Config
 from grpo.evaluation.answers import answers_path, load_answers
+from grpo.evaluation.record import PREFIX
 from grpo.evaluation.statistics import compare, summarize
 from grpo.options.surroundings import PROJECT
 from grpo.report.page import percent
@@ -62,7 +63,7 @@ def licence_of(base: str) -> str | None:
 def _accuracy(run: Path) -> list[str]:
     """A table of the held-out problems before and after."""
     rows = []
-    for mode in ("greedy", "sampled"):
+    for mode in PREFIX:
         paths = [answers_path(run, mode, when) for when in ("before", "after")]
         if all(path.is_file() for path in paths):
             before, after = map(load_answers, paths)

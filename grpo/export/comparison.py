@@ -23,9 +23,8 @@ from grpo.export.source import Source
 from grpo.loading.adapter import read_adapter
 from grpo.loading.model import build_decoder, dtype_of, load_base, stop_token_ids
 from grpo.memory.concurrency import Lengths, choose_slots
+from grpo.options.evaluation import MOST_SLOTS
 from grpo.packing import common_prefix_length
-
-MOST_SLOTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ def forms(source: Source, written: Path) -> Iterator[tuple[str, PreTrainedModel]
     if source.adapter is None:
         yield "trained weights", load_base(str(source.model), load_in_4bit=False, **common)
     else:
-        for load_in_4bit in {config.load_in_4bit: None, False: None}:
+        for load_in_4bit in [True, False] if config.load_in_4bit else [False]:
             model = load_base(source.base, load_in_4bit=load_in_4bit, **common, **hub)
             read_adapter(model, str(source.adapter), is_trainable=False)
             yield ("NF4" if load_in_4bit else "base") + " and adapter", model

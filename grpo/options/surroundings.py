@@ -8,8 +8,8 @@ from typing import Any
 from grpo.options.refusal import nearest, refuse
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz")
-# What a run writes to output_dir, and a second run there would write over.
-# What a run writes: weights and results, and before its first checkpoint only the others.
+# What a run writes to output_dir, and a second run there would write over. The first are weights and results; of a run
+# that ended before its first checkpoint there are only the others.
 RESULTS = ("checkpoints", "adapter", "model", "summary.json", "report.html")
 WRITTEN = (*RESULTS, "config.yaml", "metrics.jsonl", "completions.jsonl", "evaluation", "skipped", "trackers.json")
 LAUNCHER = ("RANK", "WORLD_SIZE")

@@ -31,8 +31,8 @@ class Opening:
     settings: dict[str, Any]
     known: str | None = None  # the run's name in the service, from before it was resumed
 
-    def name(self, variable: str) -> str:
-        """What the service shows: run_name, or what the environment says, or the folder."""
+    def name(self, variable: str = "") -> str:
+        """What the service shows: run_name, or what a variable of the environment says, or the folder."""
         return self.settings["run_name"] or os.environ.get(variable) or self.output_dir.name
 
 
@@ -118,7 +118,8 @@ class WandB:
     def table(self, step: int, rows: list[dict[str, Any]]) -> None:
         columns = list(rows[0])
         cells = [[str(row[name]) for name in columns] for row in rows]
-        self.run.log({"completions": self.wandb.Table(columns=columns, data=cells)}, step=step)
+        # Without the step: an evaluation after it has a later one, and wandb drops what comes behind its newest step.
+        self.run.log({"completions": self.wandb.Table(columns=columns, data=cells)})
 
     def files(self, paths: Sequence[Path]) -> None:
         artifact = self.wandb.Artifact(f"run-{self.id}", type="model")
@@ -136,7 +137,7 @@ class Trackio:
     def __init__(self, opening: Opening) -> None:
         import trackio
 
-        self.trackio, self.id = trackio, opening.known or opening.name("TRACKIO_NAME")
+        self.trackio, self.id = trackio, opening.known or opening.name()
         trackio.init(project=os.environ.get("TRACKIO_PROJECT", "grpo"), name=self.id, config=opening.settings,
                      resume="must" if opening.known else "never", embed=False)
 

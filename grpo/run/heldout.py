@@ -48,6 +48,7 @@ class HeldOut:
         run, done = self.run, position.done
         due = done in (0, run.num_steps) or position.is_due(
             run, run.config.eval_strategy, run.config.eval_steps or run.config.save_steps)
+        self._keep_best(position)  # also where a resumed run begins: its next checkpoint must leave the best one
         if not run.test_examples or not due or done in [record["step"] for record in self.records]:
             return
         record = {"step": done, **self._solve(self._name(done))}
@@ -56,10 +57,13 @@ class HeldOut:
             self.file.append([record])
         if log:
             log.evaluated(record)
-        if run.config.load_best_model_at_end and done > 0:
+        self._keep_best(position)
+        if position.best == done:
+            position.save(run, must=False)
+
+    def _keep_best(self, position: Position) -> None:
+        if self.run.config.load_best_model_at_end and any(record["step"] > 0 for record in self.records):
             position.best = self.best["step"]
-            if position.best == done:
-                position.save(run, must=False)
 
     def is_enough(self) -> bool:
         """Whether the last early_stopping_patience evaluations were no better than one before."""

@@ -82,7 +82,9 @@ HELDOUT = [
      "iter(self.records)"),
     ("one evaluation less than the patience", ">= len(trained) - patience:", "> len(trained) - patience:"),
     ("one more", ">= len(trained) - patience:", "> len(trained) - patience - 2:"),
-    ("the newest checkpoint is kept, not the best", 'position.best = self.best["step"]', "position.best = done"),
+    ("the newest checkpoint is kept, not the best", 'position.best = self.best["step"]',
+     'position.best = self.records[-1]["step"]'),
+    ("a resumed run does not know its best step", "        self._keep_best(position)  # also", "        # also"),
     ("the last weights are exported as the best", "checkpoint.take_weights(self.run.engine, folder)", "None"),
     ("what was reached is the last step's", "            if then != after:", "            if not after.exists():"),
     ("shares of the other way to answer", "found |= numbers(mode, everyone)", 'found |= numbers("sampled", everyone)'),
@@ -99,7 +101,7 @@ MERGE = [
 COMPARISON = [
     ("each form beside itself", "first = logprob_K if first is None else first", "first = logprob_K"),
     ("the model without its adapter", "            read_adapter(model, str(source.adapter), is_trainable=False)\n", ""),
-    ("one NF4 form more", "{config.load_in_4bit: None, False: None}", "{True: None, False: None}"),
+    ("one NF4 form more", "[True, False] if config.load_in_4bit else [False]", "[True, False]"),
 ]
 COMMAND = [
     ("every rank answers all", "mine = range(rank(), len", "mine = range(0, len"),

@@ -153,6 +153,7 @@ def test_wandb_gets_a_run_without_a_network(tmp_path: Path, monkeypatch: pytest.
         assert log.trackers[0].service.run.name == "from the environment"
         log.write(0, {"reward": 0.5})
         log.write_completions(0, {"completion": ["a"], "reward": [0.5]})
+        log.evaluated({"step": 1, "eval_accuracy": 0.5})  # of a later step than the completions
         (tmp_path / "report.html").write_text("page")
         log.keep([tmp_path / "report.html"])
     assert not log.trackers[0].fails

@@ -77,7 +77,8 @@ def test_an_evaluation_changes_no_step_and_a_resumed_run_has_each_once(tmp_path:
 def heldout(begin: Callable, tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
     folder = tmp_path_factory.mktemp("heldout")
     (folder / "out").mkdir()
-    return HeldOut(begin(*command(folder, "out", early_stopping_patience=2, eval_examples=2, zero_stage=0)))
+    return HeldOut(begin(*command(folder, "out", early_stopping_patience=2, eval_examples=2, zero_stage=0,
+                                  load_best_model_at_end=True)))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,13 @@ def test_patience_counts_evaluations_since_the_first_that_none_was_better_than(
     heldout.records = [{"step": step, "eval_accuracy": share} for step, share in enumerate(shares)]
     assert heldout.is_enough() == enough
     assert best is None or heldout.best["step"] == best
+
+
+def test_a_resumed_run_knows_its_best_step_before_it_saves_again(heldout: HeldOut) -> None:
+    heldout.records = [{"step": step, "eval_accuracy": share} for step, share in enumerate((0.9, 0.4, 0.3))]
+    position = Position(2)  # evaluated already
+    heldout.look(position, None)
+    assert position.best == 1
 
 
 def test_the_summary_is_of_the_step_that_is_exported(heldout: HeldOut) -> None:
