@@ -4,6 +4,7 @@ import ctypes
 import datetime
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ if not torch.cuda.is_available():
     # Large tensors in pages of 2 MiB, if the system has them: an update of 3,000 tokens takes a fifth less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+# DeepSpeed's autotuner imports MLflow where it is installed, 4 seconds in which nothing of it is used.
+unwanted = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]
 import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when imported)
+
+if unwanted:
+    del sys.modules["mlflow"]
 
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 2**20
 GLIBC = platform.libc_ver()[0] == "glibc"

@@ -14,6 +14,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+WARM = pytest.StashKey()
 gc.disable()  # imports leave no garbage; to look for it takes seconds
 # Set before deepspeed, transformers or tokenizers are imported; processes that a test starts inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,11 +28,10 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+def warm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """A `faults.Warm`: starts ranks of train.py in a second."""
-    from faults import Warm
-
-    process = Warm(tmp_path_factory.mktemp("warm"))
+    process = request.config.stash[WARM]
+    process.folder = tmp_path_factory.mktemp("warm")
     yield process
     process.close()
 
@@ -93,9 +93,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     gc.enable()
     gc.freeze()  # what was imported: each start of DeepSpeed collects garbage, and would look through it
+    if any("warm" in getattr(item, "fixturenames", ()) for item in session.items):
+        from faults import Warm
+
+        session.config.stash[WARM] = Warm()  # before any test has changed this process
 
 
 def pytest_unconfigure() -> None:

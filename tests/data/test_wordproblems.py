@@ -170,10 +170,10 @@ def test_the_shipped_model_knows_its_sums_but_often_says_them_wrong(tokenizer, q
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False  # it repacks the weights in place, for another arithmetic
-    number = 300 if quantised else 150
+    number = 150 if quantised else 100
     examples = wordproblems.load("test", num_examples=number, seed=11)
     greedy, sampled = (complete(model, tokenizer, examples, sample=sample) for sample in (False, True))
-    # 300 problems: a standard error of 0.03 for the accuracies; 150: of 0.04.
+    # 150 problems: a standard error of 0.04 for the accuracies; 100: of 0.05.
     assert 0.3 <= accuracy(greedy, examples) <= 0.6
     assert 0.15 <= accuracy(sampled, examples) <= (0.30 if quantised else 0.35)
     knows = [re.findall(r"\d+", text)[-1:] == [row.final_answer] for text, row in zip(greedy, examples, strict=True)]

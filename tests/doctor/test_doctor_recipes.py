@@ -25,7 +25,7 @@ def gsm8k(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_toy_recipe_is_green_and_nothing_is_left(begin, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    toy = begin("--prompts_per_step", "4", "--output_dir", str(tmp_path / "new" / "out"))
+    toy = begin("--prompts_per_step", "2", "--num_generations", "4", "--output_dir", str(tmp_path / "new" / "out"))
     before = trial.checksum(toy)
     assert examine(toy) == 0
     *lines, last = capsys.readouterr().out.splitlines()
@@ -35,7 +35,7 @@ def test_the_toy_recipe_is_green_and_nothing_is_left(begin, tmp_path: Path, caps
 
 
 def test_the_recipe_of_the_7b_is_green_with_a_local_model(begin, gsm8k: str, tmp_path: Path) -> None:
-    smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "64"]
+    smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "32"]
     recipe = ["--config", str(ROOT / "recipes" / "qwen2.5-7b-gsm8k.yaml"), "--train_dataset_id_or_path", gsm8k]
     assert examine(begin(*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"))) == 0
 

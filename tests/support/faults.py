@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import warm
 from ranks import ROOT
 
 MOST_S = 30.0  # from the first rank's end to the last's; without a heartbeat they wait for ddp_timeout, half an hour
@@ -30,12 +32,11 @@ class Ended(NamedTuple):
 class Warm:
     """A process of tests/support/warm.py."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.number = folder, 0
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "support" / "warm.py")], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+    folder: Path  # for what the ranks say
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.process, self.jobs, self.answers = warm.fork()
 
     def begin(
         self, *argv: str, num_ranks: int = 2, num_nodes: int = 1, plant: str = "", program: str = "train"
@@ -47,9 +48,9 @@ class Warm:
         self.here.mkdir()
         job = {"program": program, "argv": argv, "num_ranks": num_ranks, "num_nodes": num_nodes, "plant": plant,
                "folder": str(self.here)}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.jobs.write(json.dumps(job) + "\n")
+        self.jobs.flush()
+        return json.loads(self.answers.readline())
 
     def wait_for(self, words: str) -> None:
         """Until rank 0 has written these words to stderr, five minutes at the most."""
@@ -60,7 +61,7 @@ class Warm:
 
     def end(self) -> Ended:
         """Wait for the ranks."""
-        said = json.loads(self.process.stdout.readline())
+        said = json.loads(self.answers.readline())
         texts = [[(self.here / f"rank{rank}.{name}").read_text() for rank in range(self.ranks)]
                  for name in ("out", "err")]
         return Ended(said["codes"], said["seconds"], *texts)
@@ -72,9 +73,9 @@ class Warm:
 
     def close(self) -> None:
         """End the process; ranks it may still have end with it."""
-        self.process.stdin.close()
-        self.process.terminate()
-        self.process.wait()
+        self.jobs.close()
+        os.kill(self.process, signal.SIGTERM)
+        os.waitpid(self.process, 0)
 
 
 def wait_for_steps(output: Path, number: int = 1) -> None:

@@ -1,7 +1,7 @@
-"""A process that has imported everything and forks ranks at once: a start in a second instead of twelve.
+"""A process forked from the tests' own, which has imported everything, forks ranks: a start takes a second, not twelve.
 
 No launcher watches the ranks: what ends them, they do themselves. They end with this process, as with torchrun. Reads
-one job a line from its standard input,
+one job a line,
 
     {"program": "train", "argv": [...], "num_ranks": 2, "num_nodes": 1, "plant": "kill('rollout', rank=1, step=1)",
      "folder": "..."}
@@ -11,27 +11,29 @@ the seconds between the first end and the last. A program is a module whose `mai
 A plant is a call of a function of plants.py, made in each rank.
 """
 
+import faulthandler
 import gc
 import importlib
 import json
+import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
+import warnings
 from functools import cache
+from typing import TextIO
 
-if __name__ == "__main__":
-    gc.disable()  # imports leave no garbage; to look for it takes a second
-
-import deepspeed
 import plants
 import torch
 from ranks import ROOT
 
 import train  # noqa: F401 (what every rank needs is imported before the fork)
 from data import load_examples, wordproblems
+from grpo.distributed import deepspeed
 from grpo.health import launcher
 from grpo.loading.model import load_base, load_tokenizer
 from grpo.saving import checkpoint
@@ -90,6 +92,7 @@ def rehearse() -> None:
     for name in LATER:
         importlib.import_module(name)
     checkpoint.versions()
+    assert "mlflow" not in sys.modules  # DeepSpeed would import it
     assert deepspeed.ops.__compatible_ops__  # found by trying the compiler
     wordproblems.load = cache(wordproblems.load)
     for split in ("train", "validation"):
@@ -99,25 +102,59 @@ def rehearse() -> None:
     load_tokenizer(shipped)
 
 
-def main() -> None:
-    rehearse()
-    gc.enable()
-    gc.freeze()  # what was imported: no rank looks through it again
-    for line in sys.stdin:
+def leave_pytest() -> None:
+    """Give up what pytest has put in the place of a plain process's own."""
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    logging.root.handlers.clear()
+    for logger in logging.root.manager.loggerDict.values():
+        for handler in getattr(logger, "handlers", ()):
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(sys.stderr)
+    importlib.reload(warnings)
+    sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+    faulthandler.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the tests, and this process ends with them
+    os.chdir(ROOT)
+
+
+def serve(jobs: TextIO, answers: TextIO) -> None:
+    """Do one job after the other until there are no more."""
+    for number, line in enumerate(jobs):
+        if number == 0:
+            rehearse()
+            gc.freeze()  # what was imported: no rank looks through it
         job, port = json.loads(line), free_port()
         pids = []
         for rank in range(job["num_ranks"]):
             pids.append(os.fork())
             if pids[-1] == 0:
                 run_rank(job, rank, port)
-        print(json.dumps(pids), flush=True)
+        print(json.dumps(pids), file=answers, flush=True)
         codes, ends = {}, []
         while len(codes) < len(pids):
             pid, status = os.wait()
             codes[pid] = os.waitstatus_to_exitcode(status)
             ends.append(time.monotonic())
-        print(json.dumps({"codes": [codes[pid] for pid in pids], "seconds": ends[-1] - ends[0]}), flush=True)
+        print(json.dumps({"codes": [codes[pid] for pid in pids], "seconds": ends[-1] - ends[0]}), file=answers,
+              flush=True)
 
 
-if __name__ == "__main__":
-    main()
+def fork() -> tuple[int, TextIO, TextIO]:
+    """Fork the process: its id, where it takes jobs, where it answers. It ends when there can be no more jobs."""
+    jobs, answers = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(jobs[0])
+        os.close(answers[1])
+        return pid, open(jobs[1], "w"), open(answers[0])
+    try:
+        os.close(jobs[1])
+        os.close(answers[0])
+        leave_pytest()
+        serve(open(jobs[0]), open(answers[1], "w"))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
