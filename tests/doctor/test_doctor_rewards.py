@@ -16,8 +16,9 @@ from rewards.pool import RewardPool
 @pytest.fixture(scope="module")
 def run(begin: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small run of the shipped model, two prompts of four completions each."""
-    return begin("--eval_examples", "0", "--prompts_per_step", "2", "--num_generations", "4", "--max_steps", "3",
-                 "--max_completion_length", "24", "--load_in_4bit", "false", "--output_dir", str(tmp_path_factory.mktemp("run") / "out"))
+    smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "24"]
+    return begin(*smaller, "--eval_examples", "0", "--max_steps", "3", "--load_in_4bit", "false",
+                 "--output_dir", str(tmp_path_factory.mktemp("run") / "out"))
 
 
 @pytest.fixture

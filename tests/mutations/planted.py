@@ -10,7 +10,7 @@ from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
 from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
-from tests.mutations.planted_ranks import DOOR, HEARTBEAT, LAUNCHER, RANK_GROUPS
+from tests.mutations.planted_ranks import DISTRIBUTED, DOOR, HEARTBEAT, LAUNCHER, RANK_GROUPS
 from tests.mutations.planted_recipes import RECIPE_GROUPS
 from tests.mutations.planted_rewards import DEPTH, POOL, REQUESTS, RUNNER, VALUES, WORKER
 from tests.mutations.planted_rows import (
@@ -178,6 +178,7 @@ _GROUPS = [
     ("grpo/sampler/draw.py", ("test_sampling.py",), SAMPLING),
     ("grpo/sampler/stopping.py", ("test_stopping.py",), STOPPING),
     ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
+    ("grpo/distributed.py", ("test_distributed.py",), DISTRIBUTED),
     ("grpo/health/launcher.py", ("test_launcher.py",), LAUNCHER),
     ("grpo/health/door.py", ("test_door.py",), DOOR),
     ("grpo/health/heartbeat.py", ("test_heartbeat.py", "test_door.py"), HEARTBEAT),

@@ -1,5 +1,11 @@
 """Mistakes in how ranks begin, meet and end together; see planted.py."""
 
+DISTRIBUTED = [
+    ("DeepSpeed imports MLflow", 'sys.modules.setdefault("mlflow", None) is None', "False"),
+    ("MLflow can never be imported", '    del sys.modules["mlflow"]', "    pass"),
+    ("large tensors in small pages", 'os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")', "pass"),
+]
+
 LAUNCHER = [
     ("a rank outlives torchrun", "ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)", "pass"),
     ("a signal that ends nothing", "signal.SIGKILL", "signal.SIGCONT"),
