@@ -106,16 +106,15 @@ class HeldOut:
         for mode, _, _ in self._modes() if run.test_examples else []:
             before, then, after = (answers_path(run.output_dir, mode, when)
                                    for when in ("before", self._name(exported), "after"))
-            if then != after:
-                shutil.copyfile(then, after)
+            shutil.copyfile(then, after)
             compared = compare(load_answers(before), load_answers(after))
             summary |= {f"{PREFIX[mode]}{name}": value for name, value in compared.items()}
         (run.output_dir / "summary.json").write_text(json.dumps(summary, indent=2))
         return summary
 
     def _name(self, step: int) -> str:
-        """Of the files with the answers after so many steps."""
-        return {0: "before", self.run.num_steps: "after"}.get(step, f"step-{step}")
+        """Of the files with the answers after so many steps; a last step may be none in a run that is prolonged."""
+        return f"step-{step}" if step else "before"
 
     def _samples(self) -> int:
         given = self.run.config.num_generations_eval
