@@ -107,7 +107,9 @@ def from_start_to_end(run: Run, log: Log | None) -> None:
     if exported is None:
         position.save(run, must=True)
     if log:
-        log.flush()
+        with ExitStack() as both:
+            both.callback(heldout.flush)
+            both.callback(log.flush)
         log.status = "KILLED" if exported is None else "FINISHED"
     if log and exported:
         summary = heldout.summarize(position.done, step, time.perf_counter() - start)

@@ -1,6 +1,7 @@
 """What a run writes after each step: files, the progress bar, and the services that draw curves."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -90,5 +91,6 @@ class Log:
 
     def flush(self) -> None:
         """Write the lines that the disk did not take before; OSError where it still does not."""
-        for file in self.files.values():
-            file.flush()
+        with ExitStack() as each:  # also where one of them fails
+            for file in self.files.values():
+                each.callback(file.flush)

@@ -98,6 +98,11 @@ class HeldOut:
         checkpoint.take_weights(self.run.engine, folder)
         return step
 
+    def flush(self) -> None:
+        """As Log.flush does."""
+        if self.file:
+            self.file.flush()
+
     def summarize(self, done: int, exported: int, seconds: float) -> dict[str, float]:
         """Write summary.json: `accuracy_*` is sampled, `greedy_*` is greedy; "after" are the exported weights."""
         run = self.run

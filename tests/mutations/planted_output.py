@@ -86,7 +86,7 @@ HELDOUT = [
      'position.best = self.records[-1]["step"]'),
     ("a resumed run does not know its best step", "        self._keep_best(position)  # also", "        # also"),
     ("the last weights are exported as the best", "checkpoint.take_weights(self.run.engine, folder)", "None"),
-    ("what was reached is the last step's", "            if then != after:", "            if not after.exists():"),
+    ("what was reached is the last step's", "self._name(exported)", "self._name(done)"),
     ("shares of the other way to answer", "found |= numbers(mode, everyone)", 'found |= numbers("sampled", everyone)'),
 ]
 

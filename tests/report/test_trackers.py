@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,28 @@ def test_what_cannot_be_reached_is_one_line_before_the_first_step(
     assert train.main(small_run(tmp_path, report_to="mlflow", load_in_4bit=False)) == 0  # the same folder
 
 
+def wandb_records(folder: Path) -> list[Any]:
+    """What wandb has stored of the one run of a folder, as soon as its own process has written the end."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (store,) = folder.glob("offline-run-*/run-*.wandb")
+    give_up = time.monotonic() + 30
+    while True:
+        # 7 bytes, then blocks of 32 KiB: 4 bytes of checksum, 2 of length, 1 that says whether a record ends here (1, 4)
+        content, place, whole, found = store.read_bytes(), 7, b"", []
+        while place + 7 <= len(content):
+            length, kind = int.from_bytes(content[place + 4:place + 6], "little"), content[place + 6]
+            whole, place = whole + content[place + 7:place + 7 + length], place + 7 + length
+            place += -place % 32768 if -place % 32768 < 7 else 0
+            if kind in (1, 4):
+                found.append(Record.FromString(whole))
+                whole = b""
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
 def test_wandb_gets_a_run_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -157,8 +180,12 @@ def test_wandb_gets_a_run_without_a_network(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / "report.html").write_text("page")
         log.keep([tmp_path / "report.html"])
     assert not log.trackers[0].fails
-    (store,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"reward" in store.read_bytes() and b"completions" in store.read_bytes()
+    *records, end = wandb_records(tmp_path / "wandb")
+    rows = [{(item.key or item.nested_key[0]): item.value_json for item in record.history.item} for record in records
+            if record.WhichOneof("record_type") == "history"]
+    assert [(row["_step"], row.get("reward"), row.get("eval_accuracy"), "completions" in row) for row in rows] == [
+        ("0", "0.5", None, False), ("1", None, "0.5", True)]
+    assert end.exit.exit_code == 0
 
 
 def test_trackio_gets_a_run_and_its_second_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
