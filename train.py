@@ -76,6 +76,7 @@ def train(run: Run) -> int:
             dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
             print("\n".join(run.announcement), flush=True)
             log = opened.enter_context(open_log(run))
+            heartbeat.before_end(partial(log.tell_end, "FAILED"))
         from_start_to_end(run, log)
     return 0
 

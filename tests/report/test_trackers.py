@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +69,9 @@ def test_a_service_gets_every_logging_steps_th_step_evaluations_completions_file
     with pytest.raises(KeyboardInterrupt), open_log(tmp_path, ["mine"]) as log:
         raise KeyboardInterrupt
     assert log.trackers[0].service.told == ["KILLED"]
+    with open_log(tmp_path, ["mine"]) as log:
+        heartbeat_ends(log)
+    assert log.trackers[0].service.told == ["FAILED"]  # and nothing after it
 
 
 def test_an_error_of_a_tracker_costs_a_warning_and_no_step(
@@ -90,6 +94,14 @@ def test_a_resumed_run_goes_on_in_the_run_of_then(tmp_path: Path, monkeypatch: p
     (tmp_path / trackers.FILE).write_text(json.dumps({"mine": "the first one"}))
     assert open_log(tmp_path, ["mine"], first_step=2).trackers[0].service.id == "the first one"
     assert open_log(tmp_path, ["mine"]).trackers[0].service.id == "first"  # a new run
+
+
+def heartbeat_ends(log: Log) -> None:
+    """As before a verdict: from another thread than the one that began."""
+    thread = threading.Thread(target=log.tell_end, args=("FAILED",))
+    thread.start()
+    thread.join()
+    assert not any(tracker.fails for tracker in log.trackers)
 
 
 @pytest.fixture
@@ -131,6 +143,14 @@ def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path, mlflow: Any) -> Non
     assert mlflow.active_run() is None
 
 
+def test_a_run_that_the_heartbeat_ends_is_shown_as_failed(tmp_path: Path, mlflow: Any) -> None:
+    heartbeat_ends(open_log(tmp_path, ["mlflow"]))
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("grpo").experiment_id])
+    assert run.info.status == "FAILED"
+    mlflow.end_run()  # the heartbeat's process would be gone
+
+
 def test_what_cannot_be_reached_is_one_line_before_the_first_step(
     tmp_path: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -152,7 +172,7 @@ def wandb_records(folder: Path) -> list[Any]:
     (store,) = folder.glob("offline-run-*/run-*.wandb")
     give_up = time.monotonic() + 30
     while True:
-        # 7 bytes, then blocks of 32 KiB: 4 bytes of checksum, 2 of length, 1 that says whether a record ends here (1, 4)
+        # 7 bytes, then blocks of 32 KiB: checksum (4 bytes), length (2), and whether a record ends here (1 or 4)
         content, place, whole, found = store.read_bytes(), 7, b"", []
         while place + 7 <= len(content):
             length, kind = int.from_bytes(content[place + 4:place + 6], "little"), content[place + 6]
@@ -201,6 +221,8 @@ def test_trackio_gets_a_run_and_its_second_part(tmp_path: Path, monkeypatch: pyt
             log.write(first_step, {"reward": 0.5})
             log.write_completions(first_step, {"completion": ["a"], "reward": [0.5]})
             log.keep([])
+            if first_step:
+                heartbeat_ends(log)
         assert not log.trackers[0].fails
     found = SQLiteStorage.get_logs(project="grpo", run="out")
     assert [row["reward"] for row in found if "reward" in row] == [0.5, 0.5]
