@@ -138,16 +138,16 @@ class HeldOut:
         pulse.enter("evaluate")
         run.sync()
         mine = list(range(rank(), len(run.test_examples), world_size()))  # the share of this rank
+        examples = [run.test_examples[index] for index in mine]
+        prompts = [run.prompt_ids(example) for example in examples]
         found: dict[str, Any] = {}
         for mode, temperature, num_samples in self._modes():
             with stop_request.may_end_this():
                 answers = evaluate(
-                    run.decoder, run.tokenizer, [run.test_examples[index] for index in mine], num_samples=num_samples,
-                    temperature=temperature, seed=run.config.seed,
-                    max_completion_length=run.config.max_completion_length, stop_token_ids=run.stop_token_ids,
+                    run.decoder, run.tokenizer, examples, prompts, num_samples=num_samples, temperature=temperature,
+                    seed=run.config.seed, max_completion_length=run.config.max_completion_length, stop_token_ids=run.stop_token_ids,
                     stop_strings=run.config.stop_strings, prompt_index=mine,
-                    template_variables=run.config.chat_template_kwargs, num_slots=run.num_slots,
-                    progress=f"{mode} {when}" if rank() == 0 else None)
+                    num_slots=run.num_slots, progress=f"{mode} {when}" if rank() == 0 else None)
             everyone = [answer for part in gather_objects(answers) for answer in part]
             found |= numbers(mode, everyone)
             if rank() == 0:

@@ -1,4 +1,4 @@
-"""A run that goes on where its folder, its model or its data lie elsewhere, and not where they are others. 9 seconds."""
+"""A run goes on where its folder, its model or its data lie elsewhere, and not where they are others. 9 seconds."""
 
 import json
 import shutil
