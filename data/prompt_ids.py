@@ -34,8 +34,8 @@ def all_prompt_ids(
     for first in range(0, len(prompts), BATCH):
         batch = prompts[first:first + BATCH]
         as_they_are = isinstance(batch[0], str)  # a dataset has texts or messages
-        texts = batch if as_they_are else [_rendered(tokenizer, prompt, variables) for prompt in batch]
-        found += tokenizer(list(texts), add_special_tokens=as_they_are)["input_ids"]
+        texts = [one if isinstance(one, str) else _rendered(tokenizer, one, variables) for one in batch]
+        found += tokenizer(texts, add_special_tokens=as_they_are)["input_ids"]
     return found
 
 

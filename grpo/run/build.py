@@ -86,9 +86,8 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     check_tokens("test_dataset_id_or_path", test_path or train_path, test_examples, test_prompts, tokenizer,
                  model_config.vocab_size)
     test_examples = test_examples[: config.eval_examples]
-    sources = continuation.sources(
-        config, train_examples, test_examples, tokenizer, prompts,
-        fingerprint(config.model_name_or_path, revision=config.model_revision))
+    model_files = fingerprint(config.model_name_or_path, revision=config.model_revision)
+    sources = continuation.sources(config, train_examples, test_examples, tokenizer, prompts, model_files)
     resume_from, passed_over = _find_checkpoint(config, sources)
     model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
     peft_config = add_adapter(model, config, dtype) if config.use_peft else None
@@ -120,12 +119,10 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples,
         test_examples=test_examples, rewards=rewards, peft_config=peft_config, sources=sources,
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
-        num_steps=num_steps,
-        num_slots=room.num_slots,
+        num_steps=num_steps, num_slots=room.num_slots, ledger=ledger, left_out=left_out,
         limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
-        ledger=ledger, left_out=left_out,
         announcement=announce(config, device, engine, decoder, ledger, {
             "prompts": [prompts_line], "rollout": [room.words, copy_line], "update": [budget.words],
             "resume": passed_over}, left_out, num_steps))

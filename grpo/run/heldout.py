@@ -145,8 +145,8 @@ class HeldOut:
             with stop_request.may_end_this():
                 answers = evaluate(
                     run.decoder, run.tokenizer, examples, prompts, num_samples=num_samples, temperature=temperature,
-                    seed=run.config.seed, max_completion_length=run.config.max_completion_length, stop_token_ids=run.stop_token_ids,
-                    stop_strings=run.config.stop_strings, prompt_index=mine,
+                    seed=run.config.seed, max_completion_length=run.config.max_completion_length,
+                    stop_token_ids=run.stop_token_ids, stop_strings=run.config.stop_strings, prompt_index=mine,
                     num_slots=run.num_slots, progress=f"{mode} {when}" if rank() == 0 else None)
             everyone = [answer for part in gather_objects(answers) for answer in part]
             found |= numbers(mode, everyone)

@@ -86,8 +86,8 @@ HOME_OF = [("any recipe beside checkpoints is a run's", 'recipe.name == "config.
 FLUSH = [
     ("evaluations stay in memory", "            both.callback(heldout.flush)\n", ""),
     ("no last try for the log", "            both.callback(log.flush)\n", ""),
-    ("nobody tells the trackers before a verdict", '            heartbeat.before_end(partial(log.tell_end, "FAILED"))\n',
-     ""),
+    ("nobody tells the trackers before a verdict",
+     '            heartbeat.before_end(partial(log.tell_end, "FAILED"))\n', ""),
 ]
 LOG = [
     ("one file that fails keeps the next from its lines", "                each.callback(file.flush)\n",
