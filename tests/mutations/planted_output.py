@@ -86,8 +86,6 @@ HOME_OF = [("any recipe beside checkpoints is a run's", 'recipe.name == "config.
 FLUSH = [
     ("evaluations stay in memory", "            both.callback(heldout.flush)\n", ""),
     ("no last try for the log", "            both.callback(log.flush)\n", ""),
-    ("nobody tells the trackers before a verdict",
-     '            heartbeat.before_end(partial(log.tell_end, "FAILED"))\n', ""),
 ]
 LOG = [
     ("one file that fails keeps the next from its lines", "                each.callback(file.flush)\n",
@@ -213,7 +211,7 @@ OUTPUT_GROUPS = [
     ("grpo/config.py", ("test_moved.py",), HOME),
     ("grpo/options/surroundings.py", ("test_moved.py",), HOME_OF),
     ("grpo/run/heldout.py", ("test_moved.py",), PROLONGED),
-    ("train.py", ("test_full_disk.py", "test_faults.py"), FLUSH),
+    ("train.py", ("test_full_disk.py",), FLUSH),
     ("grpo/report/log.py", ("test_full_disk.py",), LOG),
     ("grpo/run/build.py", ("test_resume.py",), RUN),
     ("grpo/report/json_lines.py", ("test_full_disk.py",), JSON_LINES),

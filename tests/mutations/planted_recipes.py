@@ -156,6 +156,10 @@ TRACKERS = [
     ("tags of the environment are not set", 'mlflow.set_tags(json.loads(os.environ.get("MLFLOW_TAGS", "{}")))', "pass"),
 ]
 
+TRAIN = [
+    ("nobody tells the trackers before a verdict",
+     '            heartbeat.before_end(partial(log.tell_end, "FAILED"))\n', ""),
+]
 LOG = [
     ("trackers are told twice", "            if not self.ended:\n", "            if True:\n"),
     ("whatever ends it, a run has ended well", 'self._tell("close", status)', 'self._tell("close", "FINISHED")'),
@@ -173,4 +177,5 @@ RECIPE_GROUPS = [
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
     ("grpo/report/trackers.py", ("test_trackers.py",), TRACKERS),
     ("grpo/report/log.py", ("test_trackers.py",), LOG),
+    ("train.py", ("test_trackers.py",), TRAIN),
 ]

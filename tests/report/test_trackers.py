@@ -14,6 +14,7 @@ from refusals import save_small_run, small_run
 
 import train
 from grpo.config import Config
+from grpo.health import heartbeat
 from grpo.report import trackers
 from grpo.report.log import Log
 
@@ -116,7 +117,11 @@ def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return mlflow
 
 
-def test_a_run_that_was_stopped_and_resumed_is_one_run_of_mlflow(tmp_path: Path, mlflow: Any) -> None:
+def test_a_run_that_was_stopped_and_resumed_is_one_run_of_mlflow(
+    tmp_path: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farewells: list[Any] = []
+    monkeypatch.setattr(heartbeat, "before_end", farewells.append)
     save_small_run(tmp_path)
     more = {"report_to": "mlflow", "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant",
             "load_in_4bit": False, "eval_examples": 2, "test_dataset_id_or_path": tmp_path / "data.json"}
@@ -131,6 +136,7 @@ def test_a_run_that_was_stopped_and_resumed_is_one_run_of_mlflow(tmp_path: Path,
     assert {one.step for one in client.get_metric_history(run.info.run_id, "eval_accuracy")} >= {0, 2, 3}
     kept = {one.path for one in client.list_artifacts(run.info.run_id)}
     assert kept == {"adapter", "report.html", "completions"}
+    assert [one.args for one in farewells] == [("FAILED",)] * 2
 
 
 def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path, mlflow: Any) -> None:

@@ -146,7 +146,14 @@ def test_a_start_adapter_may_lie_elsewhere() -> None:
 
 
 def test_every_path_is_compared_by_what_it_holds() -> None:
-    assert {*READ} == {*continuation.WHAT, "adapter_name_or_path"} == {*SOURCES["content"], "adapter_name_or_path"}
+    held_out = [replace(EXAMPLE, final_answer="5")]
+    read = continuation.sources(Config(), [EXAMPLE], held_out, tiny_tokenizer(), [[5, 6]], "of its files")
+    assert read["content"] == {
+        "model_name_or_path": "of its files",
+        "tokenizer_name_or_path": content.of_tokenizer(tiny_tokenizer(), [[5, 6]]),
+        "train_dataset_id_or_path": content.of_examples([EXAMPLE]),
+        "test_dataset_id_or_path": content.of_examples(held_out)}
+    assert {*READ} == {*continuation.WHAT, "adapter_name_or_path"} == {*read["content"], "adapter_name_or_path"}
 
 
 def run(folder: Path, **changed: object) -> list[str]:
