@@ -26,11 +26,9 @@ if __name__ == "__main__":
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
-from data.example import Example
-from data.prompt_ids import end_of_turn, prompt_ids
+from data.prompt_ids import all_prompt_ids, end_of_turn
 from data.prompts import default_stop_strings
 from grpo import distributed
 from grpo.distributed import free_bytes, gather_objects, rank, world_size
@@ -83,46 +81,44 @@ def score(settings: Settings, device: torch.device) -> Iterator[tuple[str, int, 
             revision=settings.model_revision, trust_remote_code=settings.trust_remote_code)
         stop_token_ids |= end_of_turn(tokenizer, prompt, settings.chat_template_kwargs)
         label = "model" if adapter is None else "adapter"
-        most = longest(settings, decoder, tokenizer, everything)
+        prompts = {shots: all_prompt_ids(tokenizer, [one.prompt for one in group], settings.chat_template_kwargs)
+                   for shots, group in examples.items()}
+        most = longest(settings, decoder, [prompt for group in prompts.values() for prompt in group])
+        for shots, group in examples.items():
+            check_tokens("data", settings.data, group, prompts[shots], tokenizer, decoder.config.vocab_size)
         if rank() == 0:
             print(f"{label}: {form_of_prompts(tokenizer, prompt, stop_token_ids, stop_strings)}", file=sys.stderr)
         for num_shots, group in examples.items():
             answers = evaluate(
-                decoder, tokenizer, [group[index] for index in mine], num_samples=settings.num_samples,
-                temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed, max_completion_length=most,
-                stop_token_ids=stop_token_ids, stop_strings=stop_strings, prompt_index=list(mine),
-                num_slots=slots(settings, decoder, tokenizer, group, most),
-                template_variables=settings.chat_template_kwargs,
+                decoder, tokenizer, [group[index] for index in mine], [prompts[num_shots][index] for index in mine],
+                num_samples=settings.num_samples, temperature=settings.temperature, top_p=settings.top_p,
+                seed=settings.seed, max_completion_length=most, stop_token_ids=stop_token_ids,
+                stop_strings=stop_strings, prompt_index=list(mine),
+                num_slots=slots(settings, decoder, prompts[num_shots], most),
                 progress=f"{label}, {num_shots} shots" if rank() == 0 else None)
             yield label, num_shots, most, [answer for part in gather_objects(answers) for answer in part]
 
 
-def longest(
-    settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example]
-) -> int:
+def longest(settings: Settings, decoder: Decoder, prompts: list[list[int]]) -> int:
     """After how many tokens an answer is truncated, whatever the number of shots.
 
     ValueError, before the first answer, where that and a prompt do not fit in the model's context.
     """
-    prompts = [prompt_ids(tokenizer, example.prompt, settings.chat_template_kwargs) for example in examples]
     context = decoder.config.max_position_embeddings
     most = settings.max_completion_length or min(LONGEST, max(context - max(map(len, prompts)), 1))
     check_room(prompts, [index for index, _ in enumerate(prompts)], most, context)
     return most
 
 
-def slots(settings: Settings, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example],
-          most: int) -> int:
+def slots(settings: Settings, decoder: Decoder, prompts: list[list[int]], most: int) -> int:
     """How many completions to decode at the same time: as asked for, or as memory allows.
 
     Raises:
-        ValueError: the number asked for does not fit into memory, or a prompt has a token that the model has not.
+        ValueError: the number asked for does not fit into memory.
     """
-    prompts = [prompt_ids(tokenizer, example.prompt, settings.chat_template_kwargs) for example in examples]
-    check_tokens("data", settings.data, examples, prompts, tokenizer, decoder.config.vocab_size)
     prefix = common_prefix_length(prompts)
     lengths = Lengths(prefix, max(map(len, prompts)) - prefix, most)
-    num_rows = min(settings.rollout_slots or MOST_SLOTS, len(examples) * settings.num_samples)
+    num_rows = min(settings.rollout_slots or MOST_SLOTS, len(prompts) * settings.num_samples)
     return choose_slots(settings.rollout_slots, decoder, lengths, free=free_bytes(decoder.device), num_rows=num_rows,
                         num_generations=settings.num_samples).num_slots
 

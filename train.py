@@ -76,6 +76,7 @@ def train(run: Run) -> int:
             dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
             print("\n".join(run.announcement), flush=True)
             log = opened.enter_context(open_log(run))
+            heartbeat.before_end(partial(log.tell_end, "FAILED"))
         from_start_to_end(run, log)
     return 0
 
@@ -107,7 +108,9 @@ def from_start_to_end(run: Run, log: Log | None) -> None:
     if exported is None:
         position.save(run, must=True)
     if log:
-        log.flush()
+        with ExitStack() as both:
+            both.callback(heldout.flush)
+            both.callback(log.flush)
         log.status = "KILLED" if exported is None else "FINISHED"
     if log and exported:
         summary = heldout.summarize(position.done, step, time.perf_counter() - start)

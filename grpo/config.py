@@ -14,7 +14,7 @@ from grpo.options import chat, foreign, recipe
 from grpo.options.combinations import check_combinations
 from grpo.options.command_line import command_line
 from grpo.options.option import check, default_of, option, options
-from grpo.options.surroundings import PROJECT, READ, check_surroundings, located, world_size
+from grpo.options.surroundings import PROJECT, READ, check_surroundings, folder_of, located, world_size
 
 TOY_RECIPE = PROJECT / "recipes" / "toy.yaml"
 BEST = ("eval_accuracy", "eval_greedy_accuracy", "eval_pass_at_k", "eval_maj_at_k")
@@ -257,6 +257,10 @@ def load(argv: list[str]) -> Config:
     file: Any = located({"config": given.pop("config", None)})["config"] or (None if mine else TOY_RECIPE)
     values, notes = recipe.resolve(recipe.read(file) if file else {}, given, Config, world_size=world_size())
     values |= located({name: values.get(name, default_of(options(Config)[name])) for name in READ})
+    home = folder_of(Path(file)) if file and values.get("resume") and "output_dir" not in given else None
+    if home and home.resolve() != Path(values.get("output_dir", "")).resolve():  # the run's folder has been moved
+        notes.append(f"output_dir={home}: the run's {file} lies there, and says {values.get('output_dir')}")
+        values["output_dir"] = str(home)
     config = Config(**values, recipe="recipes/toy.yaml" if file is TOY_RECIPE else file, notes=tuple(notes))
     check_surroundings({name: getattr(config, name) for name in options(Config)})
     return config

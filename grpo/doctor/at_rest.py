@@ -24,7 +24,7 @@ from grpo.memory.ledger import size
 from grpo.options.option import options
 from grpo.run.parts import Run
 from grpo.saving import checkpoint
-from grpo.saving.continuation import fingerprint
+from grpo.saving.content import fingerprint
 from grpo.schedule import learning_rate
 from grpo.trainer.policy import REFERENCE, TRAINED
 

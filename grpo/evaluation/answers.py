@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from data.conversation import for_rewards
 from data.example import Example
-from data.prompt_ids import prompt_ids
 from grpo.options.refusal import refuse
 from grpo.sampler.decoder import Decoder
 from grpo.sampler.generate import generate
@@ -38,17 +37,16 @@ class Answer:
     truncated: bool  # max_completion_length ended the completion
 
 
-def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example], *, num_samples: int = 1,
-             temperature: float = 0.0, top_p: float = 1.0, seed: int, max_completion_length: int,
+def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example], prompts: list[list[int]], *,
+             num_samples: int = 1, temperature: float = 0.0, top_p: float = 1.0, seed: int, max_completion_length: int,
              stop_token_ids: set[int], stop_strings: list[str], prompt_index: list[int] | None = None,
-             template_variables: dict[str, Any] | None = None, num_slots: int | None = None,
-             progress: str | None = None) -> list[Answer]:
+             num_slots: int | None = None, progress: str | None = None) -> list[Answer]:
     """Answer every example of this rank `num_samples` times, and score the answers. Makes no collective call.
 
     Args:
+        prompts: the tokens of each example's prompt.
         temperature: 0 decodes greedily.
         prompt_index: place of each example in the set of all ranks; None: 0, 1, 2, ...
-        template_variables: those of the chat template, where prompts are messages.
         num_slots: completions decoded at the same time; None: all.
         progress: label of a progress bar.
 
@@ -57,7 +55,6 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
     if num_samples > 1 and temperature == 0:
         raise ValueError(f"num_samples={num_samples}: greedy samples are all the same; use 1, or a temperature > 0")
     indices = list(range(len(examples))) if prompt_index is None else prompt_index
-    prompts = [prompt_ids(tokenizer, example.prompt, template_variables) for example in examples]
     check_room(prompts, indices, max_completion_length, decoder.config.max_position_embeddings)
     if not examples:
         return []

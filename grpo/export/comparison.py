@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.example import Example
-from data.prompt_ids import end_of_turn, prompt_ids
+from data.prompt_ids import all_prompt_ids, end_of_turn
 from data.prompts import default_stop_strings
 from grpo.distributed import free_bytes
 from grpo.evaluation.answers import Answer, evaluate
@@ -60,7 +60,7 @@ def compare(
 ) -> list[Row]:
     """A row for each form; the first one is what was trained."""
     variables = source.config.chat_template_kwargs
-    prompts = [prompt_ids(tokenizer, example.prompt, variables) for example in examples]
+    prompts = all_prompt_ids(tokenizer, [example.prompt for example in examples], variables)
     rows, first, texts = [], None, None
     for form, model in forms(source, written):
         model.eval()
@@ -107,6 +107,5 @@ def _answers(source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokeni
                         num_rows=min(config.rollout_slots or MOST_SLOTS, len(examples)), num_generations=1)
     ends = stop_token_ids(model, tokenizer) | end_of_turn(tokenizer, prompt, config.chat_template_kwargs)
     return evaluate(
-        decoder, tokenizer, examples, seed=config.seed, max_completion_length=config.max_completion_length,
-        stop_token_ids=ends, stop_strings=strings, template_variables=config.chat_template_kwargs,
-        num_slots=room.num_slots, progress="answers")
+        decoder, tokenizer, examples, prompts, seed=config.seed, max_completion_length=config.max_completion_length,
+        stop_token_ids=ends, stop_strings=strings, num_slots=room.num_slots, progress="answers")

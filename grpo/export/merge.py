@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.example import Example
 from data.prompt_ids import end_of_turn
 from grpo.export.source import Source
 from grpo.loading.adapter import read_adapter
 from grpo.loading.model import load_base, load_tokenizer, stop_token_ids
+from grpo.loading.model_config import SAVED_MODEL
+from grpo.options.refusal import refuse, refusing
 from grpo.saving.sealed_folder import make_readable
 
 # What changes the distribution that was trained: a server would apply it without being asked.
@@ -28,6 +30,11 @@ def merged(source: Source, dtype: torch.dtype) -> PreTrainedModel:
     hub = {"revision": config.model_revision, "trust_remote_code": config.trust_remote_code}
     if source.adapter is None:
         return load_base(str(source.model), load_in_4bit=False, dtype=dtype, device=cpu).eval()
+    with refusing("model", source.base, "is no model", SAVED_MODEL):
+        settings = AutoConfig.from_pretrained(source.base, **hub).to_dict()
+    if settings.get("quantization_config"):
+        refuse("model", source.base, "is quantised, and an adapter is merged into the weights that this was made from",
+               "--model with their folder or Hub name")
     # In float32: in bfloat16 the sum would be rounded, and before it the product.
     model = load_base(source.base, load_in_4bit=False, dtype=torch.float32, device=cpu, **hub)
     model = read_adapter(model, str(source.adapter), is_trainable=False).merge_and_unload()

@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from grpo.distributed import gather_objects, rank, world_size
@@ -23,6 +24,7 @@ from grpo.health.pulse import SUSPENDED_S, describe, pulse
 BEAT_S = 1.0
 SILENCE_S = 15.0  # of a rank whose connection is open
 GRACE_S = 1.5  # a death causes errors on other ranks; if it is noticed within this time after them, it is the reason
+FAREWELL_S = 5.0  # what is to be done before this process ends may take so long
 LAST_WORDS_S = 10.0  # a failing rank waits for the verdict this long, then ends without it
 
 _heart: "Heart | None" = None
@@ -46,6 +48,12 @@ def stop() -> None:
     if _heart is not None:
         _heart.leave()
         _heart = None
+
+
+def before_end(act: Callable[[], object]) -> None:
+    """Let a verdict on the run wait for this call, which is on another thread than the main one, for FAREWELL_S."""
+    if _heart is not None:
+        _heart.farewell = act
 
 
 def fail(text: str, code: int) -> int:
@@ -102,6 +110,7 @@ class Heart:
         self.leaving = threading.Event()
         self.selector = selectors.DefaultSelector()
         self.wires: list[Wire] = []
+        self.farewell: Callable[[], object] = lambda: None
         self.alarm: tuple[float, dict[str, Any]] | None = None  # time and verdict
         self._connect()
         self.thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -200,6 +209,10 @@ class Heart:
         """Print the verdict if this rank is the one to, tell the others, and exit."""
         if rank() == 0 or rank() == 1 and verdict["rank"] == 0:
             last_words.say(verdict["text"])
+        # Before the others are told: when they end, torchrun asks this rank to stop and save.
+        farewell = threading.Thread(target=self.farewell, daemon=True)
+        farewell.start()
+        farewell.join(FAREWELL_S)
         for wire in self.wires:
             wire.send({"verdict": verdict})
             if wire.rank == verdict["rank"] and verdict.get("deaf") and wire.process[0] == socket.gethostname():

@@ -136,6 +136,12 @@ def _check_start(values: dict[str, Any]) -> None:
                f"a copy elsewhere, or output_dir={values['output_dir']}-2")
 
 
+def folder_of(recipe: Path) -> Path | None:
+    """The output folder of a run whose config.yaml this is, wherever it lies now; None for any other recipe."""
+    is_of_run = recipe.name == "config.yaml" and any(recipe.parent.glob("checkpoints/step-*"))
+    return recipe.parent if is_of_run else None
+
+
 def check_output_dir(path: Path, *, resume: bool) -> None:
     """Refuse with ValueError a folder that is not writable, has another run, or has no checkpoint to resume.
 

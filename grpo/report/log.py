@@ -1,6 +1,8 @@
 """What a run writes after each step: files, the progress bar, and the services that draw curves."""
 
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class Log:
         self.trackers = open_trackers(report_to, output_dir, first_step, settings)
         self.logging_steps, self.status = logging_steps, "FINISHED"
         self.newest: tuple[int, list[dict[str, Any]]] | None = None  # the step that has completions, and these
+        self.ending, self.ended = threading.Lock(), False
         interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file is no terminal
         self.bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", mininterval=interval)
 
@@ -74,7 +77,14 @@ class Log:
     def close(self) -> None:
         """End the progress bar and the trackers, which show the run's `status`."""
         self.bar.close()
-        self._tell("close", self.status)
+        self.tell_end(self.status)
+
+    def tell_end(self, status: str) -> None:
+        """Tell the trackers once how the run ended; the heartbeat does it from its own thread before it ends all."""
+        with self.ending:
+            if not self.ended:
+                self.ended = True
+                self._tell("close", status)
 
     def __enter__(self) -> "Log":
         return self
@@ -90,5 +100,6 @@ class Log:
 
     def flush(self) -> None:
         """Write the lines that the disk did not take before; OSError where it still does not."""
-        for file in self.files.values():
-            file.flush()
+        with ExitStack() as each:  # also where one of them fails
+            for file in self.files.values():
+                each.callback(file.flush)

@@ -98,6 +98,8 @@ class MLflow:
 
     def close(self, status: str) -> None:
         if self.mine:  # a run that was active before belongs to whoever began it
+            # end_run knows a run only in the thread that began it, and the heartbeat closes it from another.
+            self.mlflow.MlflowClient().set_terminated(self.id, status)
             self.mlflow.end_run(status)
 
 
@@ -138,8 +140,9 @@ class Trackio:
         import trackio
 
         self.trackio, self.id = trackio, opening.known or opening.name()
-        trackio.init(project=os.environ.get("TRACKIO_PROJECT", "grpo"), name=self.id, config=opening.settings,
-                     resume="must" if opening.known else "never", embed=False)
+        self.run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", "grpo"), name=self.id, config=opening.settings,
+            resume="must" if opening.known else "never", embed=False)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.trackio.log(values, step=step)
@@ -153,7 +156,7 @@ class Trackio:
         pass  # it keeps numbers and tables
 
     def close(self, status: str) -> None:
-        self.trackio.finish()
+        self.run.finish()  # trackio.finish knows a run only in the thread that began it
 
 
 SERVICES: dict[str, Callable[[Opening], Any]] = {

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -21,6 +22,7 @@ from grpo import distributed
 from grpo.config import Config
 from grpo.distributed import free_bytes, global_max, world_size
 from grpo.loading.adapter import add_adapter, read_adapter_config
+from grpo.loading.fingerprint import fingerprint
 from grpo.loading.model import build_decoder, dtype_of, load_base, load_tokenizer, sampling_dtype, stop_token_ids
 from grpo.loading.model_config import read_config
 from grpo.memory.batch_length import Budget, choose_budget
@@ -83,7 +85,10 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     check_tokens("train_dataset_id_or_path", train_path, train_examples, prompts, tokenizer, model_config.vocab_size)
     check_tokens("test_dataset_id_or_path", test_path or train_path, test_examples, test_prompts, tokenizer,
                  model_config.vocab_size)
-    resume_from, passed_over = _find_checkpoint(config, train_examples)
+    test_examples = test_examples[: config.eval_examples]
+    model_files = fingerprint(config.model_name_or_path, revision=config.model_revision)
+    sources = continuation.sources(config, train_examples, test_examples, tokenizer, prompts, model_files)
+    resume_from, passed_over = _find_checkpoint(config, sources)
     model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
     peft_config = add_adapter(model, config, dtype) if config.use_peft else None
     if peft_config is None:
@@ -112,15 +117,12 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     return Run(
         asked=asked, config=config, output_dir=Path(config.output_dir), device=device, engine=engine, decoder=decoder,
         tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples,
-        test_examples=test_examples[: config.eval_examples], rewards=rewards, peft_config=peft_config,
-        start_adapter=continuation.adapter_fingerprint(config.adapter_name_or_path),
+        test_examples=test_examples, rewards=rewards, peft_config=peft_config, sources=sources,
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
-        num_steps=num_steps,
-        num_slots=room.num_slots,
+        num_steps=num_steps, num_slots=room.num_slots, ledger=ledger, left_out=left_out,
         limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
-        ledger=ledger, left_out=left_out,
         announcement=announce(config, device, engine, decoder, ledger, {
             "prompts": [prompts_line], "rollout": [room.words, copy_line], "update": [budget.words],
             "resume": passed_over}, left_out, num_steps))
@@ -162,7 +164,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="(torch|deepspeed|peft|transformers|bitsandbytes)")
 
 
-def _find_checkpoint(config: Config, train_examples: list[Example]) -> tuple[Path | None, list[str]]:
+def _find_checkpoint(config: Config, sources: dict[str, Any]) -> tuple[Path | None, list[str]]:
     """The checkpoint that a resumed run starts from, and one line each for it and for every damaged one. Collective.
 
     Raises:
@@ -173,8 +175,7 @@ def _find_checkpoint(config: Config, train_examples: list[Example]) -> tuple[Pat
     folder, lines = checkpoint.find(Path(config.output_dir))
     if folder is None:
         refuse("resume", True, f"needs a whole checkpoint: {'; '.join(lines)}", "False, with a new output_dir")
-    # A checkpoint records the examples without those that are left out for their length.
-    continuation.check(folder, checkpoint.record(folder), config, train_examples)
+    continuation.check(folder, checkpoint.record(folder), config, sources)
     return folder, [*lines, f"goes on from {folder}"]
 
 

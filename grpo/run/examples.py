@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data import load_examples
 from data.example import Example, Prompt
-from data.prompt_ids import prompt_ids
+from data.prompt_ids import all_prompt_ids
 from grpo.config import Config
 from grpo.evaluation.answers import check_gold
 from grpo.options.refusal import refuse
@@ -48,7 +48,7 @@ def fit_context(
     """
     room = context - config.max_completion_length
     limit = min(config.max_prompt_length or room, room)
-    encoded = [prompt_ids(tokenizer, example.prompt, config.chat_template_kwargs) for example in examples]
+    encoded = all_prompt_ids(tokenizer, [example.prompt for example in examples], config.chat_template_kwargs)
     length = [len(prompt) for prompt in encoded]
     kept = [example for example, tokens in zip(examples, length) if tokens <= limit]
     # Problems are never left out without being asked to.

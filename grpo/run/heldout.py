@@ -98,6 +98,11 @@ class HeldOut:
         checkpoint.take_weights(self.run.engine, folder)
         return step
 
+    def flush(self) -> None:
+        """As Log.flush does."""
+        if self.file:
+            self.file.flush()
+
     def summarize(self, done: int, exported: int, seconds: float) -> dict[str, float]:
         """Write summary.json: `accuracy_*` is sampled, `greedy_*` is greedy; "after" are the exported weights."""
         run = self.run
@@ -106,16 +111,15 @@ class HeldOut:
         for mode, _, _ in self._modes() if run.test_examples else []:
             before, then, after = (answers_path(run.output_dir, mode, when)
                                    for when in ("before", self._name(exported), "after"))
-            if then != after:
-                shutil.copyfile(then, after)
+            shutil.copyfile(then, after)
             compared = compare(load_answers(before), load_answers(after))
             summary |= {f"{PREFIX[mode]}{name}": value for name, value in compared.items()}
         (run.output_dir / "summary.json").write_text(json.dumps(summary, indent=2))
         return summary
 
     def _name(self, step: int) -> str:
-        """Of the files with the answers after so many steps."""
-        return {0: "before", self.run.num_steps: "after"}.get(step, f"step-{step}")
+        """Of the files with the answers after so many steps; a last step may be none in a run that is prolonged."""
+        return f"step-{step}" if step else "before"
 
     def _samples(self) -> int:
         given = self.run.config.num_generations_eval
@@ -134,16 +138,16 @@ class HeldOut:
         pulse.enter("evaluate")
         run.sync()
         mine = list(range(rank(), len(run.test_examples), world_size()))  # the share of this rank
+        examples = [run.test_examples[index] for index in mine]
+        prompts = [run.prompt_ids(example) for example in examples]
         found: dict[str, Any] = {}
         for mode, temperature, num_samples in self._modes():
             with stop_request.may_end_this():
                 answers = evaluate(
-                    run.decoder, run.tokenizer, [run.test_examples[index] for index in mine], num_samples=num_samples,
-                    temperature=temperature, seed=run.config.seed,
-                    max_completion_length=run.config.max_completion_length, stop_token_ids=run.stop_token_ids,
-                    stop_strings=run.config.stop_strings, prompt_index=mine,
-                    template_variables=run.config.chat_template_kwargs, num_slots=run.num_slots,
-                    progress=f"{mode} {when}" if rank() == 0 else None)
+                    run.decoder, run.tokenizer, examples, prompts, num_samples=num_samples, temperature=temperature,
+                    seed=run.config.seed, max_completion_length=run.config.max_completion_length,
+                    stop_token_ids=run.stop_token_ids, stop_strings=run.config.stop_strings, prompt_index=mine,
+                    num_slots=run.num_slots, progress=f"{mode} {when}" if rank() == 0 else None)
             everyone = [answer for part in gather_objects(answers) for answer in part]
             found |= numbers(mode, everyone)
             if rank() == 0:

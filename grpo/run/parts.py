@@ -37,7 +37,7 @@ class Run:
     test_examples: list[Example]
     rewards: RewardPool
     peft_config: PeftConfig | None
-    start_adapter: str | None  # fingerprint of its files
+    sources: dict[str, Any]  # fingerprints of what it reads, for checkpoints
     first_step: int  # 0, or where a resumed run goes on
     num_steps: int  # of the whole run
     num_slots: int  # completions decoded at the same time

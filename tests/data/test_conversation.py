@@ -7,9 +7,10 @@ import pytest
 from tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 
 from data import load_examples
+from data import prompt_ids as prompt_ids_module
 from data.conversation import for_rewards
 from data.example import Example
-from data.prompt_ids import end_of_turn, prompt_ids
+from data.prompt_ids import all_prompt_ids, end_of_turn, prompt_ids
 from data.prompts import STOP_STRINGS, build_prompt, default_stop_strings
 
 EOS, END = 1, 2
@@ -152,6 +153,17 @@ def test_the_tokens_of_messages_are_those_of_the_template_and_of_a_text_those_of
         assert prompt_ids(tokenizer, [USER], variables) == asked
     thought, plain = (tokenizer.decode(prompt_ids(tokenizer, [USER], {"enable_thinking": on})) for on in (False, True))
     assert thought == plain + "<think></think>" == "user: What is 2 + 2?<end>\nassistant: <think></think>"
+
+
+def test_many_prompts_become_what_each_becomes_alone(monkeypatch):
+    monkeypatch.setattr(prompt_ids_module, "BATCH", 2)
+    tokenizer = tokenizer_with()
+    texts = ["2 + 2?", "How many apples has Tom, who has 12 and buys 30 more?", "a", "0", "é"]
+    assert all_prompt_ids(tokenizer, texts) == [tokenizer.encode(text) for text in texts]
+    conversations, variables = [[USER], [USER, BEGUN], [USER, BEGUN, USER]], {"enable_thinking": False}
+    assert all_prompt_ids(tokenizer, conversations, variables) == [
+        prompt_ids(tokenizer, one, variables) for one in conversations]
+    assert all_prompt_ids(tokenizer, []) == []
 
 
 def test_a_last_message_of_the_assistant_is_continued():

@@ -161,7 +161,8 @@ def folder(model, tokenizer, tmp_path_factory):
 
 def run_evaluate(decoder, tokenizer, examples=EXAMPLES, **options):
     defaults = dict(seed=0, max_completion_length=40, stop_token_ids={1}, stop_strings=STOP_STRINGS)
-    return evaluate(decoder, tokenizer, examples, **defaults | options)
+    prompts = [tokenizer.encode(example.prompt) for example in examples]
+    return evaluate(decoder, tokenizer, examples, prompts, **defaults | options)
 
 
 def test_each_completion_is_scored_strictly_leniently_and_for_its_format(model, tokenizer):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,15 @@ def test_what_cannot_be_exported_is_one_line(folder: Path, tmp_path: Path, capsy
     assert f"output='{adapter}' holds files, which are not written over" in line(adapter, "--output", adapter)
     (tmp_path / "adapter-export").mkdir()
     assert "exists and is not written over" in refused(lambda argv: export(*argv), [adapter], tmp_path, capsys)
+    quantised = shutil.copytree(folder / "tied", tmp_path / "nf4")
+    settings = json.loads((quantised / "config.json").read_text())
+    nf4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+           "bnb_4bit_use_double_quant": True}
+    (quantised / "config.json").write_text(json.dumps(settings | {"quantization_config": nf4}))
+    packed = ["--output", tmp_path / "of nf4", "--model", quantised]
+    assert refused(lambda argv: export(*argv), [adapter, *packed], tmp_path, capsys) == (
+        f"error: model='{quantised}' is quantised, and an adapter is merged into the weights that this was made from; "
+        "nearest valid value: --model with their folder or Hub name")
     gone = ["--output", tmp_path / "other", "--model", folder / "untied"]
     (adapter / "adapter_config.json").write_text("{}")
     assert "is not plain LoRA" in refused(lambda argv: export(*argv), [adapter, *gone], tmp_path, capsys)

@@ -4,6 +4,7 @@ tests/faults.md is the table. No launcher helps here: the ranks end by themselve
 and the run goes on from the step before as if nothing had been. 150 seconds.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from fault_runs import lines, numbers, options, prepare, texts
 from faults import MOST_S, Warm, torchrun
 from safetensors.torch import load_file
@@ -92,12 +94,17 @@ def test_an_error_that_nobody_expects_is_told_once_with_its_traceback(folder: Pa
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_sleeps_is_told_from_the_one_that_waits_for_it(folder: Path, warm: Warm, rank: int) -> None:
-    plant = f"(quick(), sleep('reference', rank={rank}, step={STEP}))"
-    ended = warm.run(*options(folder, f"sleeps{rank}"), plant=plant)
+    store, reports = folder / f"store{rank}", importlib.util.find_spec("mlflow") and rank == 1
+    plant = (f"(quick(), sleep('reference', rank={rank}, step={STEP}), "
+             f"environ(MLFLOW_TRACKING_URI='file:{store}', MLFLOW_ALLOW_FILE_STORE='true'))")
+    ended = warm.run(*options(folder, f"sleeps{rank}", **({"report_to": "mlflow"} if reports else {})), plant=plant)
     assert ended.codes == [1, 1]
     (message,) = ended.messages()
     assert message.startswith(f"error: [rank {rank} step {STEP} reference] stands still: nothing has moved for 3 s at ")
     assert "plants.py" in message
+    if reports:  # rank 0 did not fail, it waits: its heartbeat has told
+        (run,) = store.glob("*/*/meta.yaml")
+        assert yaml.safe_load(run.read_text())["status"] == 4, "MLflow's number for FAILED; 1 is RUNNING"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

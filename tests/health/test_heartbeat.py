@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -23,7 +24,44 @@ def trouble(others: list[dict] | None = None, patience_s: float = 1800, **change
 
 def test_a_dead_or_stopped_or_sleeping_rank_ends_all_within_30_seconds() -> None:
     # A sleeper is found after IDLE_S, a frozen process after SILENCE_S; then a beat, the grace, and a beat to hear it.
-    assert max(pulses.IDLE_S, heartbeat.SILENCE_S) + 2 * heartbeat.BEAT_S + heartbeat.GRACE_S < 30
+    found_s = max(pulses.IDLE_S, heartbeat.SILENCE_S) + 2 * heartbeat.BEAT_S
+    assert found_s + heartbeat.GRACE_S + heartbeat.FAREWELL_S < 30
+    # A rank that has said why it fails waits for the verdict.
+    assert heartbeat.GRACE_S + heartbeat.FAREWELL_S + heartbeat.BEAT_S < heartbeat.LAST_WORDS_S
+
+
+@pytest.mark.parametrize("lasts_s", [0.0, 100.0], ids=["quick", "never done"])
+def test_before_a_verdict_ends_this_rank_it_says_farewell_for_some_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, lasts_s: float
+) -> None:
+    class Exit(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Exit(code)
+
+    monkeypatch.setattr(heartbeat, "FAREWELL_S", 0.3)
+    monkeypatch.setattr(heartbeat.os, "_exit", end)
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    heart, heard = heartbeat.Heart(), []
+    heart.wires = [heartbeat.Wire(here, 1, ("host", 8))]
+    monkeypatch.setattr(heartbeat, "_heart", heart)
+
+    def farewell() -> None:
+        with pytest.raises(BlockingIOError):
+            there.recv(1)  # nobody has been told yet
+        heard.append("farewell")
+        time.sleep(lasts_s)
+
+    heartbeat.before_end(farewell)
+    start = time.monotonic()
+    with pytest.raises(Exit):
+        heart._end({"rank": 1, "text": "error: [rank 1 step 2 update] is dead", "code": 1})
+    assert heard == ["farewell"] and time.monotonic() - start < 10
+    assert b"verdict" in there.recv(4096) and "is dead" in capsys.readouterr().err
+    here.close()
+    there.close()
 
 
 def test_a_rank_that_computes_is_left_alone_however_long_it_takes() -> None:

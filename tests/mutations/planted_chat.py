@@ -27,8 +27,9 @@ CONVERSATION = [
 ]
 
 PROMPT_IDS = [
-    ("a text without the tokens around it", "tokenizer.encode(prompt)",
-     "tokenizer.encode(prompt, add_special_tokens=False)"),
+    ("a text without the tokens around it", "add_special_tokens=as_they_are", "add_special_tokens=False"),
+    ("messages with the tokens around a text", "add_special_tokens=as_they_are", "add_special_tokens=True"),
+    ("the last batch alone", "found += tokenizer", "found = tokenizer"),
     ("nobody's turn", "add_generation_prompt=not continued", "add_generation_prompt=False"),
     ("a new turn after a started one", "continued = is_continued(prompt)", "continued = False"),
     ("every message is continued", "continued = is_continued(prompt)", "continued = True"),
@@ -152,15 +153,13 @@ STEP = [
     ("tokens of the longest completion", "ids_T[:length].tolist()", "ids_T.tolist()"),
 ]
 ANSWERS = [
-    ("variables forgotten", "prompt_ids(tokenizer, example.prompt, template_variables)",
-     "prompt_ids(tokenizer, example.prompt)"),
     ("the question is the prompt", "question=example.title", "question=example.prompt_text"),
 ]
 EVAL = [
     ("the template's end ends nothing",
      "        stop_token_ids |= end_of_turn(tokenizer, prompt, settings.chat_template_kwargs)\n", ""),
     ("another template is not used", "chat_template=settings.chat_template,\n", "chat_template=None,\n"),
-    ("variables forgotten", "                template_variables=settings.chat_template_kwargs,\n", ""),
+    ("variables forgotten", "for one in group], settings.chat_template_kwargs)", "for one in group])"),
     ("no system prompt", '"apply_chat_template", "system_prompt")}', '"apply_chat_template")}'),
 ]
 STOPPING = [
@@ -171,8 +170,7 @@ EXAMPLES = [
     ("the configuration of another dataset", "if test_path in (None, train_path) else None", "if True else None"),
     ("no configuration for the same dataset", "if test_path in (None, train_path) else None", "if False else None"),
     ("texts held out from messages", "if type(test[0].prompt) is not type(train[0].prompt):", "if False:"),
-    ("variables forgotten", "prompt_ids(tokenizer, example.prompt, config.chat_template_kwargs)",
-     "prompt_ids(tokenizer, example.prompt)"),
+    ("variables forgotten", "for example in examples], config.chat_template_kwargs)", "for example in examples])"),
     ("no system prompt", '"apply_chat_template", "system_prompt")}', '"apply_chat_template")}'),
 ]
 SUFFIXES = [("a table that is missing is a Hub name", '".parquet", ".csv"', '".csv"')]

@@ -29,15 +29,67 @@ PREFLIGHT = [
 ]
 
 CONTINUATION = [
-    ("another adapter goes on", 'if then["adapter"] != now["adapter"]:', "if False:"),
+    ("another adapter goes on", 'if then["adapter"] != read["adapter"]:', "if False:"),
+]
+CONTENT = [
     ("the adapter's description alone", '("adapter_config.json", "adapter_model.safetensors")',
      '("adapter_config.json",)'),
 ]
 
 RUN = [
-    ("compared before problems are left out",
-     "    resume_from, passed_over = _find_checkpoint(config, train_examples)\n    model = load_base",
-     "    resume_from, passed_over = _find_checkpoint(config, load_problems(config)[0])\n    model = load_base"),
+    ("compared before problems are left out", "config, train_examples, test_examples, tokenizer, prompts,",
+     "config, load_problems(config)[0], test_examples, tokenizer, prompts,"),
+]
+
+# A run that goes on at another place.
+MOVED = [
+    ("paths may not change", "    *READ,  # names", "    # names"),
+    ("other content goes on", "if known is not None and known != found:", "if False:"),
+    ("an older checkpoint goes on with any path", "if known is None and was[name] != now[name]:", "if False:"),
+    ("an older checkpoint never goes on", "if known is None and was[name] != now[name]:", "if known is None:"),
+    ("other content only at another path", "if known is not None and known != found:",
+     "if known not in (None, found) and was[name] != now[name]:"),
+    ("the training rows are the held-out ones too", "content.of_examples(test)", "content.of_examples(train)"),
+]
+MOVED_CONTENT = [
+    ("prompts alone", "[one.prompt, one.final_answer, one.columns]", "[one.prompt]"),
+    ("no gold answers", "[one.prompt, one.final_answer, one.columns]", "[one.prompt, one.columns]"),
+    ("the order of the columns counts", "sort_keys=True, default", "default"),
+    ("what only tables have is its type", "repr(value) if isinstance(value, PLAIN) else type(value).__name__",
+     "type(value).__name__"),
+    ("a place in memory counts", "repr(value) if isinstance(value, PLAIN) else type(value).__name__", "repr(value)"),
+    ("a tokenizer without its vocabulary", "sorted(tokenizer.get_vocab().items()), ", ""),
+    ("a tokenizer without its template", "         tokenizer.chat_template]", "         None]"),
+    ("prompts run into each other", "[len(prompt), *prompt]", "prompt"),
+]
+FINGERPRINT = [
+    ("settings do not count", "digest.update(json.dumps({key", "str(json.dumps({key"),
+    ("where a text ends does not count", '("config.json", "generation_config.json")', '("config.json",)'),
+    ("who wrote it counts", "if key not in WRITER", ""),
+    ("a model in several files has no weights", "if not files and (index :=", "if False and (index :="),
+    ("files count by their order", "in sorted(line for file in files for line in _samples(Path(file))):",
+     "in [line for file in files for line in _samples(Path(file))]:"),
+    ("the sizes alone", "                digest.update(file.read(min(BLOCK, end - place)))\n", ""),
+    ("the header is the weights", "file.seek(start + place)", "file.seek(place % start)"),
+]
+HOME = [
+    ("a moved run goes on at its old place", '        values["output_dir"] = str(home)\n', ""),
+    ("a folder that is given does not count", ' and "output_dir" not in given else', " else"),
+    ("a new run goes where its recipe lies", 'if file and values.get("resume") and', "if file and"),
+]
+PROLONGED = [
+    ("the last step has no answers of its own", 'f"step-{step}" if step else "before"',
+     '{0: "before", self.run.num_steps: "after"}.get(step, f"step-{step}")'),
+]
+HOME_OF = [("any recipe beside checkpoints is a run's", 'recipe.name == "config.yaml" and any', "any")]
+
+FLUSH = [
+    ("evaluations stay in memory", "            both.callback(heldout.flush)\n", ""),
+    ("no last try for the log", "            both.callback(log.flush)\n", ""),
+]
+LOG = [
+    ("one file that fails keeps the next from its lines", "                each.callback(file.flush)\n",
+     "                file.flush()\n"),
 ]
 
 JSON_LINES = [
@@ -86,7 +138,7 @@ HELDOUT = [
      'position.best = self.records[-1]["step"]'),
     ("a resumed run does not know its best step", "        self._keep_best(position)  # also", "        # also"),
     ("the last weights are exported as the best", "checkpoint.take_weights(self.run.engine, folder)", "None"),
-    ("what was reached is the last step's", "            if then != after:", "            if not after.exists():"),
+    ("what was reached is the last step's", "self._name(exported)", "self._name(done)"),
     ("shares of the other way to answer", "found |= numbers(mode, everyone)", 'found |= numbers("sampled", everyone)'),
 ]
 
@@ -97,6 +149,7 @@ MERGE = [
      "old = new = model.generation_config"),
     ("nobody else may read it", "    make_readable(partial)\n    partial.rename", "    partial.rename"),
     ("nothing is told of what is left out", "return new, left", "return new, []"),
+    ("a quantised base is refused in words of the training", 'if settings.get("quantization_config"):', "if False:"),
 ]
 COMPARISON = [
     ("each form beside itself", "first = logprob_K if first is None else first", "first = logprob_K"),
@@ -151,6 +204,15 @@ OUTPUT_GROUPS = [
     ("grpo/saving/output_lock.py", ("test_output_folder.py",), OUTPUT_LOCK),
     ("grpo/options/surroundings.py", ("test_output_folder.py",), PREFLIGHT),
     ("grpo/saving/continuation.py", ("test_output_folder.py",), CONTINUATION),
+    ("grpo/saving/content.py", ("test_output_folder.py",), CONTENT),
+    ("grpo/saving/continuation.py", ("test_moved.py",), MOVED),
+    ("grpo/saving/content.py", ("test_moved.py",), MOVED_CONTENT),
+    ("grpo/loading/fingerprint.py", ("test_moved.py",), FINGERPRINT),
+    ("grpo/config.py", ("test_moved.py",), HOME),
+    ("grpo/options/surroundings.py", ("test_moved.py",), HOME_OF),
+    ("grpo/run/heldout.py", ("test_moved.py",), PROLONGED),
+    ("train.py", ("test_full_disk.py",), FLUSH),
+    ("grpo/report/log.py", ("test_full_disk.py",), LOG),
     ("grpo/run/build.py", ("test_resume.py",), RUN),
     ("grpo/report/json_lines.py", ("test_full_disk.py",), JSON_LINES),
     ("grpo/evaluation/answers.py", ("test_full_disk.py",), EVALUATION),

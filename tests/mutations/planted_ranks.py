@@ -37,6 +37,12 @@ HEARTBEAT = [
     ("the wrong process is killed", "everyone[number][0]", "everyone[0][0]"),
 ]
 
+FAREWELL = [
+    ("no farewell", "        farewell.start()\n        farewell.join(FAREWELL_S)\n", ""),
+    ("a farewell without end", "farewell.join(FAREWELL_S)", "farewell.join()"),
+    ("nobody waits for the farewell", "farewell.join(FAREWELL_S)", "pass"),
+]
+
 LAST_WORDS = [
     ("torchrun's page without the message", 'if record := os.environ.get("TORCHELASTIC_ERROR_FILE"):', "if False:"),
     ("a message that torchrun cannot read", '"extraInfo": {"timestamp"', '"extra": {"timestamp"'),
@@ -54,6 +60,7 @@ TOY = [
 ]
 
 RANK_GROUPS = [
+    ("grpo/health/heartbeat.py", ("test_heartbeat.py",), FAREWELL),
     ("grpo/health/last_words.py", ("test_heartbeat.py",), LAST_WORDS),
     ("grpo/options/surroundings.py", ("test_config.py",), SURROUNDINGS),
     ("grpo/config.py", ("test_config.py",), TOY),

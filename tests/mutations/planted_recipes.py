@@ -149,7 +149,20 @@ TRACKERS = [
     ("trackers do not get the name", 'self.settings["run_name"] or os', "os"),
     ("a resumed run is another one", "known=known.get(name)", "known=None"),
     ("whatever came of it, it is finished", "self.mlflow.end_run(status)", "self.mlflow.end_run()"),
+    ("only the thread that began a run ends it", "self.mlflow.MlflowClient().set_terminated(self.id, status)", "pass"),
+    ("only the thread that began a run flushes it", "self.run.finish()", "self.trackio.finish()"),
+    ("a table behind a later step", 'self.wandb.Table(columns=columns, data=cells)})',
+     'self.wandb.Table(columns=columns, data=cells)}, step=step)'),
     ("tags of the environment are not set", 'mlflow.set_tags(json.loads(os.environ.get("MLFLOW_TAGS", "{}")))', "pass"),
+]
+
+TRAIN = [
+    ("nobody tells the trackers before a verdict",
+     '            heartbeat.before_end(partial(log.tell_end, "FAILED"))\n', ""),
+]
+LOG = [
+    ("trackers are told twice", "            if not self.ended:\n", "            if True:\n"),
+    ("whatever ends it, a run has ended well", 'self._tell("close", status)', 'self._tell("close", "FINISHED")'),
 ]
 
 RECIPE_GROUPS = [
@@ -163,4 +176,6 @@ RECIPE_GROUPS = [
     ("grpo/options/combinations.py", ("test_foreign_keys.py",), COMBINATIONS),
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
     ("grpo/report/trackers.py", ("test_trackers.py",), TRACKERS),
+    ("grpo/report/log.py", ("test_trackers.py",), LOG),
+    ("train.py", ("test_trackers.py",), TRAIN),
 ]

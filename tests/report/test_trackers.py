@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from refusals import save_small_run, small_run
 
 import train
 from grpo.config import Config
+from grpo.health import heartbeat
 from grpo.report import trackers
 from grpo.report.log import Log
 
@@ -67,6 +70,9 @@ def test_a_service_gets_every_logging_steps_th_step_evaluations_completions_file
     with pytest.raises(KeyboardInterrupt), open_log(tmp_path, ["mine"]) as log:
         raise KeyboardInterrupt
     assert log.trackers[0].service.told == ["KILLED"]
+    with open_log(tmp_path, ["mine"]) as log:
+        heartbeat_ends(log)
+    assert log.trackers[0].service.told == ["FAILED"]  # and nothing after it
 
 
 def test_an_error_of_a_tracker_costs_a_warning_and_no_step(
@@ -91,6 +97,14 @@ def test_a_resumed_run_goes_on_in_the_run_of_then(tmp_path: Path, monkeypatch: p
     assert open_log(tmp_path, ["mine"]).trackers[0].service.id == "first"  # a new run
 
 
+def heartbeat_ends(log: Log) -> None:
+    """As before a verdict: from another thread than the one that began."""
+    thread = threading.Thread(target=log.tell_end, args=("FAILED",))
+    thread.start()
+    thread.join()
+    assert not any(tracker.fails for tracker in log.trackers)
+
+
 @pytest.fixture
 def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """MLflow with a store in a folder."""
@@ -103,7 +117,11 @@ def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return mlflow
 
 
-def test_a_run_that_was_stopped_and_resumed_is_one_run_of_mlflow(tmp_path: Path, mlflow: Any) -> None:
+def test_a_run_that_was_stopped_and_resumed_is_one_run_of_mlflow(
+    tmp_path: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farewells: list[Any] = []
+    monkeypatch.setattr(heartbeat, "before_end", farewells.append)
     save_small_run(tmp_path)
     more = {"report_to": "mlflow", "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant",
             "load_in_4bit": False, "eval_examples": 2, "test_dataset_id_or_path": tmp_path / "data.json"}
@@ -118,6 +136,7 @@ def test_a_run_that_was_stopped_and_resumed_is_one_run_of_mlflow(tmp_path: Path,
     assert {one.step for one in client.get_metric_history(run.info.run_id, "eval_accuracy")} >= {0, 2, 3}
     kept = {one.path for one in client.list_artifacts(run.info.run_id)}
     assert kept == {"adapter", "report.html", "completions"}
+    assert [one.args for one in farewells] == [("FAILED",)] * 2
 
 
 def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path, mlflow: Any) -> None:
@@ -128,6 +147,14 @@ def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path, mlflow: Any) -> Non
     (run,) = client.search_runs([client.get_experiment_by_name("grpo").experiment_id])
     assert (run.info.status, run.info.run_name) == ("FAILED", "mine")
     assert mlflow.active_run() is None
+
+
+def test_a_run_that_the_heartbeat_ends_is_shown_as_failed(tmp_path: Path, mlflow: Any) -> None:
+    heartbeat_ends(open_log(tmp_path, ["mlflow"]))
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("grpo").experiment_id])
+    assert run.info.status == "FAILED"
+    mlflow.end_run()  # the heartbeat's process would be gone
 
 
 def test_what_cannot_be_reached_is_one_line_before_the_first_step(
@@ -144,6 +171,28 @@ def test_what_cannot_be_reached_is_one_line_before_the_first_step(
     assert train.main(small_run(tmp_path, report_to="mlflow", load_in_4bit=False)) == 0  # the same folder
 
 
+def wandb_records(folder: Path) -> list[Any]:
+    """What wandb has stored of the one run of a folder, as soon as its own process has written the end."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (store,) = folder.glob("offline-run-*/run-*.wandb")
+    give_up = time.monotonic() + 30
+    while True:
+        # 7 bytes, then blocks of 32 KiB: checksum (4 bytes), length (2), and whether a record ends here (1 or 4)
+        content, place, whole, found = store.read_bytes(), 7, b"", []
+        while place + 7 <= len(content):
+            length, kind = int.from_bytes(content[place + 4:place + 6], "little"), content[place + 6]
+            whole, place = whole + content[place + 7:place + 7 + length], place + 7 + length
+            place += -place % 32768 if -place % 32768 < 7 else 0
+            if kind in (1, 4):
+                found.append(Record.FromString(whole))
+                whole = b""
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
 def test_wandb_gets_a_run_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -157,8 +206,12 @@ def test_wandb_gets_a_run_without_a_network(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / "report.html").write_text("page")
         log.keep([tmp_path / "report.html"])
     assert not log.trackers[0].fails
-    (store,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"reward" in store.read_bytes() and b"completions" in store.read_bytes()
+    *records, end = wandb_records(tmp_path / "wandb")
+    rows = [{(item.key or item.nested_key[0]): item.value_json for item in record.history.item} for record in records
+            if record.WhichOneof("record_type") == "history"]
+    assert [(row["_step"], row.get("reward"), row.get("eval_accuracy"), "completions" in row) for row in rows] == [
+        ("0", "0.5", None, False), ("1", None, "0.5", True)]
+    assert end.exit.exit_code == 0
 
 
 def test_trackio_gets_a_run_and_its_second_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +227,8 @@ def test_trackio_gets_a_run_and_its_second_part(tmp_path: Path, monkeypatch: pyt
             log.write(first_step, {"reward": 0.5})
             log.write_completions(first_step, {"completion": ["a"], "reward": [0.5]})
             log.keep([])
+            if first_step:
+                heartbeat_ends(log)
         assert not log.trackers[0].fails
     found = SQLiteStorage.get_logs(project="grpo", run="out")
     assert [row["reward"] for row in found if "reward" in row] == [0.5, 0.5]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.example import Example
 from grpo.config import Config
 from grpo.options.option import options
 from grpo.saving import checkpoint, continuation
@@ -22,8 +21,11 @@ MAY_DIFFER = {
     "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "run_name",
     "max_skipped_steps", "reward_timeout", "reward_memory", "max_reward_failures",
     "eval_strategy", "eval_steps", "early_stopping_patience",
+    # Names and paths: test_moved.py has what they hold.
+    "model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
+    "test_dataset_id_or_path",
 }
-EXAMPLES = [Example(question="2 + 2", answer="", final_answer="4", prompt="2 + 2 =", columns={})]
+READ = {"data": {"num_examples": 1, "sha256": "of prompts"}, "adapter": None, "content": {}}
 
 
 def test_step_10_is_newer_than_step_9(tmp_path: Path) -> None:
@@ -52,9 +54,9 @@ def test_what_a_checkpoint_holds_is_put_back(tmp_path: Path) -> None:
 
 def resumed(config: Config, name: str) -> None:
     """Continue a run whose recipe had another value of this option."""
-    then = continuation.facts(config, EXAMPLES, None, 3)
+    then = continuation.facts(config, READ, 3)
     then["recipe"][name] = "another"
-    continuation.check(Path("step-3"), then, config, EXAMPLES)
+    continuation.check(Path("step-3"), then, config, READ)
 
 
 @pytest.mark.parametrize("name", options(Config))
@@ -78,8 +80,8 @@ def test_the_length_of_a_run_may_change_where_the_rate_does_not_depend_on_it(nam
 
 
 def test_a_run_that_is_older_than_an_option_had_its_default() -> None:
-    then = continuation.facts(Config(), EXAMPLES, None, 3)
+    then = continuation.facts(Config(), READ, 3)
     del then["recipe"]["warmup_steps"]
-    continuation.check(Path("step-3"), then, Config(), EXAMPLES)
+    continuation.check(Path("step-3"), then, Config(), READ)
     with pytest.raises(ValueError, match=r"warmup_steps \(0.0 then, 2.0 now\)"):
-        continuation.check(Path("step-3"), then, Config(warmup_steps=2.0), EXAMPLES)
+        continuation.check(Path("step-3"), then, Config(warmup_steps=2.0), READ)

@@ -1,14 +1,20 @@
 """A disk that is full for some time, or to the end of the run: what is lost, and what the user is told. 20 seconds."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from fault_runs import lines, numbers, options, prepare, texts
 from faults import Warm
+from refusals import save_small_run, small_run
 
+import train
+from grpo.config import Config
 from grpo.evaluation.answers import Answer, load_answers, save_answers
+from grpo.health.pulse import pulse
 from grpo.report.json_lines import JsonLines, read
+from grpo.report.log import Log
 from grpo.report.page import write_report
 
 STEP, LAST = 2, 3
@@ -66,6 +72,21 @@ def test_lines_that_are_lost_are_said_after_the_weights_are_safe(folder: Path, w
     assert exported == (whole / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+def test_evaluations_that_do_not_fit_on_the_disk_are_written_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_later(file: JsonLines) -> None:
+        if pulse.phase != "evaluate":  # the disk is full as long as problems are solved
+            write(file)
+
+    write = JsonLines._write
+    monkeypatch.setattr(JsonLines, "_write", write_later)
+    save_small_run(tmp_path)
+    held = {"eval_examples": 2, "num_generations_eval": 0, "test_dataset_id_or_path": tmp_path / "data.json"}
+    assert train.main(small_run(tmp_path, load_in_4bit=False, **held)) == 0
+    assert [row["step"] for row in lines(tmp_path / "out" / "evaluation" / "metrics.jsonl")] == [0, 1]
+
+
 def test_a_batch_that_cannot_be_kept_costs_a_warning(folder: Path, warm: Warm) -> None:
     kept = folder / "kept" / "skipped" / "step-1.json"
     plant = f"(poison(rank=1, first=1, last=1), full_file('{kept}', step=1))"
@@ -104,6 +125,18 @@ def test_what_stays_in_memory_is_written_by_flush_or_named(tmp_path: Path) -> No
     (tmp_path / "metrics.jsonl").rmdir()
     file.flush()
     assert (tmp_path / "metrics.jsonl").read_text() == json.dumps({"step": 0}) + "\n"
+
+
+def test_what_one_file_cannot_take_keeps_nothing_from_another(tmp_path: Path) -> None:
+    with Log(tmp_path, report_to=[], total_steps=1, first_step=0, settings=asdict(Config())) as log:
+        for file in log.files.values():
+            file.pending = b'{"step": 0}\n'
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()  # nothing can be written there
+        (tmp_path / "completions.jsonl").unlink()
+        with pytest.raises(OSError, match="metrics.jsonl lacks its end"):
+            log.flush()
+    assert (tmp_path / "completions.jsonl").read_text() == '{"step": 0}\n'
 
 
 def test_answers_that_are_cut_off_never_get_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

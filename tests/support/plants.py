@@ -93,6 +93,11 @@ def patient() -> None:
     heartbeat.ALIKE_S = 1000.0
 
 
+def environ(**values: str) -> None:
+    """Variables of the environment."""
+    os.environ.update(values)
+
+
 def deadlock(where: str, *, rank: int, step: int) -> None:
     """One rank waits for a message that the other does not send."""
     at(where, rank, step, lambda: dist.recv(torch.zeros(1), src=1 - rank, tag=99))
