@@ -53,7 +53,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     body = "".join("<tr>" + "".join(
         f'<td data-label="{escaped(name)}">{_cell(value)}</td>' if wide else f"<td>{_cell(value)}</td>"
         for name, value in zip(header, row, strict=True)) + "</tr>\n" for row in rows)
-    return f'<table{' class="wide"' if wide else ""}><tr>{head}</tr>{body}</table>'
+    kind = ' class="wide"' if wide else ""
+    return f'<table{kind}><tr>{head}</tr>{body}</table>'
 
 
 def pairs(rows: Sequence[tuple[str, Any]]) -> str:

@@ -52,10 +52,10 @@ def machine() -> str:
 
 
 def code() -> str:
-    """The commit of the checkout, and whether its files differ from it; of an installed package the version; else ""."""
+    """The commit of the checkout, and whether files differ from it; of an installed package the version; else ""."""
     def git(*words: str) -> str:
-        return subprocess.run(["git", "--no-optional-locks", "-C", str(PROJECT), *words], capture_output=True, text=True,
-                              check=True).stdout.strip()
+        command = ["git", "--no-optional-locks", "-C", str(PROJECT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         if (PROJECT / ".git").exists():
