@@ -11,7 +11,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT, ROW = 340, 200, 15  # user units; a row is a line of text
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 24, 34  # margins of the plot
 MOST_TICKS = 5
-MOST_POINTS = 100  # of a line; thousands would make the page large
+MOST_POINTS = 80  # of a line; thousands would make the page large
 
 
 class Line(NamedTuple):

@@ -28,18 +28,19 @@ def of_run(history: History, records: list[dict[str, Any]], answered: tuple[str,
     if history.ending != "finished":
         state = {"failed": f"The run failed after {done}: ", "stopped": f"The run was stopped as asked after {done}: "
                  }.get(history.ending, f"No end is recorded after {done} (the run goes on, or was killed): ")
-    result = _accuracy(*answered, after) if answered else _reward(records, history)
+    result = _accuracy(*answered, after) if answered else _reward(records)
     return state + (result[0].lower() + result[1:] if state else result)
 
 
 def of_evaluation(records: list[dict[str, Any]]) -> str:
     """What the first number of shots gave, compared with the model alone where there is an adapter."""
     new = records[0]
-    size, shots = f"{new['num_problems']} held-out problems", f"{new['num_shots']} worked examples in the prompt"
-    old = next((one for one in records[1:] if one["num_shots"] == new["num_shots"]), None)
+    size, number = f"{new['num_problems']} held-out problems", new["num_shots"]
+    shots = f"with {number} worked example{'s'[number == 1:]} in the prompt" if number else "without worked examples"
+    old = next((one for one in records[1:] if one["num_shots"] == number), None)
     if old is None:
-        return f"The {new['model']} has {_share(new)} of {size} right, with {shots}."
-    return (f"The adapter has {_share(new)} of {size} right, the model without it {_share(old)}, with {shots}"
+        return f"The {new['model']} has {_share(new)} of {size} right, {shots}."
+    return (f"The adapter has {_share(new)} of {size} right, the model without it {_share(old)}, {shots}"
             f"{_verdict(new['p_value'])}.")
 
 
@@ -50,15 +51,15 @@ def _accuracy(mode: str, before: list[Answer], newest: list[Answer], after: int)
             f"{_share(new)} in {_steps(after)}{_verdict(p_value)}.")
 
 
-def _reward(records: list[dict[str, Any]], history: History) -> str:
+def _reward(records: list[dict[str, Any]]) -> str:
     rewards = [record["reward"] for record in records if record.get("reward") is not None]
-    if len(rewards) < 2:
-        return f"The run has {history.steps} and no held-out problems, so there is no result."
-    num = min(ENDS, len(rewards) // 2)
+    if not rewards:
+        return "No completion had a reward, and held-out accuracy was not measured."
+    num = min(ENDS, max(len(rewards) // 2, 1))
     first, last = sum(rewards[:num]) / num, sum(rewards[-num:]) / num
     which = "step" if num == 1 else f"{num} steps"
     return (f"The mean reward of the training's completions went from {first:.3g} in the first {which} to "
-            f"{last:.3g} in the last {which}; no held-out problems were solved.")
+            f"{last:.3g} in the last {which}; held-out accuracy was not measured.")
 
 
 def _share(summary: dict[str, Any]) -> str:

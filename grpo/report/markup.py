@@ -6,7 +6,7 @@ from typing import Any
 
 from grpo.options.refusal import spelled_out
 
-LONG = 60  # characters from which a value is a text that may break anywhere
+LONG = 40  # characters of a word that may break anywhere: it would make a table wider than the page
 MOST = 600  # characters of a completion or question that are shown
 NARROW = 700  # px; below it each row of a table is a block, so that no page is wider than a phone
 # Colors have at least 4.5 : 1 to their background; chart.py draws with c0 to c3.
@@ -24,16 +24,16 @@ h2 {{ font-size: 1.2em; margin: 1.8em 0 .4em; }} h3 {{ font-size: 1em; margin: 1
 .soft {{ color: var(--soft); max-width: 60em; }}
 table {{ border-collapse: collapse; margin: .6em 0 1em; }}
 th, td {{ border: 1px solid var(--rule); padding: .3em .6em; text-align: left; vertical-align: top; }}
-th {{ background: var(--tint); overflow-wrap: normal; }}
+th {{ background: var(--tint); }} th, td {{ overflow-wrap: break-word; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: 13px/1.45 ui-monospace, monospace; }}
 details {{ margin: .6em 0; }} summary {{ cursor: pointer; }}
 svg {{ width: 340px; max-width: 100%; height: auto; font-size: 11px; margin: .4em .3em .4em 0; vertical-align: top; }}
 svg text {{ fill: currentColor; }} svg .grid {{ stroke: var(--rule); }}
-svg .line {{ fill: none; stroke-width: 2; }} svg .faint {{ stroke-width: 1; opacity: .5; }}
+svg .line {{ fill: none; stroke-width: 2; }} svg .faint {{ stroke-width: 1; opacity: .65; }}
 svg .dashed {{ stroke-dasharray: 3 3; }}
 svg .at rect, svg .at circle {{ fill: transparent; }} svg .at:hover circle {{ fill: currentColor; }}
 @media (max-width: {NARROW}px) {{
-  .headline {{ font-size: 1.25em; }}
+  .headline {{ font-size: 1.25em; }} td {{ overflow-wrap: anywhere; }} table.wide td:empty {{ display: none; }}
   table.wide, table.wide tbody, table.wide tr, table.wide td:has(pre) {{ display: block; width: 100%; }}
   table.wide tr {{ border: 1px solid var(--rule); margin-bottom: .7em; }} table.wide tr:first-child {{ display: none; }}
   table.wide td {{ display: inline-block; max-width: 100%; border: 0; padding: .15em .6em; }}
@@ -43,17 +43,16 @@ svg .at rect, svg .at circle {{ fill: transparent; }} svg .at:hover circle {{ fi
 """
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], verbatim: Sequence[str] = ()) -> str:
     """An HTML table of plain values, which are escaped; the lines of a text stay lines.
 
-    From three columns on it is "wide": see NARROW.
+    From three columns on it is "wide": see NARROW. `verbatim` names the columns with a model's text.
     """
-    wide = len(header) > 2
     head = "".join(f"<th>{escaped(name)}</th>" for name in header)
     body = "".join("<tr>" + "".join(
-        f'<td data-label="{escaped(name)}">{_cell(value)}</td>' if wide else f"<td>{_cell(value)}</td>"
+        f'<td data-label="{escaped(name)}">{_cell(value, name in verbatim)}</td>'
         for name, value in zip(header, row, strict=True)) + "</tr>\n" for row in rows)
-    kind = ' class="wide"' if wide else ""
+    kind = ' class="wide"' if len(header) > 2 else ""
     return f'<table{kind}><tr>{head}</tr>{body}</table>'
 
 
@@ -100,6 +99,7 @@ def page(title: str, body: Sequence[str]) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{content}</body></html>\n'
 
 
-def _cell(value: Any) -> str:
-    text = "none" if value is None else str(value)
-    return f"<pre>{escaped(text)}</pre>" if "\n" in text or len(text) > LONG else escaped(text)
+def _cell(value: Any, verbatim: bool = False) -> str:
+    text = "none" if value is None else shortened(str(value))
+    verbatim |= "\n" in text or any(len(word) > LONG for word in text.split())
+    return f"<pre>{escaped(text)}</pre>" if verbatim else escaped(text)

@@ -51,7 +51,7 @@ def write_report(output_dir: Path) -> Path:
         ("a step", f"{config['prompts_per_step']} prompts x {config['num_generations']} completions")])]
     if evaluations:
         body += ["<h2>Held-out accuracy</h2>", comparison_table(evaluations)]
-    if lines := warnings(config, records):
+    if lines := _first_warnings(warnings(config, records)):
         body += ["<h2>Warnings</h2>", "<pre>" + "\n".join(map(escaped, lines)) + "</pre>"]
     body += ["<h2>Curves</h2>", *curves(records, heldout)] if records else []
     if evaluations:
@@ -66,6 +66,15 @@ def write_report(output_dir: Path) -> Path:
     partial = path.with_suffix(".tmp")  # a process that ends here leaves no half page
     partial.write_text(page(f"GRPO run {output_dir.resolve().name}", body), encoding="utf-8")
     return partial.replace(path)
+
+
+def _first_warnings(lines: list[str]) -> list[str]:
+    """The first warning of each metric, and how often others followed: a long run may have thousands."""
+    of_metric: dict[str, list[str]] = {}
+    for line in lines:  # "warning [step 7] kl is ..."
+        of_metric.setdefault(line.split()[3], []).append(line)
+    return [first + (f" (again {len(others)} times, last in {' '.join(others[-1].split()[1:3])})" if others else "")
+            for first, *others in of_metric.values()]
 
 
 def comparison_table(evaluations: Evaluations) -> str:
@@ -140,10 +149,11 @@ def _answers(evaluations: Evaluations, after: int) -> list[str]:
     rows = []
     for index in sorted({answer.index for answer in before})[:NUM_SHOWN]:
         pair = [next(answer for answer in answers if answer.index == index) for answers in (before, newest)]
-        shown = [cell for one in pair for cell in (shortened(one.completion), "yes" if one.strict else "no")]
-        rows.append((shortened(pair[0].question), pair[0].final_answer, *shown))
-    header = ("problem", "gold answer", f"before ({mode})", "right", f"after {after} steps ({mode})", "right")
-    return [paragraph(f"The first {len(rows)}, not selected."), table(header, rows)]
+        shown = [cell for one in pair for cell in (one.completion, "yes" if one.strict else "no")]
+        rows.append((pair[0].question, pair[0].final_answer, *shown))
+    answers = f"before ({mode})", f"after {after} steps ({mode})"
+    header = ("problem", "gold answer", answers[0], "right", answers[1], "right")
+    return [paragraph(f"The first {len(rows)}, not selected."), table(header, rows, verbatim=answers)]
 
 
 def _completions(rows: list[dict[str, Any]]) -> list[str]:
@@ -153,12 +163,12 @@ def _completions(rows: list[dict[str, Any]]) -> list[str]:
                        f"its first {NUM_COMPLETIONS} completions at most; completions.jsonl has all.")]
     for group in groups[:NUM_PROMPTS]:
         names = list(group[0].get("rewards", {}))
-        cells = [(shortened(row["completion"]), *(_short(row["rewards"].get(name)) for name in names),
+        cells = [(row["completion"], *(_short(row["rewards"].get(name)) for name in names),
                   _short(row["reward"]), _short(row.get("advantage")),
                   f"{row.get('length', '')}{', truncated' if row.get('truncated') else ''}")
                  for row in group[:NUM_COMPLETIONS]]
         parts += [f"<h3>{escaped(shortened(group[0]['question']))}</h3>",
-                  table(("completion", *names, "reward", "advantage", "tokens"), cells)]
+                  table(("completion", *names, "reward", "advantage", "tokens"), cells, verbatim=("completion",))]
     return parts
 
 

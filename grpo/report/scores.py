@@ -9,7 +9,7 @@ from grpo.evaluation.statistics import SCORES
 from grpo.report import headline
 from grpo.report.chart import Line, chart
 from grpo.report.history import date, facts
-from grpo.report.markup import options_table, page, pairs, paragraph, shortened, table
+from grpo.report.markup import options_table, page, pairs, paragraph, table
 
 HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 NUM_SHOWN = 6  # problems shown with their completions
@@ -73,8 +73,8 @@ def _answers(answers: dict[tuple[str, int], list[Answer]]) -> list[str]:
         first = by_problem[0][index]
         for (label, num_shots), group in zip(answers, by_problem):
             right = "yes" if group[index].strict else "no"
-            rows.append((shortened(first.question), first.final_answer, label, num_shots,
-                         shortened(group[index].completion), right))
+            rows.append((first.question, first.final_answer, label, num_shots,
+                         group[index].completion, right))
     return [paragraph(f"The first {min(NUM_SHOWN, len(by_problem[0]))} problems, not selected; the answers are in "
                       "answers_*.jsonl."),
-            table(("problem", "gold answer", "model", "shots", "answer", "right"), rows)]
+            table(("problem", "gold answer", "model", "shots", "answer", "right"), rows, verbatim=("answer",))]
