@@ -66,7 +66,7 @@ def test_a_bar_reaches_from_one_end_of_the_interval_to_the_other() -> None:
 
 
 def test_thousands_of_steps_have_a_few_values_on_hover_and_the_last_one() -> None:
-    svg = chart("r", [Line([(step, step / 7) for step in range(4999)])], x_label="step")
+    svg = chart("r", [Line([(step, step * 7 % 97) for step in range(4999)])], x_label="step")
     shown = re.findall(r"<title>step (\d+): ", svg)
     assert len(shown) <= MOST_POINTS and shown[0] == "0" and shown[-1] == "4998" and svg.count("L") == len(shown) - 1
 
@@ -75,7 +75,7 @@ def test_of_each_stretch_the_lowest_and_the_highest_are_kept_and_both_ends() -> 
     assert kept(range(MOST_POINTS)) == list(range(MOST_POINTS))
     # 780 values in 39 stretches of 20; in the first two 5 is lowest, 7 highest, 30 lowest, 33 highest
     values = [0.0] * 780
-    values[5], values[7], values[30], values[33], values[779] = -1.0, 2.0, -3.0, 4.0, 0.5
+    values[5], values[7], values[30], values[33] = -1.0, 2.0, -3.0, 4.0
     assert kept(values)[:6] == [0, 5, 7, 30, 33, 40] and kept(values)[-1] == 779
 
 

@@ -137,7 +137,7 @@ def test_the_page_has_dark_colors_and_a_form_for_phones(run: Path) -> None:
     assert 'name="viewport" content="width=device-width, initial-scale=1"' in text and "@media (max-width: " in text
     # On a phone a row is a block, and each of its cells has its column's name.
     wide = re.findall(r'<table class="wide">.*?</table>', text, re.DOTALL)
-    assert wide and all(len(re.findall("<td ", one)) == one.count("<td data-label=") for one in wide)
+    assert wide and all(one.count("<td") == one.count('<td data-label="') for one in wide)
 
 
 def test_model_text_and_settings_are_escaped(run: Path) -> None:
@@ -250,6 +250,19 @@ def test_every_decoding_mode_has_its_own_rows() -> None:
     pair = (answers([True, False]), answers([True, True]))
     table = comparison_table({"greedy": pair, "sampled": pair})
     assert [row[0] for row in cells(table)[1:]] == ["greedy"] * 4 + ["sampled"] * 4
+
+
+def test_a_page_that_is_not_finished_does_not_get_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write_report(run).read_text()
+
+    def write_half(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text.encode(encoding)[:99])
+        raise OSError
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError):
+        write_report(run)
+    assert (run / "report.html").read_text() == before
 
 
 def test_the_page_of_thousands_of_steps_and_of_endless_completions_is_small(run: Path) -> None:
