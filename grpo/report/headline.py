@@ -7,7 +7,7 @@ from grpo.evaluation.record import percent
 from grpo.evaluation.statistics import compare, summarize
 from grpo.report.history import History
 
-ENDS = 5  # steps at either end whose mean reward is told
+ENDS = 5  # steps at either end whose mean reward is told; of a long run a twentieth
 CHANCE = 0.05  # a p value from which on a difference may well be chance
 
 
@@ -55,7 +55,7 @@ def _reward(records: list[dict[str, Any]]) -> str:
     rewards = [record["reward"] for record in records if record.get("reward") is not None]
     if not rewards:
         return "No completion had a reward, and held-out accuracy was not measured."
-    num = min(ENDS, max(len(rewards) // 2, 1))
+    num = min(max(ENDS, len(rewards) // 20), max(len(rewards) // 2, 1))
     first, last = sum(rewards[:num]) / num, sum(rewards[-num:]) / num
     which = "step" if num == 1 else f"{num} steps"
     return (f"The mean reward of the training's completions went from {first:.3g} in the first {which} to "

@@ -16,7 +16,7 @@ from grpo.evaluation.answers import Answer, answers_path, load_answers
 from grpo.evaluation.record import ACCURACY, NOTE, PREFIX, numbers, percent
 from grpo.evaluation.statistics import SCORES, num_right, paired_test, summarize
 from grpo.report import headline
-from grpo.report.chart import Line, chart
+from grpo.report.chart import MOST_POINTS, Line, chart
 from grpo.report.history import read_history
 from grpo.report.json_lines import read, read_newest
 from grpo.report.markup import escaped, folded, options_table, page, pairs, paragraph, shortened, table
@@ -29,7 +29,8 @@ CURVES = ("reward", "accuracy", "entropy", "grad_norm", "kl", "completion_length
 MOST_REWARDS = 4  # reward functions with a curve of their own
 NUM_SHOWN = 6  # held-out problems shown with their completions
 NUM_PROMPTS, NUM_COMPLETIONS = 3, 8  # of the last step: so many prompts, each with so many completions
-WINDOW = 5  # the other curves average this many steps on either side
+WINDOW = 5  # the other curves average this many steps on either side, or one in SMOOTH of all if that is more
+SMOOTH = 80
 
 Evaluations = dict[str, tuple[list[Answer], list[Answer]]]
 
@@ -95,12 +96,15 @@ def curves(records: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> list
     """A chart of each of CURVES and of the reward functions over the steps, with the accuracy of the evaluations."""
     rewards = sorted({name for record in records for name in record if name.startswith(REWARD)})
     names = [*CURVES, *(rewards[:MOST_REWARDS] if len(rewards) > 1 else [])]  # one alone is the reward
-    charts, empty = [], []
+    charts, empty, window = [], [], max(WINDOW, len(records) // SMOOTH)
+    if len(records) > MOST_POINTS:
+        charts.append(paragraph(f"A long run: of {len(records)} steps at most {MOST_POINTS} are drawn, of each stretch "
+                                "the lowest and the highest."))
     for name in names:
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         steps, values = [step for step, _ in points], [value for _, value in points]
         lines = [Line(points, "each step", style="faint"),
-                 Line(list(zip(steps, running_mean(values))), f"mean of {2 * WINDOW + 1} steps")]
+                 Line(list(zip(steps, running_mean(values, window))), f"mean of {2 * window + 1} steps")]
         if name == "accuracy":
             lines += [_heldout_line(heldout, mode, color) for color, mode in enumerate(ACCURACY, start=1)
                       if any(ACCURACY[mode] in record for record in heldout)]
@@ -112,9 +116,9 @@ def curves(records: list[dict[str, Any]], heldout: list[dict[str, Any]]) -> list
     return [*charts, *([paragraph(f"Not measured in this run: {', '.join(empty)}.")] if empty else [])]
 
 
-def running_mean(values: Sequence[float]) -> list[float]:
-    """Mean of each value and the WINDOW values on either side; fewer at the ends."""
-    parts = [values[max(0, middle - WINDOW):middle + WINDOW + 1] for middle in range(len(values))]
+def running_mean(values: Sequence[float], window: int = WINDOW) -> list[float]:
+    """Mean of each value and so many values on either side; fewer at the ends."""
+    parts = [values[max(0, middle - window):middle + window + 1] for middle in range(len(values))]
     return [sum(part) / len(part) for part in parts]
 
 

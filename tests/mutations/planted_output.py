@@ -155,6 +155,7 @@ PAGE = [
     ("a curve of nothing", "        if points:\n", "        if True:\n"),
     ("warnings that come again are lines", "first + (f", "first + '\\n'.join(others) + (f"),
     ("half a page has the name", 'partial = path.with_suffix(".tmp")', "partial = path"),
+    ("few steps of thousands", "max(WINDOW, len(records) // SMOOTH)", "WINDOW"),
     ("a run's only reward twice", "if len(rewards) > 1 else", "if rewards else"),
 ]
 MARKUP = [
@@ -169,6 +170,7 @@ HEADLINE = [
     ("any difference is a rise", 'way = "went" if p_value >= CHANCE else', "way ="),
     ("a fall is a rise", 'new["strict"] > old["strict"]', "True"),
     ("the end is the start", "sum(rewards[-num:])", "sum(rewards[:num])"),
+    ("few steps of a long run", "max(ENDS, len(rewards) // 20)", "ENDS"),
     ("a stop goes without saying", 'history.ending != "finished"', 'history.ending == "failed"'),
     ("a failure without a step is a start", '{"failed": "The run failed before', '{"": "The run failed before'),
     ("another number of shots", ' if one["num_shots"] == number)', ")"),

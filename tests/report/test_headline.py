@@ -46,6 +46,9 @@ def test_a_finished_run_without_an_evaluation_tells_the_reward_of_its_first_and_
         "The mean reward of the training's completions went from 0.2 in the first 5 steps to 1.7 in the last 5 steps; "
         "held-out accuracy was not measured.")
     assert "from 0.05 in the first 2 steps to 0.25 in the last 2 steps" in headline("finished", RISING[:4])
+    # of 200 steps the means of 0 .. 0.9 and of 19 .. 19.9
+    long = [{"step": step, "reward": step / 10} for step in range(200)]
+    assert "from 0.45 in the first 10 steps to 19.4 in the last 10 steps" in headline("finished", long)
     assert "from 0 in the first step to 0 in the last step" in headline("finished", RISING[:1])
 
 

@@ -210,7 +210,7 @@ def test_values_on_hover_are_those_of_metrics_jsonl_and_ends_and_extremes_are_to
     assert svg.get("role") == "img" and svg.get("aria-label") == (
         f"reward [points]: first {values[0]:.4g} at step 0, last {values[-1]:.4g} at step 29, "
         f"lowest {low:.4g} at step {values.index(low)}, highest {high:.4g} at step {values.index(high)}")
-    assert "Not measured in this run: accuracy, entropy, grad_norm" in text
+    assert "Not measured in this run: accuracy, entropy, grad_norm" in text and "A long run" not in text
 
 
 def test_curves_leave_out_steps_without_a_value_and_label_their_units() -> None:
@@ -244,6 +244,7 @@ def test_running_mean_covers_five_values_to_either_side_and_fewer_at_the_ends() 
     # values 0 .. 19: mean of 0..5 is 2.5, of 0..6 is 3, of 5..15 is 10, of 14..19 is 16.5
     means = running_mean(range(20))
     assert (means[0], means[1], means[10], means[19]) == (2.5, 3, 10, 16.5)
+    assert running_mean([1.0, 2.0, 6.0], 1) == [1.5, 3, 4]
 
 
 def test_every_decoding_mode_has_its_own_rows() -> None:
@@ -279,6 +280,7 @@ def test_the_page_of_thousands_of_steps_and_of_endless_completions_is_small(run:
     report = write_report(run)
     assert report.stat().st_size <= 400_000
     text = report.read_text()
+    assert "of 2000 steps at most" in text and ">mean of 51 steps</text>" in text
     shown = hovered(figures(text)["grad_norm"])
     assert len(shown) <= MOST_POINTS and "step 777: 98765" in shown, "a spike of one step is still there"
     assert f"... ({4 * 9000:,} characters)" in text and html.escape(("<'&>" * MOST)[:MOST]) + " ..." in text
