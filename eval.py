@@ -34,23 +34,22 @@ from grpo import distributed
 from grpo.distributed import free_bytes, gather_objects, rank, world_size
 from grpo.evaluation.answers import Answer, check_gold, check_room, evaluate, save_answers
 from grpo.evaluation.several import several
-from grpo.evaluation.statistics import SCORES, compare, summarize
+from grpo.evaluation.statistics import compare, summarize
 from grpo.health import heartbeat
 from grpo.loading.model import dtype_of, load_decoder
 from grpo.memory.concurrency import Lengths, choose_slots
 from grpo.options.refusal import spelled_out
 from grpo.packing import common_prefix_length
-from grpo.report.chart import chart
 from grpo.report.columns import print_table
-from grpo.report.page import NOTE, page, percent, shares, table
+from grpo.report.scores import HEADER, several_rows, table_rows, write_scores
 from grpo.run.examples import check_tokens, form_of_prompts
+from grpo.run.provenance import provenance
 from grpo.sampler.decoder import Decoder
 
 if __name__ == "__main__":
     gc.enable()
 
 TIMEOUT_S = 1800  # for which ranks wait for the slowest
-HEADER = ("model", "shots", "problems", "strict", "lenient", "format", "truncated", "p, paired")
 
 
 def score(settings: Settings, device: torch.device) -> Iterator[tuple[str, int, int, list[Answer]]]:
@@ -135,49 +134,15 @@ def records_of(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, A
     return records
 
 
-def table_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The records as text under HEADER."""
-    return [(record["model"], str(record["num_shots"]), f"{record['num_problems']} x {record['num_samples']}",
-             *(percent(record, name) for name in SCORES), f"{record['p_value']:.2g}" if "p_value" in record else "")
-            for record in records]
-
-
-def several_rows(records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """pass@k and maj@k of the records that have several samples, under a header of their own; empty if none has."""
-    records = [record for record in records if "several" in record]
-    if not records:
-        return []
-    rows = [(record["model"], str(record["num_shots"]), *(
-        f"{100 * mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})" for mean, low, high in record["several"].values()))
-        for record in records]
-    return [("model", "shots", *records[0]["several"]), *rows]
-
-
-def accuracy_chart(records: list[dict[str, Any]]) -> str:
-    """Strict and lenient accuracy over the number of shots, with their intervals."""
-    lines = []
-    labels = list(dict.fromkeys(record["model"] for record in records))  # in order, each once
-    for color, label in enumerate(labels):
-        group = sorted((record for record in records if record["model"] == label), key=lambda one: one["num_shots"])
-        for name, style in (("strict", ""), ("lenient", "dashed")):
-            shots = [record["num_shots"] for record in group]
-            lines.append(shares(shots, group, name, color=color, style=style, label=f"{label}, {name}"))
-    return chart("accuracy, 95 % interval", lines, x_label="shots", top=1.0)
-
-
 def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], records: list[dict[str, Any]]) -> None:
     """Write `eval.json`, `eval.html` and the answers to the output folder."""
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     for (label, num_shots), group in answers.items():
         save_answers(group, folder / f"answers_{label}_{num_shots}_shots.jsonl")
-    settings_table = table(("option", "value"), list(asdict(settings).items()))
-    header, *rows = several_rows(records) or [()]
-    body = [table(HEADER, table_rows(records)), f"<p>{NOTE}</p>", *([table(header, rows)] if rows else []),
-            accuracy_chart(records), "<h2>Settings</h2>",
-            settings_table]
-    (folder / "eval.html").write_text(page(f"Accuracy of {settings.model}", body), encoding="utf-8")
-    content = json.dumps({"settings": asdict(settings), "results": records}, indent=1)
+    values, made = asdict(settings), provenance()
+    write_scores(folder / "eval.html", values, asdict(Settings()), made, records, answers)
+    content = json.dumps({"settings": values, "provenance": made, "results": records}, indent=1)
     (folder / "eval.json").write_text(content + "\n", encoding="utf-8")
 
 

@@ -46,11 +46,11 @@ from grpo.health.pulse import describe, pulse
 from grpo.health.stop_request import Stopped, stop_request
 from grpo.options.refusal import spelled_out
 from grpo.report.log import Log
-from grpo.report.page import write_report
 from grpo.run.build import build
 from grpo.run.heldout import HeldOut
 from grpo.run.parts import Run
 from grpo.run.position import Position
+from grpo.run.provenance import ended, recorded
 from grpo.saving import checkpoint, output_lock, skipped
 from grpo.step import grpo_step
 from rewards.processes import TOKEN
@@ -75,6 +75,7 @@ def train(run: Run) -> int:
             run.output_dir.mkdir(parents=True, exist_ok=True)
             dataclasses.replace(run.asked, resume=False).save(run.output_dir / "config.yaml")
             print("\n".join(run.announcement), flush=True)
+            opened.enter_context(recorded(run))
             log = opened.enter_context(open_log(run))
             heartbeat.before_end(partial(log.tell_end, "FAILED"))
         from_start_to_end(run, log)
@@ -112,12 +113,14 @@ def from_start_to_end(run: Run, log: Log | None) -> None:
             both.callback(heldout.flush)
             both.callback(log.flush)
         log.status = "KILLED" if exported is None else "FINISHED"
+    if log and exported is None:
+        print(f"report  {ended(run.output_dir, 'stopped')}", flush=True)
     if log and exported:
         summary = heldout.summarize(position.done, step, time.perf_counter() - start)
         run.tokenizer.save_pretrained(exported)
         write_card(exported, run.config, run=run.output_dir, library="peft" if run.peft_config else "transformers",
                    base=run.config.model_name_or_path)
-        report = write_report(run.output_dir)
+        report = ended(run.output_dir, "finished")
         print(json.dumps(summary, indent=2), f"weights {exported}", f"report  {report}",
               f"next    python -m grpo.export {run.output_dir}", sep="\n")
         log.keep([report, exported])

@@ -1,6 +1,5 @@
 """The card of what a run wrote: README.md, as the Hub shows it."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,9 @@ import yaml
 
 from grpo.config import Config
 from grpo.evaluation.answers import answers_path, load_answers
-from grpo.evaluation.record import PREFIX
+from grpo.evaluation.record import PREFIX, percent
 from grpo.evaluation.statistics import compare, summarize
-from grpo.options.surroundings import PROJECT
-from grpo.report.page import percent
+from grpo.run.provenance import code
 from grpo.saving.checkpoint import versions
 
 SHOWN = (
@@ -34,8 +32,8 @@ def card(config: Config, *, run: Path | None, library: str, base: str) -> str:
         data = base_name(config.train_dataset_id_or_path)
         lines += [f"Trained on {data} ({config.dataset_splits}) with GRPO (arXiv:2402.03300).", "", *_accuracy(run),
                   "| option | value |", "|---|---|", *(f"| {one} | {getattr(config, one)} |" for one in SHOWN), ""]
-    made = ", ".join(f"{package} {version}" for package, version in versions().items())
-    return "\n".join([*lines, f"Made with {made}{_commit()}."]) + "\n"
+    made = [*(f"{package} {version}" for package, version in versions().items()), *filter(None, [code()])]
+    return "\n".join([*lines, f"Made with {', '.join(made)}."]) + "\n"
 
 
 def write_card(folder: Path, config: Config, *, run: Path | None, library: str, base: str) -> None:
@@ -72,11 +70,3 @@ def _accuracy(run: Path) -> list[str]:
                         f"{percent(summarize(after), 'strict')} | {compare(before, after)['p_value']:.2g} |")
     return ["Held-out problems with the right number in the asked format, with 95 % intervals:", "",
             "| answers | before | after | p, paired |", "|---|---|---|---|", *rows, ""] if rows else []
-
-
-def _commit() -> str:
-    """The commit of this project, where it is a checkout."""
-    if not (PROJECT / ".git").exists():
-        return ""
-    found = subprocess.run(["git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return f", from commit {found.stdout.strip()}" if found.returncode == 0 else ""

@@ -1,4 +1,7 @@
-"""Lines over steps or shots as a chart in SVG: part of a page, with each value on hover, and without a script."""
+"""Lines over steps or shots as a chart in SVG: part of a page, with values on hover and in words, and without a script.
+
+Its colors and widths are those of markup.py.
+"""
 
 import html
 import math
@@ -6,17 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT, ROW = 340, 200, 15  # user units; a row is a line of text
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 24, 34  # margins of the plot
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 24, 34  # margins of the plot
 MOST_TICKS = 5
-MOST_POINTS = 200  # with a value on hover; more would make the page large
-COLORS = ("#2a7ab8", "#d96c1e", "#2f9e44", "#8a63d2")  # readable on white and on black
-STYLE = f"""
-svg {{ width: {WIDTH}px; max-width: 100%; font-size: 11px; margin: .3em;
-  vertical-align: top; }} svg text {{ fill: currentColor; }}
-svg .grid {{ stroke: currentColor; opacity: .18; }} svg .line {{ fill: none; stroke-width: 2; }}
-svg .faint {{ stroke-width: 1; opacity: .45; }} svg .dashed {{ stroke-dasharray: 3 3; }}
-svg circle {{ fill: transparent; }} svg circle:hover {{ fill: currentColor; }}
-"""
+MOST_POINTS = 80  # of a line; thousands would make the page large
 
 
 class Line(NamedTuple):
@@ -25,7 +20,7 @@ class Line(NamedTuple):
     Args:
         points: (x, y), x rising.
         label: what stands for it below the chart; "" for a line that the title names.
-        color: of COLORS.
+        color: 0 to 3.
         style: "faint", "dashed" or "".
         intervals: (low, high) of each point, drawn as a bar; empty for none.
     """
@@ -40,14 +35,15 @@ class Line(NamedTuple):
 def chart(title: str, lines: Sequence[Line], *, x_label: str, top: float | None = None) -> str:
     """An SVG element with a y axis from 0, so that a small change looks small, to `top` or the largest value.
 
-    The values of the first line are shown on hover, as are those with an interval. The first line's ends are the text
-    for those who do not see the picture.
+    Values of the first line are shown on hover, as are those with an interval. Ends and extremes of the same lines are
+    the text for those who do not see the picture.
     """
     values = [y for line in lines for _, y in line.points] + [end for line in lines for one in line.intervals
                                                               for end in one]
     across = [x for line in lines for x, _ in line.points] or [0.0]
     x_of = scale(min(across), max(across), LEFT, WIDTH - RIGHT)
     low, high = min([0.0, *values]), max([0.0, *values]) if top is None else top
+    high = high if high > low else low + 1  # all 0: the line is at the bottom
     y_of = scale(low, high, HEIGHT - BOTTOM, TOP)
     parts = [f'<text x="{LEFT}" y="14" font-weight="bold">{html.escape(title)}</text>']
     for tick in ticks(low, high):
@@ -62,13 +58,14 @@ def chart(title: str, lines: Sequence[Line], *, x_label: str, top: float | None 
         parts += _drawn(line, x_of, y_of)
     for row, line in enumerate(labelled):
         y = HEIGHT + row * ROW
-        parts += [f'<path class="line {line.style}" stroke="{COLORS[line.color]}" d="M{LEFT} {y}h24"/>',
+        parts += [f'<path class="line {line.style}" style="stroke: var(--c{line.color})" d="M{LEFT} {y}h24"/>',
                   f'<text x="{LEFT + 30}" y="{y + 4}">{html.escape(line.label)}</text>']
-    for x, y in _some(lines[0].points if not lines[0].intervals else ()):  # those have a title of their own
-        parts.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="5"><title>{html.escape(x_label)} {x:g}: '
-                     f"{y:.4g}</title></circle>")
+    if not lines[0].intervals:  # those have a title of their own
+        parts += _hovered(lines[0], x_of, y_of, x_label)
+    parts += [mark for line in lines for mark in _bars(line, x_of, y_of, x_label)]
     box = f"0 0 {WIDTH} {HEIGHT + len(labelled) * ROW}"
-    name = html.escape(f"{title}: {_told(lines[0].points, x_label)}")
+    name = html.escape(f"{title}: " + "; ".join(
+        _told(line, x_label) for index, line in enumerate(lines) if index == 0 or line.intervals))
     return f'<svg viewBox="{box}" role="img" aria-label="{name}">' + "".join(parts) + "</svg>"
 
 
@@ -90,28 +87,56 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     return [index * step for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
+def kept(values: Sequence[float]) -> list[int]:
+    """The indices of at most MOST_POINTS values: of each stretch the lowest and the highest, and both ends.
+
+    So a spike of one step in thousands is still there.
+    """
+    if len(values) <= MOST_POINTS:
+        return list(range(len(values)))
+    size, chosen = math.ceil(len(values) / (MOST_POINTS // 2 - 1)), {0, len(values) - 1}
+    for start in range(0, len(values), size):
+        stretch = range(start, min(start + size, len(values)))
+        chosen |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
+    return sorted(chosen)
+
+
 def _drawn(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> list[str]:
     if not line.points:
         return []
-    color = COLORS[line.color]
-    path = "M" + "L".join(f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in line.points)
-    parts = [f'<path class="line {line.style}" stroke="{color}" d="{path}"/>']
-    for (x, y), (low, high) in zip(line.points, line.intervals):
+    shown = [line.points[index] for index in kept([y for _, y in line.points])]
+    path = "M" + "L".join(f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in shown)
+    return [f'<path class="line {line.style}" style="stroke: var(--c{line.color})" d="{path}"/>']
+
+
+def _bars(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], float], x_label: str) -> list[str]:
+    """The intervals of a line, each with a square at its value."""
+    parts, color = [], f"var(--c{line.color})"
+    for index in kept([y for _, y in line.points]) if line.intervals else []:
+        (x, y), (low, high) = line.points[index], line.intervals[index]
         bar = f"M{x_of(x):.1f} {y_of(low):.1f}V{y_of(high):.1f}"
-        parts += [f'<path class="line" stroke="{color}" d="{bar}"/>',
-                  f'<rect x="{x_of(x) - 3:.1f}" y="{y_of(y) - 3:.1f}" width="6" height="6" fill="{color}"><title>'
-                  f"{html.escape(line.label)}: {y:.4g} ({low:.4g} to {high:.4g})</title></rect>"]
+        name = html.escape(f"{x_label} {x:g}, {line.label}")
+        parts += [f'<path class="line" style="stroke: {color}" d="{bar}"/>',
+                  f'<rect x="{x_of(x) - 3:.1f}" y="{y_of(y) - 3:.1f}" width="6" height="6" style="fill: {color}">'
+                  f"<title>{name}: {y:.4g} ({low:.4g} to {high:.4g})</title></rect>"]
     return parts
 
 
-def _some(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """At most MOST_POINTS of them, evenly, with the last."""
-    apart = math.ceil(len(points) / MOST_POINTS)
-    return [point for index, point in enumerate(points, start=1) if index % apart == 0 or index == len(points)]
+def _hovered(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], float], x_label: str) -> list[str]:
+    """A column for each point, up to half way to its neighbours: wherever the mouse is, one value is shown."""
+    points = [line.points[index] for index in kept([y for _, y in line.points])]
+    middles = [x_of((one + other) / 2) for (one, _), (other, _) in zip(points, points[1:])]
+    edges = [LEFT, *middles, WIDTH - RIGHT]
+    return [f'<g class="at"><title>{html.escape(x_label)} {x:g}: {y:.6g}</title><rect x="{left:.1f}" y="{TOP}" '
+            f'width="{right - left:.1f}" height="{HEIGHT - BOTTOM - TOP}"/>'
+            f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/></g>'
+            for (x, y), left, right in zip(points, edges, edges[1:])]
 
 
-def _told(points: Sequence[tuple[float, float]], x_label: str) -> str:
-    if not points:
-        return "no values"
-    (first, old), (last, new) = points[0], points[-1]
-    return f"{old:.4g} at {x_label} {first:g}, {new:.4g} at {x_label} {last:g}"
+def _told(line: Line, x_label: str) -> str:
+    name = f"{line.label}: " if line.intervals else ""
+    if not line.points:
+        return f"{name}no values"
+    by_value = sorted(line.points, key=lambda point: point[1])
+    ends = {"first": line.points[0], "last": line.points[-1], "lowest": by_value[0], "highest": by_value[-1]}
+    return name + ", ".join(f"{which} {y:.4g} at {x_label} {x:g}" for which, (x, y) in ends.items())

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+BLOCK = 2**18  # bytes
+
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The objects of a file, in order; broken lines, which a full disk or a killed run leaves, cost a warning."""
@@ -15,6 +17,19 @@ def read(path: Path) -> list[dict[str, Any]]:
         print(f"\nwarning: {len(lines) - len(whole)} of {len(lines)} lines of {path} are broken and left out",
               file=sys.stderr, flush=True)
     return [json.loads(line) for line in whole]
+
+
+def read_newest(path: Path) -> list[dict[str, Any]]:
+    """The objects of the last step, without broken lines. Reads the end of the file alone, which may have gigabytes."""
+    size, length = BLOCK, path.stat().st_size
+    while True:
+        with path.open("rb") as file:
+            file.seek(max(0, length - size))
+            lines = file.read().splitlines(keepends=True)
+        whole = [json.loads(line) for line in lines if _step_of(line) is not None]  # half of the first is broken too
+        if size >= length or len({row["step"] for row in whole}) > 1:
+            return [row for row in whole if row["step"] == whole[-1]["step"]]
+        size *= 2
 
 
 class JsonLines:

@@ -222,7 +222,7 @@ def test_the_script_prints_a_row_for_each_number_of_shots_and_writes_its_report(
     assert [(result["num_shots"], result["num_problems"]) for result in results] == [(0, 10), (2, 10)]
     assert results[0]["strict"] == results[0]["format"] == 1.0 and results[0]["truncated"] == 0.0
     assert "100.0 % (72.2 to 100.0)" in (tmp_path / "out" / "eval.html").read_text()
-    assert "<title>model, strict: 1 (0.7225 to 1)</title>" in (tmp_path / "out" / "eval.html").read_text()
+    assert "<title>shots 0, model, strict: 1 (0.7225 to 1)</title>" in (tmp_path / "out" / "eval.html").read_text()
     first = load_answers(tmp_path / "out" / "answers_model_0_shots.jsonl")[0]
     assert first.strict and first.completion.endswith("The final answer is 9")  # cut at the stop string
 

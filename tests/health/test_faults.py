@@ -147,6 +147,8 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(folder: Path, warm: Warm) -
     assert ended.codes == [1, 1]
     (message,) = ended.messages()
     assert "step 2" in message and "max_skipped_steps=1" in message and "learning_rate" in message
+    (start,) = json.loads((folder / "poisoned" / "run.json").read_text())
+    assert start["ending"] == "failed" and message.startswith(start["reason"])
 
 
 def test_a_weight_that_is_no_number_ends_the_run_with_what_to_do(folder: Path, warm: Warm) -> None:

@@ -1,5 +1,6 @@
 """SIGTERM, SIGUSR1, Ctrl-C: what can be done again is left, an update is finished, then all is saved. A minute."""
 
+import json
 import os
 import signal
 import time
@@ -59,8 +60,12 @@ def test_a_request_to_stop_leaves_what_can_be_done_again_saves_and_exits_with_0(
     assert saved.name == f"step-{done}" and not damage(saved)
     assert f"stopped as asked after {done} of 4 steps; step-{done} is saved: go on" in ended.out[0]
     assert (f"{name}: stops and saves; an update is finished first" in ended.err[0]) == (0 in to)
+    headline = f"The run was stopped as asked {f'after {done} of 4 steps' if 0 < done < 4 else ''}"
+    assert headline in (output / "report.html").read_text()
     ended = warm.run(*evaluated(folder, output.name), "--resume")
     assert ended.codes == [0, 0], ended.err[0]
+    starts = json.loads((output / "run.json").read_text())
+    assert [(start["first_step"], start["ending"]) for start in starts] == [(0, "stopped"), (done, "finished")]
     assert texts(output) == texts(whole) and numbers(output) == numbers(whole)
     for file in sorted((whole / "evaluation").iterdir()):
         assert (output / "evaluation" / file.name).read_bytes() == file.read_bytes()

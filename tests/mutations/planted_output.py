@@ -189,15 +189,73 @@ TRIAL = [
 CHART = [
     ("the axis begins at the smallest value", "min([0.0, *values])", "min(values, default=0.0)"),
     ("upside down", "HEIGHT - BOTTOM, TOP)", "TOP, HEIGHT - BOTTOM)"),
-    ("each step on hover", "index % apart == 0 or index == len(points)", "True"),
-    ("the last value is left out", " or index == len(points)", ""),
+    ("each step on hover", "if len(values) <= MOST_POINTS:", "if True:"),
+    ("the last value is left out", "{0, len(values) - 1}", "{0}"),
+    ("spikes are left out", ", max(stretch, key=values.__getitem__)}", "}"),
+    ("nothing but zeros is in the middle", "high if high > low else low + 1", "high"),
+    ("values under the left half alone", "x_of((one + other) / 2)", "x_of(other)"),
+    ("the highest is told as the lowest", '"lowest": by_value[0]', '"lowest": by_value[-1]'),
+    ("means are told in words", "if index == 0 or line.intervals)", "if line.label)"),
     ("fractions of a step", "max(step, 1.0) if whole else step", "step"),
     ("the last tick is left out", "math.floor(high / step + 1e-9) + 1)", "math.floor(high / step + 1e-9))"),
     ("markup in a title", "{html.escape(title)}</text>", "{title}</text>"),
     ("bars of the first interval", "V{y_of(high):.1f}", "V{y_of(y):.1f}"),
 ]
 
+PAGE = [
+    ("only what was evaluated has completions", "    if completions.exists() and (rows",
+     "    if evaluations and completions.exists() and (rows"),
+    ("a curve of nothing", "        if points:\n", "        if True:\n"),
+    ("warnings that come again are lines", "first + (f", "first + '\\n'.join(others) + (f"),
+    ("half a page has the name", 'partial = path.with_suffix(".tmp")', "partial = path"),
+    ("few steps of thousands", "max(WINDOW, len(records) // SMOOTH)", "WINDOW"),
+    ("a run's only reward twice", "if len(rewards) > 1 else", "if rewards else"),
+]
+MARKUP = [
+    ("no dark colors", "@media (prefers-color-scheme: dark)", "@media (prefers-color-scheme: light)"),
+    ("a phone scrolls", "@media (max-width: {NARROW}px)", "@media (min-width: {NARROW}px)"),
+    ("cells without a name on a phone", '<td data-label="{escaped(name)}">', "<td>"),
+    ("markup in a text", "return html.escape(spelled_out(text", "return (spelled_out(text"),
+    ("endless completions", "text if len(text) <= MOST else", "text if True else"),
+    ("defaults are changes", "if name not in defaults or value != defaults[name]]", "]"),
+]
+HEADLINE = [
+    ("any difference is a rise", 'way = "went" if p_value >= CHANCE else', "way ="),
+    ("a fall is a rise", 'new["strict"] > old["strict"]', "True"),
+    ("the end is the start", "sum(rewards[-num:])", "sum(rewards[:num])"),
+    ("few steps of a long run", "max(ENDS, len(rewards) // 20)", "ENDS"),
+    ("a stop goes without saying", 'history.ending != "finished"', 'history.ending == "failed"'),
+    ("a failure without a step is a start", '{"failed": "The run failed before', '{"": "The run failed before'),
+    ("another number of shots", ' if one["num_shots"] == number)', ")"),
+]
+HISTORY = [
+    ("an old run never ended", 'return "finished" if self.summary else ""', 'return ""'),
+    ("the newest start is the run", "sum(_seconds(start) for start in self.starts)", "_seconds(self.starts[-1])"),
+    ("out of as many as are done", 'self.starts[-1]["num_steps"] if self.starts else self.done', "self.done"),
+]
+PROVENANCE = [
+    ("what is changed goes without saying", "', with uncommitted changes' if changed else ''", "''"),
+    ("notes are code", '"--untracked-files=no"', '"--untracked-files=all"'),
+    ("earlier starts are lost", "if run.asked.resume and path.exists() else []", "if False else []"),
+    ("a failure has no reason", '"failed", next(', '"failed", "" and next('),
+    ("a missing report hides the failure", "except Exception as problem:", "except EOFError as problem:"),
+]
+STOPPED = [
+    ("a run that is stopped has no report", "    if log and exported is None:\n", "    if False:\n"),
+]
+NEWEST = [
+    ("half of the last step", 'if size >= length or len({row["step"] for row in whole}) > 1:', "if whole:"),
+    ("the steps before too", ' if row["step"] == whole[-1]["step"]]', "]"),
+]
+
 OUTPUT_GROUPS = [
+    ("grpo/report/page.py", ("test_page.py",), PAGE),
+    ("grpo/report/markup.py", ("test_page.py",), MARKUP),
+    ("grpo/report/headline.py", ("test_headline.py",), HEADLINE),
+    ("grpo/report/history.py", ("test_page.py", "test_headline.py"), HISTORY),
+    ("grpo/run/provenance.py", ("test_provenance.py",), PROVENANCE),
+    ("grpo/report/json_lines.py", ("test_page.py",), NEWEST),
+    ("train.py", ("test_stop_request.py",), STOPPED),
     ("grpo/evaluation/several.py", ("test_several.py",), SEVERAL),
     ("grpo/report/chart.py", ("test_chart.py",), CHART),
     ("grpo/trainer/engine.py", ("test_three_ranks.py",), PARTS),

@@ -112,7 +112,7 @@ def test_a_report_is_made_of_the_lines_that_are_whole(whole: Path, capsys: pytes
         page = write_report(whole).read_text()
     finally:
         path.write_bytes(content)
-    assert "3 steps of GRPO" in page and "1 of 4 lines of" in capsys.readouterr().err
+    assert "3 of 4 steps" in page and "1 of 4 lines of" in capsys.readouterr().err
 
 
 def test_what_stays_in_memory_is_written_by_flush_or_named(tmp_path: Path) -> None:
