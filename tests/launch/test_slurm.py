@@ -17,7 +17,11 @@ from ranks import ROOT
 JOB = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[07-08]", "SLURM_JOB_NUM_NODES": "2",
        "SLURM_GPUS_ON_NODE": "8"}
 # srun passes signals on to its task; --kill-on-bad-exit is its own.
-SRUN = 'shift; "$@" & task=$!; trap "kill -USR1 $task" USR1; wait $task; while kill -0 $task 2> /dev/null; do wait $task; done; wait $task'
+SRUN = """shift; "$@" & task=$!
+trap "kill -USR1 $task" USR1
+wait $task
+while kill -0 $task 2> /dev/null; do wait $task; done
+wait $task"""
 SCONTROL = """echo "$@" >> scontrol.txt
 case "$*" in
     "show hostnames "*) printf 'node07\\nnode08\\n' ;;
