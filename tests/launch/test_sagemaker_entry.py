@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-import re
+import os
 import shlex
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from recipes.launch import sagemaker_entry
 from recipes.launch.sagemaker_entry import hand_over, options
 
 ENTRY = "recipes/launch/sagemaker_entry.py"
-(SDK,) = [*(ROOT / ".venv-sagemaker").glob("lib/python3.*/site-packages/sagemaker/train")] or [None]
+VENV = Path(os.environ.get("SAGEMAKER_PYTHON", ROOT / ".venv-sagemaker" / "bin" / "python")).parents[1]
+(SDK,) = [*VENV.glob("lib/python3.*/site-packages/sagemaker/train")] or [None]
 
 
 @pytest.fixture
@@ -110,15 +111,6 @@ def test_weights_of_all_are_handed_over_as_well(container: dict[str, str], tmp_p
     (run / "checkpoints" / "step-1").mkdir(parents=True)
     hand_over(container)
     assert [path.name for path in (tmp_path / "handed").rglob("*")] == ["model", "model.safetensors"]
-
-
-def test_the_versions_in_the_container_are_the_pinned_ones() -> None:
-    pins = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "requirements.lock").read_text(), re.M))
-    lines = (ROOT / "recipes" / "launch" / "sagemaker_requirements.txt").read_text()
-    asked = dict(re.findall(r"^([\w-]+)==(.+)$", lines, re.M))
-    assert len(asked) == 8 and {name: pins[name] for name in asked} == asked
-    lowest, = re.findall(r"torch>=(.+)", (ROOT / "setup.cfg").read_text())
-    assert f"\ntorch>={lowest}\n" in lines
 
 
 @pytest.mark.skipif(SDK is None, reason="needs .venv-sagemaker (tests/launch/test_sagemaker_job.py)")

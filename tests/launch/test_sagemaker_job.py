@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from ranks import ROOT
 
-PYTHON = ROOT / ".venv-sagemaker" / "bin" / "python"
+PYTHON = Path(os.environ.get("SAGEMAKER_PYTHON", ROOT / ".venv-sagemaker" / "bin" / "python"))
 ROLE = "arn:aws:iam::123456789012:role/grpo"
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason=(
     "needs python3 -m venv .venv-sagemaker && .venv-sagemaker/bin/pip install sagemaker-train 'moto[server]'"))

@@ -16,9 +16,9 @@ from ranks import ROOT
 
 JOB = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[07-08]", "SLURM_JOB_NUM_NODES": "2",
        "SLURM_GPUS_ON_NODE": "8"}
-# srun passes signals on to its task; --kill-on-bad-exit is its own.
-SRUN = """shift; "$@" & task=$!
-trap "kill -USR1 $task" USR1
+# srun passes signals on to its task, on some clusters to its children too; --kill-on-bad-exit is its own.
+SRUN = """shift; setsid "$@" & task=$!
+trap "kill -USR1 -- -$task" USR1
 wait $task
 while kill -0 $task 2> /dev/null; do wait $task; done
 wait $task"""
@@ -35,7 +35,8 @@ time.sleep(0.2)  # it cannot save yet; a signal must not end it
 signal.signal(signal.SIGUSR1, lambda *_: asked.append("USR1"))
 signal.signal(signal.SIGTERM, lambda *_: asked.append("TERM"))
 open("ready.txt", "w").close()
-while not asked:
+end_s = time.monotonic() + 20
+while not asked and time.monotonic() < end_s:
     time.sleep(0.01)
 time.sleep(0.2)
 folder = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1], "checkpoints", "step-7")
