@@ -7,11 +7,8 @@ ENTRY = [
      '("VAL", "train_dataset_id_or_path"), ("TRAIN", "test_dataset_id_or_path")'),
     ("one of several files is taken", "if len(files) != 1:", "if not files:"),
     ("options of several words fall apart", "shlex.split(argv[1])", "argv[1].split()"),
-    ("each rank hands over", 'os.environ.get("RANK", "0") == "0" and', "True and",
-     "each rank of a machine then writes the same files; the tests have one"),
     ("no weights are handed over", 'RESULTS = ("adapter", "model", ', "RESULTS = ("),
     ("a model that is trained whole is left behind", '"adapter", "model", "summary', '"adapter", "summary'),
-    ("no recipe is the default run", 'if not environ.get("CONFIG_PATH"):', "if False:"),
     ("nothing is handed over", "        hand_over(os.environ)", "        pass"),
 ]
 
