@@ -28,9 +28,14 @@ OPTIONS = {field.name for cls in (Config, ForeignNames, evaluation_script.Settin
            for field in fields(cls)} | {"version"}
 COMMAND = ROOT / "benchmarks" / "kernel" / "command.py"
 OPTIONS |= {"config", *re.findall(r'"--(\w+)"', COMMAND.read_text())}
+OPTIONS |= set(re.findall(r'add\("--(\w+)"', (ROOT / "recipes" / "launch" / "sagemaker_job.py").read_text()))
+OPTIONS |= set(re.findall(r'"--(\w+)"', (ROOT / "data" / "gsm8k.py").read_text()))
 FOLDERS = ("grpo", "kernels", "rewards", "data")
 BELOW = ("grpo.config", "grpo.distributed", "kernels", "rewards", "data")  # the rooms below, besides those of grpo
 TORCHRUN = {"nproc_per_node", "nnodes", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "help"}
+# Of sbatch, docker, deepspeed and accelerate.
+OTHERS = {"nodes", "gpus-per-node", "signal", "gpus", "shm-size", "init", "stop-timeout", "num_gpus",
+          "num_accelerators", "num_processes", "multi_gpu", "cpu"}
 # The files of the algorithm in reading order: README's first table of files.
 TABLE = README.partition("## What is where")[2].partition("[train.py]")[0]
 ALGORITHM = re.findall(r"^\| \[(\S+\.py)\]\(", TABLE, re.M)
@@ -50,7 +55,7 @@ def test_every_page_of_the_docs_is_linked_from_readme() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_option_and_make_target_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"--([a-zA-Z][\w-]*)", page.read_text()))
-    assert named - OPTIONS - TORCHRUN == set()
+    assert named - OPTIONS - TORCHRUN - OTHERS == set()
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:^|`)make (\w+)", page.read_text(), re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target

@@ -103,7 +103,8 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "ZeRO shards over the ranks that torchrun starts (see zero_stage)": {
         "fsdp": (None, False, ""), "fsdp_config": None, "fsdp_min_num_params": 0,
         "fsdp_transformer_layer_cls_to_wrap": None, "accelerator_config": None, "num_processes": None,
-        "local_rank": -1, "ddp_backend": None, "ddp_find_unused_parameters": None, "ddp_bucket_cap_mb": None,
+        "local_rank": (-1, 0),  # DeepSpeed's launcher gives each rank its own, also as LOCAL_RANK; rank 0 prints notes
+        "ddp_backend": None, "ddp_find_unused_parameters": None, "ddp_bucket_cap_mb": None,
         "ddp_broadcast_buffers": None, "ddp_static_graph": None, "ignore_bias_buffers": False,
     },
     "prompts are held in memory, without a loader": {

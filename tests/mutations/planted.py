@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
+from tests.mutations.planted_launch import LAUNCH_GROUPS
 from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DISTRIBUTED, DOOR, HEARTBEAT, LAUNCHER, RANK_GROUPS
@@ -189,5 +190,6 @@ _GROUPS = [
     *RECIPE_GROUPS,
     *CHAT_GROUPS,
     *MODEL_GROUPS,
+    *LAUNCH_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

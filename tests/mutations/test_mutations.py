@@ -11,7 +11,8 @@ from tests.mutations.run import copy_project, outcome, planted_source
 def test_every_planted_mistake_still_applies_and_is_another_program() -> None:
     for change in PLANTED:
         source = planted_source(change)  # refuses a text that does not stand there once
-        compile(source, change.file, "exec")
+        if change.file.endswith(".py"):  # the others are of a shell
+            compile(source, change.file, "exec")
         assert change.old != change.new
         assert all(list((ROOT / "tests").rglob(name)) for name in change.tests), change.tests
     assert len(PLANTED) == len({(change.file, change.old, change.new) for change in PLANTED}) >= 60
