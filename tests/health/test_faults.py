@@ -43,7 +43,7 @@ def whole(folder: Path, warm: Warm) -> Path:
 @pytest.fixture(autouse=True)
 def nobody_is_left_behind(warm: Warm) -> Iterator[None]:
     yield
-    assert psutil.Process(warm.process.pid).children(recursive=True) == []
+    assert psutil.Process(warm.process).children(recursive=True) == []
 
 
 def assert_goes_on(folder: Path, warm: Warm, whole: Path, output: str) -> None:
