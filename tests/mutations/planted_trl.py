@@ -156,12 +156,6 @@ PARTS = [
     ("epochs as asked for although the steps decide", "if config.max_steps > 0 else", "if False else"),
 ]
 
-COMMAND = [
-    ("functions from Python ignored",
-     'load([*argv, "--reward_funcs", *map(name_of, reward_funcs)] if reward_funcs else argv)',
-     "load(argv)"),
-]
-
 TRAIN = [
     ("a file may train when it is imported", "if TOKEN in os.environ:", "if False:"),
     ("what functions log is not written", ", taken.collected.logged)", ")"),
@@ -193,7 +187,6 @@ TRL_GROUPS = [
     ("rewards/loading.py", ("test_trl_calls.py",), LOADING),
     ("grpo/step.py", ("test_own_rewards.py",), STEP),
     ("grpo/run/parts.py", ("test_doctor_rewards.py",), PARTS),
-    ("grpo/run/command.py", ("test_trl_calls.py",), COMMAND),
     ("train.py", ("test_trl_calls.py", "test_own_rewards.py"), TRAIN),
     ("grpo/doctor/problems.py", ("test_doctor_rewards.py",), DOCTOR),
     ("grpo/doctor/trial.py", ("test_doctor_rewards.py",), TRIAL),

@@ -1,11 +1,13 @@
-"""A program of a user's own that hands its reward functions to train.main; tests/support/warm.py starts it.
+"""A program of a user's own that hands its reward functions to grpo.train; tests/support/warm.py starts it.
 
 What comes of it is in tests/whole_runs/test_own_rewards.py.
 """
 
+import dataclasses
 import functools
 
-import train
+import grpo
+from grpo.config import load
 
 
 async def vowels(completions, completion_ids, trainer_state, log_metric, log_extra, **columns):
@@ -27,4 +29,5 @@ nothing = functools.partial(constant, value=None)
 
 
 def main(argv: list[str]) -> int:
-    return train.main(argv, reward_funcs=[vowels, nothing])
+    summary = grpo.train(dataclasses.replace(load(argv), reward_funcs=[vowels, nothing]))
+    return 0 if isinstance(summary, grpo.Summary) and summary.ranks == 2 and summary.steps == 2 else 1
