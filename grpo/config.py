@@ -271,6 +271,7 @@ def load(argv: list[str]) -> Config:
 
 def found(config: Config) -> Config:
     """The configuration with its files where they are here; ValueError where it cannot run here."""
-    config = replace(config, **located({name: getattr(config, name) for name in READ}))
+    places: dict[str, Any] = located({name: getattr(config, name) for name in READ})
+    config = replace(config, **places)
     check_surroundings({name: getattr(config, name) for name in options(Config)})
     return config
