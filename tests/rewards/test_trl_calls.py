@@ -271,7 +271,8 @@ def test_a_function_of_a_module_is_named_so_that_another_process_finds_it(tmp_pa
 
 
 def test_a_file_that_trains_when_it_is_imported_is_refused(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "script.py").write_text("import grpo\ndef f(completions): return [1.0]\ngrpo.train(grpo.Config(plan=1))\n")
+    script = "import grpo\ndef f(completions): return [1.0]\ngrpo.train(grpo.Config(plan=1))\n"
+    (tmp_path / "script.py").write_text(script)
     monkeypatch.setenv(TOKEN, "some")  # as in the process that loads it
     with pytest.raises(ValueError, match=r"RuntimeError: grpo.train\(\) is called .* __name__ == .*\(script.py:3\)"):
         loading.load([f"{tmp_path / 'script.py'}:f"])
