@@ -1,4 +1,4 @@
-"""Runs from Python: grpo.train, in a process that goes on. 8 seconds."""
+"""Runs from Python: grpo.train, in a process that goes on. 10 seconds."""
 
 import json
 import os
