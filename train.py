@@ -8,23 +8,21 @@
 
 import dataclasses
 import gc
-import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from grpo.health import launcher
 
 if __name__ == "__main__":
     launcher.end_with_it()  # before the imports below: a launcher that is killed during them takes its ranks along
 
-from grpo.config import Config
+from grpo.config import Config, found
 from grpo.run.command import asked
 
 if __name__ == "__main__":
@@ -44,13 +42,14 @@ from grpo.export.card import write_card
 from grpo.health import heartbeat, last_words
 from grpo.health.pulse import describe, pulse
 from grpo.health.stop_request import Stopped, stop_request
-from grpo.options.refusal import spelled_out
+from grpo.options.refusal import refuse, spelled_out
 from grpo.report.log import Log
 from grpo.run.build import build
 from grpo.run.heldout import HeldOut
 from grpo.run.parts import Run
 from grpo.run.position import Position
 from grpo.run.provenance import ended, recorded
+from grpo.run.summary import Summary
 from grpo.saving import checkpoint, output_lock, skipped
 from grpo.step import grpo_step
 from rewards.processes import TOKEN
@@ -59,8 +58,42 @@ if __name__ == "__main__":
     gc.enable()
 
 
-def train(run: Run) -> int:
-    """A run, from where its last checkpoint left off to the adapter and the report; the exit code, 0.
+def train(config: Config) -> Summary:
+    """A whole run from Python, which writes and prints what the command does; `grpo.train` is this function.
+
+    Alone it is a run of one rank. In a script that torchrun starts each rank calls it.
+
+    Raises:
+        ValueError: the options, the data, the rewards or the model have a mistake; the command's line about it.
+        RuntimeError: the run ended early, and why; or the file of a reward function calls this when it is imported.
+        KeyboardInterrupt: the run was asked to stop, and has saved a checkpoint if a step was done.
+
+    Collective: every rank.
+    """
+    if TOKEN in os.environ:
+        raise RuntimeError("grpo.train() is called where only reward functions are wanted; put the call below "
+                           'if __name__ == "__main__":')
+    for name in ("plan", "doctor"):
+        if getattr(config, name):
+            refuse(name, getattr(config, name), "trains nothing: it is for the command", "leave it out")
+    code, summary = run_or_fail(found(config), fail=raised)
+    if code:
+        raise SystemExit(code)
+    if summary is None:
+        raise KeyboardInterrupt(f"stopped as asked; what there is of the run is in {config.output_dir}")
+    return summary
+
+
+def raised(text: str, code: int) -> int:
+    """Raise why a run from Python ended; under torchrun as `heartbeat.fail`, since other ranks have to end too."""
+    if "RANK" in os.environ:
+        return heartbeat.fail(text, code)
+    heartbeat.stop()
+    raise (ValueError if code == 2 else RuntimeError)(last_words.advised(text.removeprefix("error: "))) from None
+
+
+def follow(run: Run) -> Summary | None:
+    """A run, from where its last checkpoint left off to the adapter and the report; None if it was asked to stop.
 
     Raises:
         SystemExit: as `take_steps`; a tracker cannot be reached; or a stop was asked for, and no checkpoint could be
@@ -78,8 +111,7 @@ def train(run: Run) -> int:
             opened.enter_context(recorded(run))
             log = opened.enter_context(open_log(run))
             heartbeat.before_end(partial(log.tell_end, "FAILED"))
-        from_start_to_end(run, log)
-    return 0
+        return from_start_to_end(run, log)
 
 
 def open_log(run: Run) -> Log:
@@ -91,9 +123,10 @@ def open_log(run: Run) -> Log:
         raise SystemExit(f"error: {spelled_out(str(error))}") from None
 
 
-def from_start_to_end(run: Run, log: Log | None) -> None:
-    """What happens in a run, as `train`; log is None on ranks above 0."""
-    start, position, heldout, exported = time.perf_counter(), Position(run.first_step), HeldOut(run), None
+def from_start_to_end(run: Run, log: Log | None) -> Summary | None:
+    """What happens in a run, as `follow`; log is None on ranks above 0."""
+    start, position, heldout = time.perf_counter(), Position(run.first_step), HeldOut(run)
+    exported = summary = None
     try:
         heldout.look(position, log)
         take_steps(run, position, log, heldout)
@@ -116,14 +149,15 @@ def from_start_to_end(run: Run, log: Log | None) -> None:
     if log and exported is None:
         print(f"report  {ended(run.output_dir, 'stopped')}", flush=True)
     if log and exported:
-        summary = heldout.summarize(position.done, step, time.perf_counter() - start)
+        summary = heldout.summarize(position.done, step, exported, time.perf_counter() - start)
         run.tokenizer.save_pretrained(exported)
         write_card(exported, run.config, run=run.output_dir, library="peft" if run.peft_config else "transformers",
                    base=run.config.model_name_or_path)
         report = ended(run.output_dir, "finished")
-        print(json.dumps(summary, indent=2), f"weights {exported}", f"report  {report}",
+        print(summary.text(), f"weights {exported}", f"report  {report}",
               f"next    python -m grpo.export {run.output_dir}", sep="\n")
         log.keep([report, exported])
+    return gather_objects(summary)[0]
 
 
 def take_steps(run: Run, position: Position, log: Log | None, heldout: HeldOut) -> None:
@@ -167,8 +201,12 @@ def take_step(run: Run, step: int, log: Log | None) -> bool:
     return finite
 
 
-def run_or_fail(config: Config) -> int:
-    """Run; what ends it early becomes one message and an exit code, 2 for a user's mistake, else 1. Collective."""
+@distributed.as_before()
+def run_or_fail(config: Config, fail: Callable[[str, int], int] = heartbeat.fail) -> tuple[int, Summary | None]:
+    """Run; the exit code and what came of it. Collective: every rank.
+
+    What ends it early becomes one message for `fail`, with the exit code: 2 for a user's mistake, else 1.
+    """
     with ExitStack() as opened:
         try:
             distributed.start(config.ddp_timeout)
@@ -184,35 +222,26 @@ def run_or_fail(config: Config) -> int:
             if not (config.doctor or config.resume):
                 opened.enter_context(claim())  # before the folder is made
         except ValueError as error:
-            return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
+            return fail(f"error: {spelled_out(str(error))}", 2), None
         except (Exception, KeyboardInterrupt) as error:
-            return heartbeat.fail(last_words.words(error), 1)
+            return fail(last_words.words(error), 1), None
         try:
-            code = examine(run) if config.doctor else train(run)
+            code, summary = (examine(run), None) if config.doctor else (0, follow(run))
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            return heartbeat.fail(last_words.words(error), 1)
+            return fail(last_words.words(error), 1), None
     dist.barrier()
     heartbeat.stop()
-    if "RANK" in os.environ:  # else another run of this process may follow, and DeepSpeed holds on to its groups
-        dist.destroy_process_group()
-    return code
+    return code, summary
 
 
-def main(argv: list[str], reward_funcs: Sequence[str | Callable[..., Any]] = ()) -> int:
-    """What the command does; the exit code. From Python, `reward_funcs` may hand over functions of a file.
-
-    Raises:
-        RuntimeError: the file of such a function calls this when it is imported, and so in the process of the rewards.
-    """
-    if TOKEN in os.environ:
-        raise RuntimeError("train.main() is called where only reward functions are wanted; put the call below "
-                           'if __name__ == "__main__":')
+def main(argv: list[str]) -> int:
+    """What the command does, in this process; the exit code."""
     try:
-        config = asked(argv, reward_funcs)
+        config = asked(argv)
     except SystemExit as answered:
         return int(answered.code or 0)
-    return run_or_fail(config)
+    return run_or_fail(config)[0]
 
 
 if __name__ == "__main__":
-    sys.exit(run_or_fail(config))
+    sys.exit(run_or_fail(config)[0])

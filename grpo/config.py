@@ -4,7 +4,7 @@
 is refused here. Imports no torch, so that this takes no time.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import yaml
 from grpo.options import chat, foreign, recipe
 from grpo.options.combinations import check_combinations
 from grpo.options.command_line import command_line
-from grpo.options.option import check, default_of, option, options
+from grpo.options.option import check, convert, option, options
 from grpo.options.surroundings import PROJECT, READ, check_surroundings, folder_of, located, world_size
+from rewards.loading import name_of
 
 TOY_RECIPE = PROJECT / "recipes" / "toy.yaml"
 BEST = ("eval_accuracy", "eval_greedy_accuracy", "eval_pass_at_k", "eval_maj_at_k")
@@ -23,7 +24,13 @@ TOY_PARTS = {"model_name_or_path", "train_dataset_id_or_path"}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options of a run, those changed most often first."""
+    """Options of a run, those changed most often first.
+
+    From Python, reward_funcs may hold functions: they become the names that another process finds them by.
+
+    Raises:
+        ValueError: an option is wrong, or does not go with another one; a line that names the nearest valid value.
+    """
 
     # Model
     model_name_or_path: str = option("data/tiny_qwen2", "Hub name or folder of the base model.")
@@ -225,7 +232,10 @@ class Config:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        functions = self.reward_funcs if isinstance(self.reward_funcs, list) else [self.reward_funcs]
+        object.__setattr__(self, "reward_funcs", [name_of(one) if callable(one) else one for one in functions])
         for name, one in options(Config).items():
+            object.__setattr__(self, name, convert(one, getattr(self, name)))
             check(one, getattr(self, name))
         if self.epsilon_high is None:
             object.__setattr__(self, "epsilon_high", self.epsilon)
@@ -256,11 +266,16 @@ def load(argv: list[str]) -> Config:
     mine = TOY_PARTS & {foreign.RENAMED.get(name, name) for name in given}
     file: Any = located({"config": given.pop("config", None)})["config"] or (None if mine else TOY_RECIPE)
     values, notes = recipe.resolve(recipe.read(file) if file else {}, given, Config, world_size=world_size())
-    values |= located({name: values.get(name, default_of(options(Config)[name])) for name in READ})
     home = folder_of(Path(file)) if file and values.get("resume") and "output_dir" not in given else None
     if home and home.resolve() != Path(values.get("output_dir", "")).resolve():  # the run's folder has been moved
         notes.append(f"output_dir={home}: the run's {file} lies there, and says {values.get('output_dir')}")
         values["output_dir"] = str(home)
-    config = Config(**values, recipe="recipes/toy.yaml" if file is TOY_RECIPE else file, notes=tuple(notes))
+    return found(Config(**values, recipe="recipes/toy.yaml" if file is TOY_RECIPE else file, notes=tuple(notes)))
+
+
+def found(config: Config) -> Config:
+    """The configuration with its files where they are here; ValueError where it cannot run here."""
+    places: dict[str, Any] = located({name: getattr(config, name) for name in READ})
+    config = replace(config, **places)
     check_surroundings({name: getattr(config, name) for name in options(Config)})
     return config

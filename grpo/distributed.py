@@ -5,6 +5,8 @@ import datetime
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,20 @@ def start(timeout_s: float) -> torch.device:
         dist.init_process_group(backend, timeout=timeout, **alone)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     return device
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """At its end this process is in a group only if it was in one before, so that it can join another one."""
+    before, given = dist.is_initialized(), os.environ.get("LOCAL_RANK")
+    try:
+        yield
+    finally:
+        if dist.is_initialized() and not before:
+            with suppress(RuntimeError):  # NCCL leaves nothing in order after an error of the GPU
+                deepspeed.comm.destroy_process_group()  # DeepSpeed's: it holds on to groups of its own
+        if given is None:
+            os.environ.pop("LOCAL_RANK", None)  # Accelerate takes it for a launcher's
 
 
 def free_bytes(device: torch.device) -> int:

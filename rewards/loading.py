@@ -63,8 +63,11 @@ def name_of(function: str | Callable[..., Any]) -> str:
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is function and _place(module):
                 return f"{_place(module)}:{name}"
+    near = "a function, a partial or an object that has a name there"
+    if getattr(own, "__name__", "") == "__main__" and not _place(own):
+        near = "'my_rewards.py:my_reward', from a cell of the notebook that begins with %%writefile my_rewards.py"
     raise ValueError(f"reward_funcs={shown(function)}: is called in another process, which must find it by its name at "
-                     "the top of a file; nearest valid value: a function, a partial or an object that has a name there")
+                     f"the top of a file; nearest valid value: {near}")
 
 
 def _place(module: ModuleType) -> str:

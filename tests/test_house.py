@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "loss": set(),
     "schedule": set(),
     "packing": set(),
-    "config": {"options"},
+    "config": {"options", "rewards"},
     "health": set(),
     "sampler": {"packing", "health", "kernels"},
     "trainer": {"health", "kernels"},
@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "export": {"loading", "evaluation", "report", "saving", "memory", "packing", "run", "config", "options", "data"},
     "step": {"run", "update", "advantage", "schedule", "sampler", "report", "health", "rewards", "data"},
     "doctor": RUN | {"step", "run"},
+    "grpo": {"config", "run"},  # grpo/__init__.py, what grpo.train takes and gives
     "__main__": {"config", "options", "run"},
     "kernels": set(),
     "rewards": set(),

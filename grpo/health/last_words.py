@@ -42,11 +42,15 @@ def advise(text: str) -> None:
     _advice = text
 
 
+def advised(text: str) -> str:
+    """A message, and the advice that goes with it."""
+    return spelled_out("\n".join(filter(None, [text, _advice])), keep="\n\t")
+
+
 def say(text: str) -> None:
     """Print a message, and the advice that goes with it."""
     # On a new line: the progress bar is on the current one.
-    start = "" if pulse.step is None else "\n"
-    lines = spelled_out("\n".join(filter(None, [text, _advice])), keep="\n\t")
+    start, lines = "" if pulse.step is None else "\n", advised(text)
     print(start + lines, file=sys.stderr, flush=True)
     if record := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         # Torchrun's page of 40 lines, the last thing that a user reads, ends with what is in this file.

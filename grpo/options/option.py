@@ -1,6 +1,7 @@
 """An option: one field of a dataclass with its sentence, unit and range. From it come help, conversion and checks."""
 
 import math
+import os
 import types
 import unicodedata
 from collections.abc import Iterable
@@ -89,6 +90,8 @@ def _convert_single(one: Field, value: Any, kind: type) -> Any:
     elif kind is dict and isinstance(value, str):
         with suppress(ValueError):  # it stays text, and is refused below
             result = read_yaml(value)
+    elif kind is str and isinstance(value, os.PathLike):
+        result = os.fspath(value)
     elif kind in (int, float) and isinstance(value, str):
         # YAML reads 1e-6 (no decimal point) as text, so numbers come as text from recipes too.
         result = _number(value, kind)

@@ -1,26 +1,19 @@
 """What a command line of train.py asks for. Imports no torch: all but a run itself is answered at once."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 from grpo.config import Config, load
 from grpo.health import last_words
 from grpo.memory import plan
 from grpo.options.refusal import told
-from rewards.loading import name_of
 
 
-def asked(argv: list[str], reward_funcs: Sequence[str | Callable[..., Any]] = ()) -> Config:
+def asked(argv: list[str]) -> Config:
     """The configuration of a command line that asks for a run.
-
-    Args:
-        reward_funcs: names or functions; they replace those of the command line.
 
     Raises:
         SystemExit: with 0 after `--help` and `--plan`, with 2 after a line about each mistake, else with 1.
     """
     try:
-        config = load([*argv, "--reward_funcs", *map(name_of, reward_funcs)] if reward_funcs else argv)
+        config = load(argv)
         if config.plan is None:
             return config
         print("\n".join(plan.page(config)))

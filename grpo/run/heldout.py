@@ -1,8 +1,8 @@
 """The held-out problems of a run: solved before and after the training and on the way, the best step, the summary."""
 
-import json
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from grpo.distributed import gather_objects, rank, world_size
@@ -15,6 +15,7 @@ from grpo.report.json_lines import JsonLines, read
 from grpo.report.log import Log
 from grpo.run.parts import Run
 from grpo.run.position import Position
+from grpo.run.summary import Summary
 from grpo.saving import checkpoint
 from grpo.saving.sealed_folder import damage
 
@@ -103,18 +104,18 @@ class HeldOut:
         if self.file:
             self.file.flush()
 
-    def summarize(self, done: int, exported: int, seconds: float) -> dict[str, float]:
-        """Write summary.json: `accuracy_*` is sampled, `greedy_*` is greedy; "after" are the exported weights."""
-        run = self.run
-        summary: dict[str, float] = {"steps": done, "ranks": world_size(), "seconds": round(seconds, 1)}
-        summary |= {"exported_step": exported} if exported != done else {}
+    def summarize(self, done: int, exported: int, weights: Path, seconds: float) -> Summary:
+        """What came of the run, saved too; `weights` are those of the step `exported`."""
+        run, found = self.run, {}
         for mode, _, _ in self._modes() if run.test_examples else []:
             before, then, after = (answers_path(run.output_dir, mode, when)
                                    for when in ("before", self._name(exported), "after"))
             shutil.copyfile(then, after)
             compared = compare(load_answers(before), load_answers(after))
-            summary |= {f"{PREFIX[mode]}{name}": value for name, value in compared.items()}
-        (run.output_dir / "summary.json").write_text(json.dumps(summary, indent=2))
+            found |= {f"{PREFIX[mode]}{name}": value for name, value in compared.items()}
+        summary = Summary(steps=done, ranks=world_size(), seconds=round(seconds, 1), output_dir=str(run.output_dir),
+                          weights=str(weights), exported_step=exported, **found)
+        summary.save()
         return summary
 
     def _name(self, step: int) -> str:

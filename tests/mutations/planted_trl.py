@@ -129,6 +129,7 @@ VALUES = [
 
 LOADING = [
     ("a class is a function", "if inspect.isclass(function):", "if False:"),
+    ("a notebook is not told of files", 'if getattr(own, "__name__", "") == "__main__" and', "if False and"),
     ("no modules beside the file", "        _open_folder(file.parent)\n", ""),
     ("modules of two folders mixed up", "if home in _FOLDERS and", "if False and"),
     ("modules by name are files", "if is_file else importlib.import_module(place)", "if True else None"),
@@ -156,15 +157,37 @@ PARTS = [
     ("epochs as asked for although the steps decide", "if config.max_steps > 0 else", "if False else"),
 ]
 
-COMMAND = [
-    ("functions from Python ignored",
-     'load([*argv, "--reward_funcs", *map(name_of, reward_funcs)] if reward_funcs else argv)',
-     "load(argv)"),
-]
-
 TRAIN = [
     ("a file may train when it is imported", "if TOKEN in os.environ:", "if False:"),
     ("what functions log is not written", ", taken.collected.logged)", ")"),
+    ("only rank 0 has a summary", "return gather_objects(summary)[0]", "return summary"),
+]
+
+PYTHON = [
+    ("every end is a RuntimeError", "(ValueError if code == 2 else RuntimeError)", "RuntimeError"),
+    ("a stopped run is like another", "if summary is None:", "if False:"),
+    ("a plan trains", '("plan", "doctor")', '("doctor",)'),
+]
+
+GROUP = [
+    ("the process group stays", "if dist.is_initialized() and not before:", "if False:"),
+    ("the process group stays after a mistake", """        yield
+    finally:
+        if dist""", """        yield
+    except ImportError:
+        pass
+    else:
+        if dist"""),
+    ("a launcher's variable stays", "if given is None:", "if False:"),
+]
+
+CONFIG = [
+    ("functions are no names", "name_of(one) if callable(one) else one", "one"),
+    ("types are not looked at", "convert(one, getattr(self, name))", "getattr(self, name)"),
+]
+
+OPTION = [
+    ("a path is no text", "isinstance(value, os.PathLike)", "isinstance(value, bytes)"),
 ]
 
 DOCTOR = [
@@ -193,8 +216,11 @@ TRL_GROUPS = [
     ("rewards/loading.py", ("test_trl_calls.py",), LOADING),
     ("grpo/step.py", ("test_own_rewards.py",), STEP),
     ("grpo/run/parts.py", ("test_doctor_rewards.py",), PARTS),
-    ("grpo/run/command.py", ("test_trl_calls.py",), COMMAND),
     ("train.py", ("test_trl_calls.py", "test_own_rewards.py"), TRAIN),
+    ("train.py", ("test_python.py",), PYTHON),
+    ("grpo/distributed.py", ("test_python.py",), GROUP),
+    ("grpo/config.py", ("test_python.py",), CONFIG),
+    ("grpo/options/option.py", ("test_python.py",), OPTION),
     ("grpo/doctor/problems.py", ("test_doctor_rewards.py",), DOCTOR),
     ("grpo/doctor/trial.py", ("test_doctor_rewards.py",), TRIAL),
 ]

@@ -262,22 +262,17 @@ def test_a_function_of_a_module_is_named_so_that_another_process_finds_it(tmp_pa
         f"{script}:mine", f"{script}:made", f"{script}:part"]
     assert name_of(package.f) == "package.inner:f"
     assert name_of(score) == f"{ROOT / 'tests/support/reward_pools.py'}:score"
-    del main.__file__  # a notebook
-    for nameless in (lambda: 0, main.mine, functools.partial(score)):
+    for nameless in (lambda: 0, functools.partial(score)):
         with pytest.raises(ValueError, match="^reward_funcs=.* nearest valid value: a function, a partial or an obj"):
             name_of(nameless)
-
-
-def test_a_lambda_is_refused_in_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    def command(argv: list[str]) -> int:
-        return train.main(argv, reward_funcs=["format", lambda completions: [1.0]])
-
-    line = refused(command, small_run(folder), folder, capsys)
-    assert "reward_funcs=<function" in line and "which must find it by its name at the top of a file" in line
+    del main.__file__  # a notebook
+    with pytest.raises(ValueError, match="nearest valid value: 'my_rewards.py:my_reward', from a cell .* %%writefile"):
+        name_of(main.mine)
 
 
 def test_a_file_that_trains_when_it_is_imported_is_refused(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "script.py").write_text("import train\ndef f(completions): return [1.0]\ntrain.main(['--help'], [f])\n")
+    script = "import grpo\ndef f(completions): return [1.0]\ngrpo.train(grpo.Config(plan=1))\n"
+    (tmp_path / "script.py").write_text(script)
     monkeypatch.setenv(TOKEN, "some")  # as in the process that loads it
-    with pytest.raises(ValueError, match=r"RuntimeError: train.main\(\) is called .* __name__ == .*\(script.py:3\)"):
+    with pytest.raises(ValueError, match=r"RuntimeError: grpo.train\(\) is called .* __name__ == .*\(script.py:3\)"):
         loading.load([f"{tmp_path / 'script.py'}:f"])

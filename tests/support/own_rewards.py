@@ -1,8 +1,9 @@
-"""A program of a user's own that hands its reward functions to train.main; tests/support/warm.py starts it.
+"""A program of a user's own that hands its reward functions to grpo.train; tests/support/warm.py starts it.
 
 What comes of it is in tests/whole_runs/test_own_rewards.py.
 """
 
+import dataclasses
 import functools
 
 
@@ -25,6 +26,8 @@ nothing = functools.partial(constant, value=None)
 
 
 def main(argv: list[str]) -> int:
-    import train  # here: the process that scores imports this file as well, and would take ten seconds
+    import grpo  # here: the process that scores imports this file as well
+    from grpo.config import load
 
-    return train.main(argv, reward_funcs=[vowels, nothing])
+    summary = grpo.train(dataclasses.replace(load(argv), reward_funcs=[vowels, nothing]))
+    return 0 if isinstance(summary, grpo.Summary) and summary.ranks == 2 and summary.steps == 2 else 1

@@ -108,8 +108,8 @@ def test_the_summary_is_of_the_step_that_is_exported(heldout: HeldOut) -> None:
                         format=right, truncated=False)
         for mode in ("greedy", "sampled"):
             save_answers([answer], answers_path(folder, mode, when))
-    summary = heldout.summarize(done=8, exported=3, seconds=1.0)
-    assert (summary["steps"], summary["exported_step"], summary["accuracy_after"]) == (8, 3, 1.0)
+    summary = heldout.summarize(done=8, exported=3, weights=folder / "adapter", seconds=1.0)
+    assert (summary.steps, summary.exported_step, summary.accuracy_after) == (8, 3, 1.0)
     assert load_answers(answers_path(folder, "greedy", "after"))[0].strict
 
 
