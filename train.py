@@ -88,8 +88,9 @@ def raised(text: str, code: int) -> int:
     """Raise why a run from Python ended; under torchrun as `heartbeat.fail`, since other ranks have to end too."""
     if "RANK" in os.environ:
         return heartbeat.fail(text, code)
+    words = last_words.advised(text.removeprefix("error: "))
     heartbeat.stop()
-    raise (ValueError if code == 2 else RuntimeError)(last_words.advised(text.removeprefix("error: "))) from None
+    raise (ValueError if code == 2 else RuntimeError)(words) from None
 
 
 def follow(run: Run) -> Summary | None:

@@ -60,8 +60,7 @@ def begin(generated: None) -> Iterator[Callable]:
     yield begin
     for run in runs:
         run.rewards.close()
-    pulse.begin(0, math.inf, tell=lambda: None)
-    pulse.step = None  # none is under way any more: a message needs no line between it and a progress bar
+    pulse.begin(0, math.inf, tell=lambda: None)  # no step is under way any more
 
 
 @pytest.fixture(scope="module")

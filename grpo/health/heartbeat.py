@@ -48,6 +48,9 @@ def stop() -> None:
     if _heart is not None:
         _heart.leave()
         _heart = None
+        # What this process says next is not of this run.
+        last_words.advise("")
+        pulse.begin(0, float("inf"), tell=lambda: None)
 
 
 def before_end(act: Callable[[], object]) -> None:

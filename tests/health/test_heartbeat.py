@@ -3,10 +3,12 @@
 import json
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from grpo import distributed
 from grpo.health import heartbeat, last_words
 from grpo.health import pulse as pulses
 from grpo.health.pulse import Pulse, describe
@@ -30,6 +32,15 @@ def test_a_dead_or_stopped_or_sleeping_rank_ends_all_within_30_seconds() -> None
     assert heartbeat.GRACE_S + heartbeat.FAREWELL_S + heartbeat.BEAT_S < heartbeat.LAST_WORDS_S
 
 
+@pytest.fixture
+def group() -> Iterator[None]:
+    """This process is rank 0, and no other one is there."""
+    with distributed.as_before():
+        distributed.start(60)
+        yield
+
+
+@pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("lasts_s", [0.0, 100.0], ids=["quick", "never done"])
 def test_before_a_verdict_ends_this_rank_it_says_farewell_for_some_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, lasts_s: float

@@ -37,6 +37,12 @@ HEARTBEAT = [
     ("the wrong process is killed", "everyone[number][0]", "everyone[0][0]"),
 ]
 
+AFTERWARDS = [
+    ("a run that is over is in its last step", 'pulse.begin(0, float("inf"), tell=lambda: None)', "pass"),
+    ("the advice of a run that is over goes on", '        last_words.advise("")\n        pulse.begin(0',
+     "        pulse.begin(0"),
+]
+
 FAREWELL = [
     ("no farewell", "        farewell.start()\n        farewell.join(FAREWELL_S)\n", ""),
     ("a farewell without end", "farewell.join(FAREWELL_S)", "farewell.join()"),
@@ -61,6 +67,7 @@ TOY = [
 
 RANK_GROUPS = [
     ("grpo/health/heartbeat.py", ("test_heartbeat.py",), FAREWELL),
+    ("grpo/health/heartbeat.py", ("test_python.py",), AFTERWARDS),
     ("grpo/health/last_words.py", ("test_heartbeat.py",), LAST_WORDS),
     ("grpo/options/surroundings.py", ("test_config.py",), SURROUNDINGS),
     ("grpo/config.py", ("test_config.py",), TOY),

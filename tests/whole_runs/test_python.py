@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 import grpo
 from grpo.config import load
+from grpo.health import last_words
+from grpo.health.pulse import pulse
 
 REWARDS = """
 def letters(completions, **columns):
@@ -67,6 +69,7 @@ def test_a_run_computes_the_same_after_another_one_and_leaves_the_process_as_it_
     assert computed(first.output_dir) == computed(again.output_dir) != computed(other.output_dir)
     assert environment() == before
     assert [dist.is_initialized()] == GROUP and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert pulse.step is None  # or the next message would begin with an empty line, below a progress bar
 
 
 def test_the_summary_is_the_object_on_file(folder: Path) -> None:
@@ -111,6 +114,7 @@ def test_a_run_that_is_interrupted_raises_keyboard_interrupt(folder: Path) -> No
     with pytest.raises(KeyboardInterrupt, match="what there is of the run is in .*stopped"):
         grpo.train(config(folder, "stopped", reward_funcs=f"{folder / 'own.py'}:stops"))
     assert not (folder / "stopped" / "summary.json").exists() and [dist.is_initialized()] == GROUP
+    assert last_words.advised("hello") == "hello"  # and not how this run goes on
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
