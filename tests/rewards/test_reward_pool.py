@@ -244,7 +244,7 @@ def test_a_run_goes_on_warns_once_a_step_and_logs_the_share(begin, tmp_path: Pat
         "model_name_or_path": ROOT / "data/tiny_qwen2", "reward_funcs": f"{tmp_path / 'picky.py'}:picky",
         "max_steps": 2, "prompts_per_step": 2, "num_generations": 2, "max_completion_length": 4, "eval_examples": 0,
         "max_reward_failures": 0.25, "output_dir": tmp_path / "out", "save_strategy": "no"}
-    train.train(begin(*(word for name, value in options.items() for word in (f"--{name}", str(value)))))
+    train.follow(begin(*(word for name, value in options.items() for word in (f"--{name}", str(value)))))
     warnings = [line for line in capfd.readouterr().err.splitlines() if "warning: reward" in line]
     assert warnings == [
         f"[rank 0 step {step}] warning: reward function 'picky' failed on 1 of 4 completions (raised RuntimeError: not "

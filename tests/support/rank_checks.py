@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import sys
 import traceback
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
             text = "ok"
         except Exception:
             text = traceback.format_exc()
+            print(text, file=sys.stderr)  # also where the other rank is stuck now
         said[name] = next((one for one in gather_objects(text) if one != "ok"), "ok")
     if rank() == 0:
         Path("results.json").write_text(json.dumps(said))

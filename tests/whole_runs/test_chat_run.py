@@ -75,7 +75,7 @@ def sampled(run: Run) -> dict[str, list]:
                 _kept.append(_generate(*args, **options))
                 return _kept[-1]
             patch.setattr(module, "generate", watched)
-        assert train.train(run) == 0
+        assert train.follow(run)
     return rollouts
 
 

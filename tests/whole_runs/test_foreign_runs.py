@@ -83,7 +83,7 @@ def test_a_recipe_of_another_trainer_trains_on_conversations(
     run = begin("--config", str(RECIPES / f"{name}.yaml"), "--model_name_or_path", "model",
                 "--train_dataset_id_or_path", "problems.jsonl", "--reward_funcs", "rewards.py:vowels",
                 "rewards.py:spaces", "--max_completion_length", "12", "--max_steps", "3", "--eval_examples", "0")
-    assert train.train(run) == 0
+    assert train.follow(run)
     said, template = SPOKEN_TO[name]
     expected = [AutoTokenizer.from_pretrained("model").apply_chat_template(
         said(number), chat_template=template, add_generation_prompt=True)["input_ids"] for number in range(40)]
