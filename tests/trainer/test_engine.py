@@ -19,12 +19,12 @@ TOPICS = [f"tests.trainer.checks.{name}" for name in ("gradients", "policies", "
 ALONE = ("alone_check_survives_the_end_of_memory", "alone_check_triton_kernels_run_inside_the_engine")
 
 
-ONE_LAYER = [f"tests.trainer.checks.{name}" for name in ("policies", "saving", "updates")]  # whose subject is no other
+ONE_LAYER = [f"tests.trainer.checks.{name}" for name in ("gradients", "policies", "saving", "updates")]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a topic, with its models: ZeRO-3 takes its time per module."""
+    """The folder of a topic, with its models: of one layer, but where layers are gathered one after the other."""
     made = cache(lambda num_layers: models(tmp_path_factory.mktemp("engine"), num_layers))
     return lambda topic: made(1 if topic in ONE_LAYER else 2)
 

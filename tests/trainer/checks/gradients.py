@@ -137,7 +137,7 @@ def alone_check_survives_the_end_of_memory() -> None:
                     if len(calls) == at:
                         raise torch.OutOfMemoryError("simulated")
 
-            module = policy.model.model.layers[1].mlp
+            module = policy.model.model.layers[-1].mlp
             (module.register_forward_hook if kind == "forward" else module.register_full_backward_hook)(raising)
 
         return prepare
