@@ -134,13 +134,14 @@ def records_of(answers: dict[tuple[str, int], list[Answer]]) -> list[dict[str, A
     return records
 
 
-def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], records: list[dict[str, Any]]) -> None:
-    """Write `eval.json`, `eval.html` and the answers to the output folder."""
+def write(settings: Settings, answers: dict[tuple[str, int], list[Answer]], records: list[dict[str, Any]],
+          made: dict[str, Any]) -> None:
+    """Write `eval.json`, `eval.html` and the answers to the output folder; `made` is the `provenance`."""
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
     for (label, num_shots), group in answers.items():
         save_answers(group, folder / f"answers_{label}_{num_shots}_shots.jsonl")
-    values, made = asdict(settings), provenance()
+    values = asdict(settings)
     write_scores(folder / "eval.html", values, asdict(Settings()), made, records, answers)
     content = json.dumps({"settings": values, "provenance": made, "results": records}, indent=1)
     (folder / "eval.json").write_text(content + "\n", encoding="utf-8")
@@ -152,10 +153,11 @@ def run(settings: Settings) -> int:
     try:
         device = distributed.start(TIMEOUT_S)
         heartbeat.start(TIMEOUT_S)
+        made = provenance()
         for label, num_shots, most, group in score(settings, device):
             answers[label, num_shots] = group
             if rank() == 0 and settings.output is not None:
-                write(replace(settings, max_completion_length=most), answers, records_of(answers))
+                write(replace(settings, max_completion_length=most), answers, records_of(answers), made)
     except ValueError as error:
         return heartbeat.fail(f"error: {spelled_out(str(error))}", 2)
     if rank() == 0:

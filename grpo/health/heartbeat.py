@@ -65,8 +65,9 @@ def fail(text: str, code: int) -> int:
     Returns the code if the heartbeat does not run or there is one rank; else it does not return.
     """
     if _heart is None or world_size() == 1:
+        code = last_words.fail(text, code)
         stop()
-        return last_words.fail(text, code)
+        return code
     _heart.failure = {"rank": rank(), "text": text, "code": code}
     time.sleep(LAST_WORDS_S)
     os._exit(code)

@@ -5,9 +5,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download, is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from grpo.loading.model_config import SAVED_MODEL
 from grpo.options.refusal import refusing
@@ -23,11 +25,18 @@ def fingerprint(name: str, *, revision: str) -> str:
     """SHA-256 over a model's settings and a sample of its weights; a Hub's files are fetched, as loading would.
 
     Raises:
-        ValueError: a file is there and cannot be read.
+        ValueError: a file is there and cannot be read or fetched.
     """
     def find(file: str) -> str | None:
-        return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False,
-                           _raise_exceptions_for_connection_errors=False)
+        if Path(name).is_dir():
+            return str(path) if (path := Path(name, file)).exists() else None
+        try:
+            return hf_hub_download(name, file, revision=revision)
+        except EntryNotFoundError as error:
+            # A Hub that does not answer has not said that the file is missing. Without a Hub, what is here is all.
+            if isinstance(error, LocalEntryNotFoundError) and not is_offline_mode():
+                raise
+            return None
 
     digest = hashlib.sha256()
     with refusing("model_name_or_path", name, "cannot be loaded", SAVED_MODEL):

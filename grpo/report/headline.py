@@ -32,10 +32,11 @@ def of_run(history: History, records: list[dict[str, Any]], answered: tuple[str,
     return state + (result[0].lower() + result[1:] if state else result)
 
 
-def of_evaluation(records: list[dict[str, Any]]) -> str:
+def of_evaluation(records: list[dict[str, Any]], split: str) -> str:
     """What the first number of shots gave, compared with the model alone where there is an adapter."""
     new = records[0]
-    size, number = f"{new['num_problems']} held-out problems", new["num_shots"]
+    number, kind = new["num_shots"], "training" if split == "train" else "held-out"
+    size = f"{new['num_problems']} {kind} problems"
     shots = f"with {number} worked example{'s'[number == 1:]} in the prompt" if number else "without worked examples"
     old = next((one for one in records[1:] if one["num_shots"] == number), None)
     if old is None:

@@ -34,9 +34,10 @@ class History:
 
     def facts(self) -> list[tuple[str, str]]:
         """Name and value of what is known."""
-        rows = [("went on" if index else "began", date(start["began"]) + (
-            f", at step {start['first_step']}" if index else "")) for index, start in enumerate(self.starts)]
-        if all("ended" in start for start in self.starts):  # else nobody knows how long it took
+        rows = [("went on", f"{date(start['began'])}, at step {start['first_step']}") if index or start["first_step"]
+                else ("began", date(start["began"])) for index, start in enumerate(self.starts)]
+        unknown = self.starts and self.starts[0]["first_step"]  # the steps before it were not recorded
+        if not unknown and all("ended" in start for start in self.starts):  # else nobody knows how long it took
             seconds = sum(_seconds(start) for start in self.starts) or self.summary.get("seconds", 0)
             rows += [("duration", _duration(seconds))] if seconds else []
         newest = self.starts[-1] if self.starts else {"ranks": self.summary.get("ranks", "")}

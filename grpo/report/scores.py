@@ -26,7 +26,7 @@ def write_scores(path: Path, settings: dict[str, Any], defaults: dict[str, Any],
     header, *rows = several_rows(records) or [()]
     run = [("date", date(made["began"])), *facts(made), ("model", settings["model"]),
            ("adapter", settings["adapter"]), ("data", f"{settings['data']}, {settings['split']}")]
-    body = [paragraph(headline.of_evaluation(records), "headline"), pairs(run), "<h2>Accuracy</h2>",
+    body = [paragraph(headline.of_evaluation(records, settings["split"]), "headline"), pairs(run), "<h2>Accuracy</h2>",
             table(HEADER, table_rows(records)), paragraph(NOTE), *([table(header, rows)] if rows else []),
             accuracy_chart(records), "<h2>Answers</h2>", *_answers(answers),
             "<h2>Options</h2>", options_table(settings, defaults)]

@@ -110,7 +110,8 @@ class HeldOut:
         for mode, _, _ in self._modes() if run.test_examples else []:
             before, then, after = (answers_path(run.output_dir, mode, when)
                                    for when in ("before", self._name(exported), "after"))
-            shutil.copyfile(then, after)
+            if then.exists():  # else an older version wrote the last answers, and as these at once
+                shutil.copyfile(then, after)
             compared = compare(load_answers(before), load_answers(after))
             found |= {f"{PREFIX[mode]}{name}": value for name, value in compared.items()}
         summary = Summary(steps=done, ranks=world_size(), seconds=round(seconds, 1), output_dir=str(run.output_dir),

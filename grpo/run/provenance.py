@@ -70,6 +70,9 @@ def code() -> str:
 def recorded(run: Run) -> Iterator[None]:
     """Write run.json; if the run fails inside, write how, and the report. For rank 0."""
     path = run.output_dir / "run.json"
+    if run.first_step < run.num_steps:  # of a run that is prolonged: what came of the shorter one is no end any more
+        for file in (run.output_dir / "summary.json", *run.output_dir.glob("evaluation/*_after.jsonl")):
+            file.unlink(missing_ok=True)
     before = json.loads(path.read_text(encoding="utf-8")) if run.asked.resume and path.exists() else []
     start = {"first_step": run.first_step, "num_steps": run.num_steps, **provenance()}
     _write(run.output_dir, [*before, start])

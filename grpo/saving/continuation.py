@@ -24,9 +24,11 @@ FREE = {
     "eval_strategy", "eval_steps", "early_stopping_patience",
     *READ,  # names and paths; what they hold is compared
 }
+BY_CONTENT = {"model_revision", "dataset_config"}  # free too, where a checkpoint knows what the names held
 LENGTH = {"max_steps", "num_train_epochs"}  # without effect on a step where the learning rate is constant
 WHAT = {"model_name_or_path": "model", "tokenizer_name_or_path": "tokenizer",
         "train_dataset_id_or_path": "training dataset", "test_dataset_id_or_path": "held-out problems"}
+INSTEAD = {"tokenizer_name_or_path": "model_name_or_path", "test_dataset_id_or_path": "train_dataset_id_or_path"}
 
 
 def sources(
@@ -66,7 +68,7 @@ def check(folder: Path, then: dict[str, Any], config: Config, read: dict[str, An
     """
     share = config.warmup_steps or config.warmup_ratio  # from 1 on a number of steps, whatever the run's length
     constant = config.lr_scheduler_type == "constant" and (share == 0 or share >= 1)
-    free = FREE | (LENGTH if constant else set())
+    free = FREE | (LENGTH if constant else set()) | (BY_CONTENT if "content" in then else set())
     now = {name: getattr(config, name) for name in options(Config)}
     was = {name: default_of(one) for name, one in options(Config).items()} | then["recipe"]  # older than an option
     differing = [name for name in now if name not in free and was[name] != now[name]]
@@ -91,6 +93,7 @@ def check(folder: Path, then: dict[str, Any], config: Config, read: dict[str, An
                 f"resume=True with {name}={now[name]!r}: {folder} was written by a version that stored the name alone, "
                 f"{was[name]!r}, and not what was in it; nearest valid value: that name, which may be a link")
         if known is not None and known != found:
+            given, before = (name if values[name] is not None else INSTEAD.get(name, name) for values in (now, was))
             raise ValueError(
-                f"resume=True with another {WHAT[name]} than {folder}: what {name}={now[name]!r} holds is not what the "
-                f"run read from {was[name]!r}; nearest valid value: the {WHAT[name]} of then")
+                f"resume=True with another {WHAT[name]} than {folder}: what {given}={now[given]!r} holds is not what "
+                f"the run read from {was[before]!r}; nearest valid value: the {WHAT[name]} of then")

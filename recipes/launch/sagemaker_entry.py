@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # where torchrun puts this file's folder
 from grpo.health import last_words  # noqa: E402 (found there)
 from grpo.options.refusal import refuse, told  # noqa: E402
 
+TAKEN = ("config", "output_dir", "resume", "train_dataset_id_or_path", "test_dataset_id_or_path")
 RESULTS = ("adapter", "model", "summary.json", "report.html", "config.yaml")
 
 
@@ -26,10 +27,18 @@ def output_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("CHECKPOINT_DIR", "/opt/ml/checkpoints"), "run")
 
 
+def check_options(given: list[str]) -> None:
+    """Refuse options of train.py that a job gives itself: ValueError. The run would leave the folder that is copied."""
+    for word in given:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name in TAKEN:
+            refuse(name, word, "is given by the job itself", "leave it out: --config, --train and --val say the rest")
+
+
 def options(argv: list[str], environ: Mapping[str, str]) -> list[str]:
     """The options of train.py in a container; `argv` is what the job's hyperparameters became.
 
-    ValueError without CONFIG_PATH, or if a channel does not hold one file.
+    ValueError without CONFIG_PATH, if a channel does not hold one file, or as `check_options`.
     """
     if not environ.get("CONFIG_PATH"):
         refuse("CONFIG_PATH", environ.get("CONFIG_PATH"), "must name a recipe in the job's environment",
@@ -44,7 +53,9 @@ def options(argv: list[str], environ: Mapping[str, str]) -> list[str]:
             found += [f"--{name}", str(files[0])]
     if any(output_dir(environ).glob("checkpoints/step-*")):
         found.append("--resume")
-    return found + (shlex.split(argv[1]) if argv[:1] == ["--options"] else argv)
+    given = shlex.split(argv[1]) if argv[:1] == ["--options"] else argv
+    check_options(given)
+    return found + given
 
 
 def hand_over(environ: Mapping[str, str]) -> None:
@@ -68,7 +79,7 @@ def main(argv: list[str]) -> int:
     import train  # here: a mistake above ends without its eight seconds
 
     code = train.main(given)
-    # After a stop that was asked for there is no summary yet, and the job that starts again needs no model.
+    # After a stop that was asked for there is no summary, and the job that starts again needs no model.
     if code == 0 and os.environ.get("RANK", "0") == "0" and (output_dir(os.environ) / "summary.json").exists():
         hand_over(os.environ)
     return code

@@ -25,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
 from grpo.config import load  # noqa: E402
 from grpo.options.refusal import refuse, told  # noqa: E402
+from recipes.launch.sagemaker_entry import check_options  # noqa: E402
 
 # PyTorch 2.11 with CUDA 13, from AWS's registry in the job's region.
 IMAGE = "763104351884.dkr.ecr.{}.amazonaws.com/huggingface-pytorch-training:2.11.0-transformers5.13.1-cu130-amzn2023"
@@ -70,6 +71,7 @@ def check(given: argparse.Namespace, rest: list[str], session: boto3.Session) ->
         path = getattr(given, name)
         if path and not path.startswith("s3://") and not Path(path).is_file():
             refuse(name, path, "must be a file, or an address that begins with s3://", "what data.gsm8k wrote")
+    check_options(rest)
     gpus = given.nproc_per_node * given.instance_count
     config = load(["--config", str(ROOT / given.config), *rest, "--plan", str(gpus)])
     check_access(config.model_name_or_path)

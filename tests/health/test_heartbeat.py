@@ -41,6 +41,15 @@ def group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("group")
+def test_the_only_rank_says_below_its_progress_bar_how_the_run_goes_on(capsys: pytest.CaptureFixture) -> None:
+    heartbeat.start(60)
+    last_words.advise("step-5 is saved")
+    pulses.pulse.enter("rollout", 7)
+    assert heartbeat.fail("error: no space", 1) == 1
+    assert capsys.readouterr().err == "\nerror: no space\nstep-5 is saved\n"
+
+
+@pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("lasts_s", [0.0, 100.0], ids=["quick", "never done"])
 def test_before_a_verdict_ends_this_rank_it_says_farewell_for_some_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, lasts_s: float

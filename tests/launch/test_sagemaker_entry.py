@@ -83,8 +83,9 @@ def test_a_lost_spot_machine_costs_the_step_in_flight_and_the_model_is_handed_ov
     (tmp_path / "train").mkdir()
     (tmp_path / "data.json").rename(tmp_path / "train" / "data.json")
     argv = fault_runs.options(tmp_path, "checkpoints/run", max_steps=2)
-    place = argv.index("--train_dataset_id_or_path")
-    del argv[place:place + 2]  # the channel says it
+    for name in ("--train_dataset_id_or_path", "--output_dir"):
+        place = argv.index(name)
+        del argv[place:place + 2]  # the container says it
     (tmp_path / "recipe.yaml").write_text("beta: 0.5\n")
     env = {"CONFIG_PATH": str(tmp_path / "recipe.yaml"), "CHECKPOINT_DIR": str(tmp_path / "checkpoints"),
            "SM_CHANNEL_TRAIN": str(tmp_path / "train"), "SM_MODEL_DIR": str(tmp_path / "handed")}
@@ -102,6 +103,12 @@ def test_a_lost_spot_machine_costs_the_step_in_flight_and_the_model_is_handed_ov
     assert handed == {"adapter", "summary.json", "report.html", "config.yaml"}
     weights = Path("adapter", "adapter_model.safetensors")
     assert (tmp_path / "handed" / weights).read_bytes() == (run / weights).read_bytes()
+
+
+@pytest.mark.parametrize("word", ["--output_dir", "--resume=true", "--train_dataset_id_or_path"])
+def test_an_option_that_the_job_gives_itself_is_refused(container: dict[str, str], word: str) -> None:
+    with pytest.raises(ValueError, match=f"{word}' is given by the job itself"):
+        options(["--options", f"--beta 0 {word} x"], container)
 
 
 def test_weights_of_all_are_handed_over_as_well(container: dict[str, str], tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Mistakes in how a run is started on SLURM, on SageMaker, and by other launchers; see planted.py."""
 
 ENTRY = [
+    ("the run writes where it is told", "    check_options(given)\n", ""),
+    ("only whole words are taken", '.partition("=")[0]', ""),
     ("a job that starts again begins anew", '        found.append("--resume")', "        pass"),
     ("a job that never saved is resumed", 'glob("checkpoints/step-*")', 'glob("checkpoints")'),
     ("the validation data is trained on", '("TRAIN", "train_dataset_id_or_path"), ("VAL", "test_dataset_id_or_path")',

@@ -43,6 +43,10 @@ RUN = [
 
 # A run that goes on at another place.
 MOVED = [
+    ("a revision must stay whatever it holds", '(BY_CONTENT if "content" in then else set())', "set()"),
+    ("a revision may change though nobody knows what it held", '(BY_CONTENT if "content" in then else set())',
+     "BY_CONTENT"),
+    ("a tokenizer without a path has no place", "INSTEAD.get(name, name) for", "name for"),
     ("paths may not change", "    *READ,  # names", "    # names"),
     ("other content goes on", "if known is not None and known != found:", "if False:"),
     ("an older checkpoint goes on with any path", "if known is None and was[name] != now[name]:", "if False:"),
@@ -63,6 +67,7 @@ MOVED_CONTENT = [
     ("prompts run into each other", "[len(prompt), *prompt]", "prompt"),
 ]
 FINGERPRINT = [
+    ("a Hub that is silent has no such file", "                raise\n", "                pass\n"),
     ("settings do not count", "digest.update(json.dumps({key", "str(json.dumps({key"),
     ("where a text ends does not count", '("config.json", "generation_config.json")', '("config.json",)'),
     ("who wrote it counts", "if key not in WRITER", ""),
@@ -229,11 +234,15 @@ HEADLINE = [
     ("another number of shots", ' if one["num_shots"] == number)', ")"),
 ]
 HISTORY = [
+    ("a start that goes on began there", ' if index or start["first_step"]', " if index"),
+    ("a part of the time is all of it", "if not unknown and all(", "if all("),
     ("an old run never ended", 'return "finished" if self.summary else ""', 'return ""'),
     ("the newest start is the run", "sum(_seconds(start) for start in self.starts)", "_seconds(self.starts[-1])"),
     ("out of as many as are done", 'self.starts[-1]["num_steps"] if self.starts else self.done', "self.done"),
 ]
 PROVENANCE = [
+    ("a prolonged run has the end of the shorter one", "            file.unlink(missing_ok=True)", "            pass"),
+    ("a run at its end loses it", "if run.first_step < run.num_steps:", "if True:"),
     ("what is changed goes without saying", "', with uncommitted changes' if changed else ''", "''"),
     ("notes are code", '"--untracked-files=no"', '"--untracked-files=all"'),
     ("earlier starts are lost", "if run.asked.resume and path.exists() else []", "if False else []"),

@@ -44,6 +44,9 @@ AFTERWARDS = [
 ]
 
 FAREWELL = [
+    ("the only rank forgets its advice before it speaks",
+     "        code = last_words.fail(text, code)\n        stop()\n",
+     "        stop()\n        code = last_words.fail(text, code)\n"),
     ("no farewell", "        farewell.start()\n        farewell.join(FAREWELL_S)\n", ""),
     ("a farewell without end", "farewell.join(FAREWELL_S)", "farewell.join()"),
     ("nobody waits for the farewell", "farewell.join(FAREWELL_S)", "pass"),

@@ -85,11 +85,11 @@ def test_the_result_of_eval_py_compares_the_adapter_with_the_model_at_the_first_
     def record(model: str, num_shots: int, num_right: int, **more: float) -> dict:
         return {"model": model, "num_shots": num_shots, **summarize(answers(num_right)), **more}
 
-    alone = of_evaluation([record("model", 2, 9), record("model", 0, 1)]).replace("\N{NO-BREAK SPACE}", " ")
-    assert alone == ("The model has 90.0 % (95 % interval 59.6 to 98.2) of 10 held-out problems right, with 2 worked "
+    alone = of_evaluation([record("model", 2, 9), record("model", 0, 1)], "train").replace("\N{NO-BREAK SPACE}", " ")
+    assert alone == ("The model has 90.0 % (95 % interval 59.6 to 98.2) of 10 training problems right, with 2 worked "
                      "examples in the prompt.")
     both = of_evaluation([record("adapter", 1, 9, p_value=0.0078), record("adapter", 0, 0, p_value=0.5),
-                          record("model", 1, 1), record("model", 0, 0)]).replace("\N{NO-BREAK SPACE}", " ")
+                          record("model", 1, 1), record("model", 0, 0)], "test").replace("\N{NO-BREAK SPACE}", " ")
     assert both == ("The adapter has 90.0 % (95 % interval 59.6 to 98.2) of 10 held-out problems right, the model "
                     "without it 10.0 % (95 % interval 1.8 to 40.4), with 1 worked example in the prompt (p = 0.0078 in "
                     "a paired test).")

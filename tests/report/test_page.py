@@ -99,6 +99,9 @@ def test_a_resumed_run_says_when_it_went_on_and_takes_its_starts_together(run: P
     rows = [row for row in cells(write_report(run).read_text()) if len(row) == 2][:3]
     assert rows == [["began", "2025-03-01 10:00 UTC"], ["went on", "2025-03-02 10:00 UTC, at step 12"],
                     ["duration", "1 min 30 s"]]
+    (run / "run.json").write_text(json.dumps([second]))  # the start before was that of a version without this file
+    rows = [row for row in cells(write_report(run).read_text()) if len(row) == 2][:2]
+    assert rows == [["went on", "2025-03-02 10:00 UTC, at step 12"], ["done", "30 steps"]]
 
 
 def test_a_folder_from_before_there_was_run_json_has_a_report_without_what_is_missing(run: Path) -> None:

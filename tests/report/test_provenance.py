@@ -94,3 +94,14 @@ def test_a_resumed_run_has_all_its_starts_and_a_new_one_only_its_own(tmp_path: P
     assert [(one["first_step"], one["ending"]) for one in starts(tmp_path)] == [(0, "stopped"), (1, "finished")]
     with provenance.recorded(begin(tmp_path)):
         assert len(starts(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("first_step", "stays"), [(1, False), (3, True)])
+def test_a_run_that_is_prolonged_has_no_end_until_it_is_there(tmp_path: Path, first_step: int, stays: bool) -> None:
+    run = begin(tmp_path, resume=True, first_step=first_step)
+    (tmp_path / "evaluation").mkdir()
+    ends = [tmp_path / "summary.json", tmp_path / "evaluation" / "greedy_after.jsonl"]
+    for file in ends:
+        file.write_text("{}\n")
+    with provenance.recorded(run):
+        assert [file.exists() for file in ends] == [stays, stays]

@@ -23,7 +23,7 @@ MAY_DIFFER = {
     "eval_strategy", "eval_steps", "early_stopping_patience",
     # Names and paths: test_moved.py has what they hold.
     "model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
-    "test_dataset_id_or_path",
+    "test_dataset_id_or_path", "model_revision", "dataset_config",
 }
 READ = {"data": {"num_examples": 1, "sha256": "of prompts"}, "adapter": None, "content": {}}
 

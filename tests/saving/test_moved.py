@@ -74,6 +74,12 @@ def test_a_model_written_again_in_several_files_by_another_version_has_the_same_
     assert fingerprint(str(tmp_path), revision="main") == fingerprint(str(model), revision="main")
 
 
+def test_a_hub_that_does_not_answer_is_no_hub_without_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo.loading.fingerprint.is_offline_mode", lambda: False)  # though nothing can be fetched
+    with pytest.raises(ValueError, match="model_name_or_path='somebody/model' cannot be loaded"):
+        fingerprint("somebody/model", revision="main")
+
+
 @pytest.mark.parametrize("changed", [
     {"final_answer": "5"}, {"prompt": "2 + 3 ="}, {"columns": {"level": 2}}, {"columns": {}}], ids=str)
 def test_rows_with_another_prompt_answer_or_column_have_another_fingerprint(changed: dict) -> None:
@@ -119,14 +125,23 @@ def resume(name: str, now: str, *, changed: bool = False, old: bool = False) -> 
 
 @pytest.mark.parametrize("name", continuation.WHAT)
 def test_a_path_may_change_and_what_it_holds_may_not(name: str) -> None:
-    was = getattr(Config(), name)
+    own = getattr(Config(), name)
+    part = continuation.INSTEAD.get(name, name)  # where a tokenizer and held-out problems come from without a path
+    was, told = (own, name) if own is not None else (getattr(Config(), part), part)
     resume(name, "elsewhere")
-    for now in ("elsewhere", was):
+    for now, words in (("elsewhere", f"{name}='elsewhere'"), (own, f"{told}={was!r}")):
         with pytest.raises(ValueError) as error:
             resume(name, now, changed=True)
         assert str(error.value) == (
-            f"resume=True with another {continuation.WHAT[name]} than step-3: what {name}={now!r} holds is not what "
-            f"the run read from {was!r}; nearest valid value: the {continuation.WHAT[name]} of then")
+            f"resume=True with another {continuation.WHAT[name]} than step-3: what {words} holds is not what the run "
+            f"read from {was!r}; nearest valid value: the {continuation.WHAT[name]} of then")
+
+
+@pytest.mark.parametrize(("name", "now"), [("model_revision", "abc"), ("dataset_config", "main")])
+def test_a_part_of_a_name_may_change_where_what_it_held_is_known(name: str, now: str) -> None:
+    resume(name, now)
+    with pytest.raises(ValueError, match=f"another recipe than step-3: {name} "):
+        resume(name, now, old=True)
 
 
 @pytest.mark.parametrize("name", continuation.WHAT)

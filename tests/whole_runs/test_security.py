@@ -122,7 +122,7 @@ def test_a_models_text_stays_text_on_every_page_and_in_every_file(tmp_path) -> N
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     settings = evaluation_command.Settings(model="<script>", data="</table><script>", output=str(tmp_path))
     answers = {("model", 0): [answer]}
-    evaluation_command.write(settings, answers, evaluation_command.records_of(answers))
+    evaluation_command.write(settings, answers, evaluation_command.records_of(answers), evaluation_command.provenance())
     for path in (page.write_report(tmp_path), tmp_path / "eval.html"):
         text = path.read_text(encoding="utf-8")
         assert "<script" not in text and "<b>" not in text and "&lt;script&gt;" in text
