@@ -61,6 +61,7 @@ def free_port() -> int:
 
 def run_rank(job: dict, rank: int, port: int) -> None:
     """One rank, in the process that has just been forked for it; ends it."""
+    renew_threads()
     os.setsid()
     for name, number in (("out", 1), ("err", 2)):
         file = os.open(f"{job['folder']}/rank{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -101,8 +102,17 @@ def rehearse() -> None:
     load_tokenizer(shipped)
 
 
+def renew_threads() -> None:
+    """Let PyTorch make its pool of threads again, which a fork loses, before two threads do it at the same time.
+
+    They otherwise fail now and then with "Invalid thread pool": transformers loads weights with several.
+    """
+    torch.set_num_threads(1)
+
+
 def leave_pytest() -> None:
     """Give up what pytest has put in the place of a plain process's own."""
+    renew_threads()
     sys.stdin = open(0, closefd=False)
     sys.stdout = open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)

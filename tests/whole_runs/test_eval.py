@@ -35,8 +35,8 @@ def test_two_ranks_answer_as_one_does(tmp_path: Path, warm: Warm) -> None:
 def test_each_evaluation_is_written_as_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     real = evaluation_script.write
-    monkeypatch.setattr(evaluation_script, "write", lambda settings, answers, records: (
-        real(settings, answers, records), written.append([key[1] for key in answers])))
+    monkeypatch.setattr(evaluation_script, "write", lambda settings, answers, records, made: (
+        real(settings, answers, records, made), written.append([key[1] for key in answers])))
     assert evaluation_script.main([*OPTIONS, "--output", str(tmp_path / "out")]) == 0
     assert written == [[0], [0, 2]]
 
