@@ -44,11 +44,21 @@ def generated() -> None:
     wordproblems.load = functools.cache(wordproblems.load)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def at_rest() -> Iterator[None]:
+    """After a file's tests no step is under way and nothing is saved: messages in the next file's would tell of it."""
+    from grpo.health import last_words
+    from grpo.health.pulse import pulse
+
+    yield
+    last_words.advise("")
+    pulse.begin(0, math.inf, tell=lambda: None)
+
+
 @pytest.fixture(scope="module")
 def begin(generated: None) -> Iterator[Callable]:
     """Builds runs of train.py in this process, from its options; what runs their rewards ends with the file's tests."""
     from grpo.config import load
-    from grpo.health.pulse import pulse
     from grpo.run.build import build
 
     runs = []
@@ -60,7 +70,6 @@ def begin(generated: None) -> Iterator[Callable]:
     yield begin
     for run in runs:
         run.rewards.close()
-    pulse.begin(0, math.inf, tell=lambda: None)  # no step is under way any more
 
 
 @pytest.fixture(scope="module")
