@@ -52,7 +52,7 @@ from grpo.run.provenance import ended, recorded
 from grpo.run.summary import Summary
 from grpo.saving import checkpoint, output_lock, skipped
 from grpo.step import grpo_step
-from rewards.processes import TOKEN
+from rewards.workers.processes import TOKEN
 
 if __name__ == "__main__":
     gc.enable()

@@ -81,6 +81,8 @@ class Config:
         ["format", "correctness"], "Reward functions: format, correctness, or your own as path/to/file.py:function or "
         "module:function.")
     reward_weights: list[float] | None = option(None, "Factor of each reward function; none: 1 each.")
+    reward_options: dict | None = option(
+        None, "Arguments of reward functions by name, such as {my_reward: {threshold: 0.5}}.")
     reward_timeout: int = option(
         60, "A reward function that takes longer for a rank's completions is ended.", unit="seconds", within="[1, inf)")
     reward_memory: float = option(

@@ -22,7 +22,7 @@ from grpo.sampler.generate import generate
 from grpo.schedule import learning_rate, prompts_of_step
 from grpo.types import Rollout
 from grpo.update import Update, ask_reference, move, prepare
-from rewards.pool import Scored
+from rewards.workers.pool import Scored
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 

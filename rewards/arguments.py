@@ -102,13 +102,33 @@ def call(function: Call, arguments: dict[str, Any], state: dict[str, Any], notes
     return _loop().run(_awaited(values)) if inspect.isawaitable(values) else values
 
 
+def with_options(name: str, function: Call, options: dict[str, Any]) -> Call:
+    """The function with these arguments set, which no column of the same name can change.
+
+    Raises:
+        ValueError: the function has no such argument by name, or we give it.
+    """
+    if not isinstance(options, dict):
+        raise ValueError(f"reward_options={{{name}: {shown(options)}}}: must be arguments by name, such as "
+                         f"{{{name}: {{threshold: 0.5}}}}")
+    known = [one for one in _named(function) if one not in ARGUMENTS]
+    for option in options:
+        if option not in known:
+            near = "".join(f"; nearest valid value: {one}" for one in get_close_matches(str(option), known, n=1))
+            raise ValueError(f"reward_options={{{name}: {{{option}: ...}}}}: must be one of "
+                             f"{', '.join(known) or 'none'}{near}")
+    return functools.partial(function, **options)
+
+
 def chosen(function: Call, offered: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a function takes."""
+    """Those of the arguments that a function takes; what a partial has set stays."""
     offered = {**offered, "prompt": offered["prompts"]}
+    named = set(_named(function))
     parameters = _signature(function).parameters.values()
-    named = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
     if any(one.kind == one.VAR_KEYWORD for one in parameters):
         named |= offered.keys() - {"prompt"}
+    if isinstance(function, functools.partial):
+        named -= function.keywords.keys()
     return {name: value for name, value in offered.items() if name in named}
 
 
@@ -123,6 +143,12 @@ def check_columns(functions: dict[str, Call], columns: list[str]) -> None:
             hint = f"; nearest valid value: {near[0]}" if near else ""
             raise ValueError(f"reward function {name!r}: {error}; it can have {', '.join(offered)}: rename a column of "
                              f"the dataset, or the argument{hint}") from None
+
+
+def _named(function: Call) -> list[str]:
+    """The arguments that a function takes by name."""
+    parameters = _signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
 
 
 def _signature(function: Call) -> inspect.Signature:

@@ -11,20 +11,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards.math import correctness_reward, format_reward
+from rewards.arguments import with_options
 from rewards.values import blame, shown
 
-BUILT_IN: dict[str, Callable[..., Any]] = {"format": format_reward, "correctness": correctness_reward}
+# Imported only where they are asked for: some need a library.
+BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math:correctness_reward"}
 _FOLDERS: list[Path] = []  # of the reward files that were imported
 
 
-def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> dict[str, Callable[..., Any]]:
+def load(reward_funcs: list[str], reward_weights: list[float] | None = None,
+         reward_options: dict[str, dict[str, Any]] | None = None) -> dict[str, Callable[..., Any]]:
     """Find the reward functions, and refuse with ValueError what is missing, fails to import or does not fit together.
 
     Args:
-        reward_funcs: each "format", "correctness", "path/to/file.py:function" or "module:function". What stands for
+        reward_funcs: each a name of BUILT_IN, "path/to/file.py:function" or "module:function". What stands for
             `function` may be anything that can be called: an async function, a partial, an object with __call__.
         reward_weights: one factor per function; None means 1.0 for each.
+        reward_options: by metric name, arguments with which the function is called besides ours and the columns.
 
     Returns functions by metric name, to be called by `rewards.arguments.call`.
     """
@@ -36,10 +39,15 @@ def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> 
     if not all(isfinite(weight) for weight in weights):
         raise ValueError(f"reward_weights={weights}: every weight must be a finite number, such as 1.0")
     found = [(metric_name(name), _find(name)) for name in reward_funcs]
-    if len(dict(found)) < len(found):
+    functions = dict(found)
+    if len(functions) < len(found):
         names = [name for name, _ in found]
         raise ValueError(f"reward_funcs={reward_funcs}: metrics need different names, these are {names}; rename one")
-    return dict(found)
+    for name, values in (reward_options or {}).items():
+        if name not in functions:
+            raise ValueError(f"reward_options={name!r}: must be one of reward_funcs: {', '.join(functions)}")
+        functions[name] = with_options(name, functions[name], values)
+    return functions
 
 
 def metric_name(name: str) -> str:
@@ -55,8 +63,8 @@ def name_of(function: str | Callable[..., Any]) -> str:
     """
     if isinstance(function, str):
         return function
-    for name, built_in in BUILT_IN.items():
-        if function is built_in:
+    for name, place in BUILT_IN.items():
+        if place == f"{getattr(function, '__module__', '')}:{getattr(function, '__name__', '')}":
             return name
     own = sys.modules.get(getattr(function, "__module__", ""))
     for module in (own, *list(sys.modules.values())):  # an object or a partial may have its name in any
@@ -79,9 +87,7 @@ def _place(module: ModuleType) -> str:
 
 
 def _find(name: str) -> Callable[..., Any]:
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    place, _, attribute = name.rpartition(":")
+    place, _, attribute = BUILT_IN.get(name, name).rpartition(":")
     is_file = place.endswith(".py")
     if not is_file and not all(map(str.isidentifier, place.split("."))):
         nearest = f"{name}:FUNCTION" if name.endswith(".py") else get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]

@@ -92,5 +92,6 @@ def blame(error: BaseException) -> str:
 
 def _is_on_the_way(file: str) -> bool:
     """Does the file stand between us and the user's code: one of ours, of the import system, of asyncio?"""
-    between = (Path(__file__).parent, STANDARD_LIBRARY / "importlib", STANDARD_LIBRARY / "asyncio")
+    ours = Path(__file__).parent
+    between = (ours, ours / "workers", STANDARD_LIBRARY / "importlib", STANDARD_LIBRARY / "asyncio")
     return file.startswith("<frozen importlib") or Path(file).parent in between

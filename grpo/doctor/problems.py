@@ -11,12 +11,19 @@ from grpo.doctor.chat import chat_template, ends_turn
 from grpo.doctor.finding import Finding, judge
 from grpo.health.pulse import pulse
 from grpo.run.parts import Run
-from rewards.loading import BUILT_IN
-from rewards.math import ANSWER_LINE, CORRECTNESS_REWARD, FORMAT_REWARD, gold_number
-from rewards.pool import Scored
+from rewards.math import (
+    ANSWER_LINE,
+    CORRECTNESS_REWARD,
+    FORMAT_REWARD,
+    correctness_reward,
+    format_reward,
+    gold_number,
+)
+from rewards.workers.pool import Scored
 
 SAMPLE = 64  # problems that are tokenized and scored
 LEFT_OUT_SHARE = 0.1
+FUNCTIONS = {"format": format_reward, "correctness": correctness_reward}  # these need no process of their own
 HIGHEST = {"format": FORMAT_REWARD, "correctness": CORRECTNESS_REWARD}
 NONSENSE = ("", " zq vlorp, 7 ## xx")
 
@@ -114,7 +121,7 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
             return run.rewards.score(
                 prompts=[prompt for prompt, _ in pairs], completions=completions, completion_ids=ids, columns=columns,
                 trainer_state=run.trainer_state(0), on_wait=pulse.progress)
-        parts = {name: BUILT_IN[name](completions, **columns) for name in run.config.reward_funcs if name in BUILT_IN}
+        parts = {name: FUNCTIONS[name](completions, **columns) for name in run.config.reward_funcs if name in FUNCTIONS}
         weight = dict(zip(run.config.reward_funcs, run.rewards.weights))
         total = [sum(weight[name] * value_N[n] for name, value_N in parts.items()) for n in range(len(examples))]
         return Scored(total, parts, {})
@@ -128,7 +135,7 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
             findings.append(judge(f"reward {name}", f"failed on {failed[name][0]} of {len(examples)} completions: "
                                   f"{failed[name][1]}", fail="reward_funcs=a function that gives any text a finite "
                                   "number, or None"))
-        elif name in BUILT_IN:
+        elif name in FUNCTIONS:
             findings.append(_built_in(run, name, examples, value_N, wrong_N))
         else:
             findings.append(_users_own(name, value_N, again.parts[name], wrong_N, known=known))

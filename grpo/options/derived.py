@@ -11,6 +11,7 @@ from typing import Any
 
 from grpo.options.option import default_of, options
 from grpo.options.refusal import Mistakes, collecting, nearest, refuse
+from rewards.loading import BUILT_IN
 
 InForce = Callable[[str], Any]
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
@@ -92,10 +93,6 @@ def floor(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
 def rewards(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
     """Reward functions of other projects are refused here, together with the other conflicts of their recipe."""
     names = [name for name in in_force("reward_funcs") if ":" not in name and ".py" not in name]
-    if {*names} <= {"format", "correctness"}:
-        return []  # without the import
-    from rewards.loading import BUILT_IN
-
     unknown = [name for name in names if name not in BUILT_IN]
     if unknown:
         own = "path/to/file.py:function"

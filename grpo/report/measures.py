@@ -11,7 +11,7 @@ from grpo.distributed import gather_objects, global_max, global_sum
 from grpo.health.pulse import pulse
 from grpo.loss import correction_weight, ratio_stats
 from grpo.types import Batch, Rollout
-from rewards.pool import Scored
+from rewards.workers.pool import Scored
 
 
 class Clock:

@@ -42,7 +42,7 @@ from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Policy, trainable
 from grpo.trainer.zero import adamw_settings, zero_config
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 
 
 def build(config: Config) -> Run:
@@ -55,8 +55,9 @@ def build(config: Config) -> Run:
     quiet()
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
     rewards = RewardPool(
-        config.reward_funcs, config.reward_weights, timeout_s=config.reward_timeout,
-        memory_bytes=int(config.reward_memory * 2**30), failure=config.reward_failure, taken=METRICS)
+        config.reward_funcs, config.reward_weights, reward_options=config.reward_options,
+        timeout_s=config.reward_timeout, memory_bytes=int(config.reward_memory * 2**30), failure=config.reward_failure,
+        taken=METRICS)
     try:
         return _build(config, device, rewards)
     except BaseException:

@@ -18,7 +18,7 @@ from grpo.memory.ledger import Ledger
 from grpo.sampler.decoder import Decoder
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 
 
 @dataclass(frozen=True, kw_only=True)

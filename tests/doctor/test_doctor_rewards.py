@@ -10,7 +10,7 @@ from grpo import update
 from grpo.doctor import problems, trial
 from grpo.doctor.finding import Finding
 from grpo.run.parts import Run
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 
 
 @pytest.fixture(scope="module")

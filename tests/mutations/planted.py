@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
+from tests.mutations.planted_domains import DOMAIN_GROUPS
 from tests.mutations.planted_launch import LAUNCH_GROUPS
 from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
@@ -161,11 +162,11 @@ LOSS = [
 
 _GROUPS = [
     *ANSWER_GROUPS,
-    ("rewards/pool.py", ("test_reward_pool.py",), REWARDS),
-    ("rewards/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
-    ("rewards/worker.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
-    ("rewards/requests.py", ("test_reward_answers.py",), REQUESTS),
-    ("rewards/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
+    ("rewards/workers/pool.py", ("test_reward_pool.py",), REWARDS),
+    ("rewards/workers/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
+    ("rewards/workers/keeper.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
+    ("rewards/workers/requests.py", ("test_reward_answers.py",), REQUESTS),
+    ("rewards/workers/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
     ("rewards/values.py", ("test_reward_values.py",), VALUES),
     ("data/rows.py", ("test_data.py",), DEPTH),
     ("grpo/advantage.py", ("test_advantage.py",), ADVANTAGE),
@@ -191,5 +192,6 @@ _GROUPS = [
     *CHAT_GROUPS,
     *MODEL_GROUPS,
     *LAUNCH_GROUPS,
+    *DOMAIN_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

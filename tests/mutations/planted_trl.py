@@ -124,7 +124,7 @@ VALUES = [
     ("what JSON does not know is lost", "return str(value) if found is value else found", "return found"),
     ("arrays in a column as text", "return str(value) if found is value else found", "return str(value)"),
     ("asyncio is blamed", ', STANDARD_LIBRARY / "asyncio")', ")"),
-    ("we are blamed", "(Path(__file__).parent, STANDARD_LIBRARY", "(STANDARD_LIBRARY"),
+    ("we are blamed", "(ours, ours / \"workers\", STANDARD_LIBRARY", "(STANDARD_LIBRARY"),
 ]
 
 LOADING = [
@@ -209,8 +209,8 @@ TRL_GROUPS = [
     ("grpo/report/watch.py", ("test_watch.py",), WATCH),
     ("grpo/report/log.py", ("test_metrics.py",), LOG),
     ("grpo/report/trackers.py", ("test_trackers.py",), TRACKER),
-    ("rewards/pool.py", ("test_trl_calls.py", "test_reward_answers.py"), POOL),
-    ("rewards/runner.py", ("test_trl_calls.py",), RUNNER),
+    ("rewards/workers/pool.py", ("test_trl_calls.py", "test_reward_answers.py"), POOL),
+    ("rewards/workers/runner.py", ("test_trl_calls.py",), RUNNER),
     ("rewards/arguments.py", ("test_trl_calls.py", "test_reward_answers.py"), ARGUMENTS),
     ("rewards/values.py", ("test_trl_calls.py",), VALUES),
     ("rewards/loading.py", ("test_trl_calls.py",), LOADING),

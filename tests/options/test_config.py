@@ -14,7 +14,7 @@ from grpo.options.option import options
 from grpo.options.recipe import ForeignNames, renamed
 from grpo.sampler.linear import FORMS
 from kernels.choice import IMPLEMENTATIONS
-from rewards.pool import FAILURES
+from rewards.workers.pool import FAILURES
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

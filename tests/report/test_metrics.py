@@ -14,7 +14,7 @@ from grpo.report import measures
 from grpo.report.log import Log
 from grpo.report.measures import Clock, is_right, logged_metrics, reward_metrics
 from grpo.report.metrics import METRICS, markdown_table, metric
-from rewards.pool import Scored
+from rewards.workers.pool import Scored
 
 
 def open_log(folder, first_step=0, report_to=(), logging_steps=1):

@@ -20,8 +20,9 @@ from data.rows import RESERVED
 from grpo.config import load
 from rewards import loading
 from rewards.arguments import ARGUMENTS, check_columns
-from rewards.loading import BUILT_IN, name_of
-from rewards.processes import TOKEN
+from rewards.loading import name_of
+from rewards.math import correctness_reward, format_reward
+from rewards.workers.processes import TOKEN
 
 FILE = ROOT / "tests" / "support" / "trl_rewards.py"
 NAN = math.nan
@@ -118,7 +119,7 @@ def test_a_function_that_cannot_be_called_is_refused_in_one_line_before_the_mode
 
 def test_a_function_of_a_module_that_python_can_import_is_found_by_its_name(folder: Path) -> None:
     functions = loading.load(["rewards.math:format_reward", "correctness"])
-    assert functions == {"format_reward": BUILT_IN["format"], "correctness": BUILT_IN["correctness"]}
+    assert functions == {"format_reward": format_reward, "correctness": correctness_reward}
     assert load(["--reward_funcs", "rewards.math:format_reward"]).reward_funcs == ["rewards.math:format_reward"]
 
 
@@ -257,7 +258,7 @@ def test_a_function_of_a_module_is_named_so_that_another_process_finds_it(tmp_pa
     exec("def f(): pass", vars(package))
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setitem(sys.modules, "package.inner", package)
-    assert name_of(BUILT_IN["format"]) == "format" and name_of("a.py:f") == "a.py:f"
+    assert name_of(format_reward) == "format" and name_of("a.py:f") == "a.py:f"
     assert [name_of(one) for one in (main.mine, main.made, main.part)] == [
         f"{script}:mine", f"{script}:made", f"{script}:part"]
     assert name_of(package.f) == "package.inner:f"

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 from ranks import ROOT
 
-from rewards import pool
+from rewards.workers import pool
 
 CASES = ROOT / "tests" / "support" / "reward_cases.py"
 MISLED = "killed, stopped or misled the process that watches it"

@@ -1,0 +1,25 @@
+"""Mistakes planted in rewards beyond arithmetic, and in what they are told."""
+
+ARGUMENTS = [
+    ("a column changes an option", "        named -= function.keywords.keys()\n", "        pass\n"),
+    ("options are not set", "return functools.partial(function, **options)", "return function"),
+    ("any option is known", "if option not in known:", "if False:"),
+    ("completions may be an option", "known = [one for one in _named(function) if one not in ARGUMENTS]",
+     "known = _named(function)"),
+]
+
+LOADING = [
+    ("options of functions that are not there", "if name not in functions:", "if False:"),
+    ("options are dropped", "functions[name] = with_options(name, functions[name], values)", "pass"),
+]
+
+POOL = [
+    ("the process knows no options", '"wanted": [reward_funcs, reward_weights, reward_options]',
+     '"wanted": [reward_funcs, reward_weights]'),
+]
+
+DOMAIN_GROUPS = [
+    ("rewards/arguments.py", ("test_reward_options.py",), ARGUMENTS),
+    ("rewards/loading.py", ("test_reward_options.py",), LOADING),
+    ("rewards/workers/pool.py", ("test_reward_options.py",), POOL),
+]
