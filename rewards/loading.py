@@ -64,7 +64,7 @@ def name_of(function: str | Callable[..., Any]) -> str:
     if isinstance(function, str):
         return function
     for name, place in BUILT_IN.items():
-        if place == f"{getattr(function, '__module__', '')}:{getattr(function, '__name__', '')}":
+        if place == f"{getattr(function, '__module__', None)}:{getattr(function, '__name__', None)}":
             return name
     own = sys.modules.get(getattr(function, "__module__", ""))
     for module in (own, *list(sys.modules.values())):  # an object or a partial may have its name in any

@@ -136,7 +136,7 @@ LOADING = [
     ("anything is a module", "not all(map(str.isidentifier, place.split(\".\")))", "not place"),
     ("a module of a package by its file", 'if "." in module.__name__:', "if False:"),
     ("a notebook is a file", 'if file.endswith(".py") else ""', 'if file is not None else ""'),
-    ("a function of ours by its file", "        if function is built_in:\n", "        if False:\n"),
+    ("a function of ours by its file", "        if place == f", "        if not f"),
     ("only functions of their own module", "(own, *list(sys.modules.values()))", "(own,)"),
     ("equal is the same", "if value is function and _place(module):", "if name != '' and _place(module):"),
 ]
