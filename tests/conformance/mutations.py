@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,17 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Mistakes planted in our code, and the claims that notice", "",
         f"`{COMMAND}`, commit {record['commit']}.", f"{record['machine']}; {record['minutes']:.0f} minutes.", "",
-        f"**{caught} of {len(record['mistakes'])} mistakes are caught by at least one claim, and "
-        f"{sum(map(bool, kills.values()))} of {len(kills)} claims catch at", "least one.** Without a mistake no claim "
-        "fails. The mistakes: `tests/conformance/planted.py`.", "",
+        f"**{caught} of {len(record['mistakes'])} mistakes are caught, and {sum(map(bool, kills.values()))} of "
+        f"{len(kills)} claims catch at least one.** Without a mistake no claim fails.", "The mistakes: "
+        "`tests/conformance/planted.py`.", "",
         "| file | mistake | claims that fail | which |", "|---|---|---|---|"]
     for row in record["mistakes"]:
         shown = ", ".join(row["caught_by"][:4]) + (", ..." if len(row["caught_by"]) > 4 else "")
         lines.append(f"| {row['file']} | {row['words']} | {len(row['caught_by'])} | {shown or '**SURVIVED**'} |")
-    lines += ["", "| claim | mistakes it catches | such as |", "|---|---|---|"]
+    lines += ["", "| claim | mistakes it catches | that no other catches | such as |", "|---|---|---|---|"]
+    alone = Counter(row["caught_by"][0] for row in record["mistakes"] if len(row["caught_by"]) == 1)
     for claim, mistakes in kills.items():
-        lines.append(f"| {claim} | {len(mistakes)} | {mistakes[0] if mistakes else '**none**'} |")
+        lines.append(f"| {claim} | {len(mistakes)} | {alone[claim]} | {mistakes[0] if mistakes else '**none**'} |")
     return "\n".join(lines) + "\n"
 
 
@@ -129,8 +131,8 @@ def main() -> int:
             print(f"{len(caught_by):3} {change.file}: {change.words}  {', '.join(caught_by[:6])}", flush=True)
     record = {"command": COMMAND, "commit": commit(), "machine": machine(), "claims": list(untouched[SETTINGS[0]]),
               "minutes": (time.perf_counter() - started_s) / 60, "mistakes": rows}
-    idle = [claim for claim, mistakes in kills_of(record).items() if not mistakes]
     survived = [row["words"] for row in rows if not row["caught_by"]]
+    idle = [] if options.only else [claim for claim, mistakes in kills_of(record).items() if not mistakes]
     print(f"survived: {survived or 'none'}; claims that caught nothing: {idle or 'none'}")
     if not options.only:
         (RESULTS / "conformance-mutations.json").write_text(json.dumps(record, indent=1) + "\n")

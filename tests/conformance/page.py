@@ -57,7 +57,7 @@ def _folded(one: Outcome) -> str:
     claim, status, found = one
     rows = [("found", found)] if found else []
     rows += [*about(claim), ("tolerance", f"{claim.tolerance:g}"), ("function", ", ".join(claim.needs))]
-    summary = f'<b class="{status.replace(" ", "-")}">{status}</b> {escaped(claim.says)}'
+    summary = f'<b class="{status.replace(" ", "-")}">{status}</b> <b>{escaped(claim.name)}</b>: {escaped(claim.says)}'
     summary += f' <span class="soft">{escaped(found)}</span>' if claim.names else ""
     return f"<details{' open' if status == FAILED else ''}><summary>{summary}</summary>{pairs(rows)}</details>"
 

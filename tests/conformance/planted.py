@@ -153,8 +153,8 @@ UPDATE = [
 ENGINE = [
     ("the mean over ranks is not undone", "self.deepspeed.backward(loss * world_size())",
      "self.deepspeed.backward(loss)"),
-    ("backward goes round DeepSpeed", "self.deepspeed.backward(loss * world_size())",
-     "(loss * world_size()).backward()"),
+    ("no micro-batch is the last", "self.deepspeed.set_gradient_accumulation_boundary(last)",
+     "self.deepspeed.set_gradient_accumulation_boundary(False)"),
 ]
 
 ADAPTER = [

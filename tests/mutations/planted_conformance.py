@@ -7,7 +7,8 @@ UPDATE = [
 
 CLAIM = [
     ("what is missing passes", 'NOT_OFFERED, f"no function {missing[0]}"', 'PASSED, f"no function {missing[0]}"'),
-    ("a refusal fails", "return Outcome(claim, NOT_OFFERED, str(reason))", "return Outcome(claim, FAILED, str(reason))"),
+    ("a refusal fails", "return Outcome(claim, NOT_OFFERED, str(reason))",
+     "return Outcome(claim, FAILED, str(reason))"),
     ("an error is a refusal", 'return Outcome(claim, FAILED, f"{type(error)',
      'return Outcome(claim, NOT_OFFERED, f"{type(error)'),
     ("a declared convention is not compared", "if declared != found:", "if False:"),
@@ -22,7 +23,6 @@ TOOLS = [
 ADAPTER = [
     ("CLIP is not read", 'clip=getattr(found, "CLIP", Adapter.clip)', "clip=Adapter.clip"),
     ("BETA is not read", 'beta=getattr(found, "BETA", Adapter.beta)', "beta=Adapter.beta"),
-    ("what lies beside an adapter is not found", "sys.path.append(str(path.parent))", "sys.path.append(str(path))"),
 ]
 
 PAIR = [

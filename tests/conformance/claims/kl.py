@@ -49,7 +49,7 @@ def a_known_estimator(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "kl", tolerance=1e-3,
-    says="Where the reference holds it for twice as likely, it is the same estimator's.",
+    says="Where the reference holds a token for twice as likely, the KL is the same estimator's.",
     equation=KINDS, source=SCHULMAN,
     by_hand="p = 1/4, q = 1/2: -0.693, 0.240, or 2 - 1 - 0.693 = 0.307",
     violation="The two log-probabilities are the wrong way round: tokens that the policy gives up cost too little.")
@@ -62,7 +62,7 @@ def the_other_side(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "kl", tolerance=1e-4,
-    says="Averaged over the policy's own tokens it is the KL (k1, k3), or half the mean square (k2).",
+    says="Averaged over the policy's own tokens the estimate is the KL (k1, k3), or half the mean square (k2).",
     equation="sum_v p_v kl_v = sum_v p_v log(p_v / q_v)", source=SCHULMAN,
     by_hand="p = (.6, .3, .1), q = (.3, .3, .4): .6 ln 2 + .3 ln 1 + .1 ln 1/4 = 0.4159 - 0.1386 = 0.2773; k2: 0.2402",
     violation="The penalty and the number in the log belong to another divergence.")
@@ -95,7 +95,7 @@ def gradient_kind(adapter: Adapter, tolerance: float) -> str:
 
 @claim(
     "kl", tolerance=1e-4,
-    says="Averaged over the policy's own tokens its gradient is that of a KL, one way or the other, or 0 (k1).",
+    says="Averaged over the policy's own tokens the gradient is that of a KL, one way or the other, or 0 (k1).",
     equation="sum_v p_v grad kl_v, to the logits of p", source="arXiv 2510.01555",
     by_hand="p = (.6, .3, .1), q = (.3, .3, .4). KL(p || q): p (log p/q - 0.2773) = (.2495, -.0832, -.1664). KL(q || "
             "p): p - q = (.3, 0, -.3)",
@@ -129,8 +129,8 @@ def no_pull_where_they_agree(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "kl", tolerance=1e-3,
-    says="It pulls back: a token that has become likelier than in the reference is made less likely, and the other "
-         "way round.",
+    says="The KL pulls back: a token that has become likelier than in the reference is made less likely, and the "
+         "other way round.",
     equation="sign(grad kl) = sign(d) (k2, k3)", source=SCHULMAN,
     by_hand="d = ln 2: k2 0.693, k3 1 - 1/2. d = -ln 2: k2 -0.693, k3 1 - 2 = -1",
     violation="The KL is maximised: the policy runs away from the reference.")
@@ -159,7 +159,7 @@ def expect_no_negative(adapter: Adapter, dtype: torch.dtype) -> None:
 
 @claim(
     "kl", tolerance=0.0,
-    says="In float32 it is never negative.",
+    says="In float32 the KL is never negative.",
     equation="k3 = expm1(-d) + d >= 0", source="unslothai/unsloth-zoo pull request 1240",
     by_hand="d = -1e-6: exp(1e-6) is 1.00000095 in float32; less 1e-6 and 1 that is -6e-8; right is 5e-13",
     violation="Near the reference the logged KL is noise, and below 0. The gradient is right.")
@@ -169,7 +169,7 @@ def never_negative_in_float32(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "kl", tolerance=0.0,
-    says="In bfloat16 it is never negative.",
+    says="In bfloat16 the KL is never negative.",
     equation="k3 = expm1(-d) + d >= 0", source="unslothai/unsloth-zoo pull request 1240",
     by_hand="d = -0.011: exp(0.011) = 1.0111 rounds to 1.0078 in bfloat16; less 1 and 0.011: -0.003; right is 6e-5",
     violation="A KL computed in bfloat16 is noise at differences that every policy has after a step, and below 0.")
@@ -192,7 +192,7 @@ def small_differences_are_exact(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "kl",
-    says="However far apart they are, value and gradient are finite.",
+    says="However far apart policy and reference are, value and gradient of the KL are finite.",
     equation="exp(-d) with d bounded", source="meta-pytorch/torchforge issue 664: a KL of 7e9",
     by_hand="d = -100: exp(100) = 2.7e43 is infinite in float32",
     violation="One token that the policy has given up ends the run with NaN.")
@@ -205,7 +205,7 @@ def far_apart(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "kl", tolerance=1e-6,
-    says="Each token has its own.",
+    says="Each token has a KL of its own.",
     equation="kl_nt depends on token nt alone", source=PAPER,
     by_hand="a table of 2 x 3 tokens: the values that each token has alone",
     violation="The KL of padding, or of other completions, gets into a token's.")

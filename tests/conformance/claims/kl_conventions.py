@@ -11,7 +11,7 @@ claim = claims_of("KL")
 
 @claim(
     "kl", names=True,
-    says="Which estimator it is, by value.",
+    says="Which estimator of the KL it is, by value.",
     equation=KINDS, source=SCHULMAN,
     by_hand="p = 1/2, q = 1/4: k1 0.693, k2 0.240, k3 0.193",
     violation="k1 and k3 have the right mean; k2 and k3 are never negative; k1 and k2 are noisier than k3.")
@@ -21,7 +21,7 @@ def estimator(adapter: Adapter, tolerance: float) -> str:
 
 @claim(
     "kl", tolerance=1e-4, names=True,
-    says="Which KL its gradient belongs to, over the policy's own tokens.",
+    says="Which KL the gradient belongs to, over the policy's own tokens.",
     equation="k1: 0;  k2: KL(policy || reference);  k3: KL(reference || policy)",
     source="arXiv 2510.01555; huggingface/trl pull request 6503; verl's k3+",
     by_hand="p = (.6, .3, .1), q = (.3, .3, .4): 0; (.2495, -.0832, -.1664); (.3, 0, -.3)",
@@ -32,7 +32,7 @@ def gradient_of(adapter: Adapter, tolerance: float) -> str:
 
 @claim(
     "kl", names=True,
-    says="Where it is bounded.",
+    says="Where the KL is bounded.",
     equation="exp(clamp(-d)), or clamp(kl)", source="verl and OpenRLHF: 10",
     by_hand="d = -30: exp(30) - 1 - 30 = 1.07e13; with d bounded at 20, 4.9e8; or 10",
     violation="Beyond its bound a token is not pulled back any more.")

@@ -102,7 +102,7 @@ def any_order(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "batch_loss", tolerance=1e-6,
-    says="The value is the batch's, too.",
+    says="The value of the loss over micro-batches is the batch's, too.",
     equation=KNOWN, source=SOURCE,
     by_hand="mean over 12 tokens, parts (0, 1) and (2, 3, 4): -5.561 / 12 and -0.516 / 12, together -0.5064",
     violation="The logged loss depends on how much fits into memory.")

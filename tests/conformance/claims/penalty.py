@@ -22,7 +22,7 @@ def at(adapter: Adapter, p: float, q: float, advantage: float = 0.0, ratio: floa
 
 @claim(
     "loss kl", tolerance=1e-4,
-    says="It is beta times the KL, also where the advantage is 0.",
+    says="The loss contains beta times the KL, also where the advantage is 0.",
     equation=ADDED, source=PAPER,
     by_hand="p = 1/2, q = 1/4, k3: 0.193 beta",
     violation="Another strength than the one asked for.")
@@ -33,7 +33,7 @@ def beta_times_the_kl(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "loss", tolerance=1e-6,
-    says="It adds nothing where policy and reference agree.",
+    says="The KL adds nothing where policy and reference agree.",
     equation="kl(p, p) = 0", source=PAPER,
     by_hand="p = q = 1/2, A = 0: 0",
     violation="The loss of step 0 is not that of the rewards.")
@@ -43,7 +43,7 @@ def no_penalty_at_the_reference(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "loss",
-    says="It pulls back to the reference.",
+    says="The KL in the loss pulls back to the reference.",
     equation="sign(dl / dlogp) = sign(logp - logq)",
     source="allenai/open-instruct pull request 535: k1 as a loss ignores the reference",
     by_hand="p = 1/2, q = 1/4: gradient above 0; p = 1/4, q = 1/2: below 0",
@@ -56,7 +56,7 @@ def the_penalty_pulls_back(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "loss", tolerance=1e-4,
-    says="The advantage does not scale it.",
+    says="The advantage does not scale the KL.",
     equation=ADDED, source=PAPER,
     by_hand="p = 1/2, q = 1/4: what the reference adds is the same with A = 0 and A = 5",
     violation="Good completions are pulled back harder than bad ones.")
@@ -68,7 +68,7 @@ def the_advantage_does_not_scale_it(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "loss", tolerance=1e-4,
-    says="It acts on tokens that the clip has stopped.",
+    says="The KL acts on tokens that the clip has stopped.",
     equation=ADDED, source=PAPER,
     by_hand="ratio 2, A = 1, p = 1/2, q = 1/4: the policy part has gradient 0, the KL has not",
     violation="What has moved furthest is not pulled back.")
@@ -80,7 +80,7 @@ def the_clip_does_not_stop_it(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "loss kl", tolerance=1e-2, names=True,
-    says="Whether it is multiplied by the ratio.",
+    says="Whether the KL is multiplied by the ratio.",
     equation="beta kl, or beta ratio kl", source="huggingface/trl: use_bias_correction_kl",
     by_hand="ratio 2, A = 0: beta kl, or 2 beta kl",
     violation="With the ratio, later updates of a batch have the mean of the current policy, not of the old one.")

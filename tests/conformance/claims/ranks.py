@@ -74,7 +74,7 @@ def both_apply_the_same(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "rank_gradient", tolerance=1e-5,
-    says="It is the gradient that one process has with all completions.",
+    says="Both ranks apply the gradient that one process has with all completions.",
     equation=SUMMED, source="huggingface/trl issue 3021; ms-swift issue 10117",
     by_hand="5 tokens on one rank, 1 on the other: each weighs 1/6; the mean of the ranks' means has 1/10 and 1/2",
     violation="Tokens of the rank with short completions weigh more; more ranks make another step.")
@@ -84,7 +84,7 @@ def it_is_that_of_the_whole_batch(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "rank_gradient", tolerance=1e-5,
-    says="So it is where ranks have different numbers of completions.",
+    says="So do ranks with different numbers of completions.",
     equation=SUMMED, source="verl pull request 5228",
     by_hand="two completions with 4 tokens, one with 5: each token weighs 1/9",
     violation="Filtering, or a last batch that is not full, changes the step.")

@@ -93,7 +93,7 @@ def inside_above(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "loss", tolerance=1e-4,
-    says="Inside the clip, below 1, too.",
+    says="Inside the clip, below 1, the loss is that of the ratio, too.",
     equation=LOSS, source=PPO,
     by_hand="ratio 0.9, A = -1: value 0.9, gradient 0.9",
     violation="The second update of a batch follows another gradient than the first.")

@@ -139,7 +139,7 @@ def expect_exact(adapter: Adapter, dtype: torch.dtype, tolerance: float) -> None
 
 @claim(
     "score", tolerance=1e-5,
-    says="In float32 it is exact to 1e-5 over 2,000 words.",
+    says="In float32 log-probabilities are exact to 1e-5 over 2,000 words.",
     equation=SOFTMAX, source="definition",
     by_hand="float32 has 7 digits; log-probabilities around -15: 1e-6",
     violation="Ratios of a policy to itself differ from 1.")
@@ -149,7 +149,7 @@ def exact_in_float32(adapter: Adapter, tolerance: float) -> None:
 
 @claim(
     "score", tolerance=1e-3,
-    says="From bfloat16 logits it is computed in float32.",
+    says="From bfloat16 logits, log-probabilities are computed in float32.",
     equation="log_softmax(z.float())", source="verl issue 6280: 10 % of ratios outside [0.9, 1.1] on policy",
     by_hand="a bfloat16 number around 12 has steps of 1/16: up to 0.03 nats off, 3 % of the ratio",
     violation="The ratio of a policy to itself is noise of some per cent, and clips.")
