@@ -100,7 +100,8 @@ class Process:
         writable = [file for file, data in self.write.items() if data]
         for file in [file for file in self.last if not self.write.get(file, True)]:
             self._close(file)
-        ready, free, _ = select.select(list(self.read), writable, [], max(0.0, min(1.0, self.deadline - time.monotonic())))
+        wait_s = max(0.0, min(1.0, self.deadline - time.monotonic()))
+        ready, free, _ = select.select(list(self.read), writable, [], wait_s)
         for file in free:
             try:
                 del self.write[file][:os.write(file, self.write[file][:CHUNK])]

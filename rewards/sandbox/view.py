@@ -21,7 +21,8 @@ for file in sorted(pathlib.Path(sysconfig.get_path("stdlib"), "lib-dynload").glo
             importlib.import_module(name)
         except ImportError:
             pass
-print(json.dumps([line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line and ".so" in line]))
+files = [line.split(maxsplit=5)[5].strip() for line in open("/proc/self/maps") if "/" in line]
+print(json.dumps([file for file in files if ".so" in file]))
 """
 
 
@@ -46,9 +47,9 @@ def arguments() -> list[str]:
     names = {Path(os.path.realpath(loader.parent), loader.name): loader.resolve()}
     for path in map(Path, shared):  # a library is looked for under another name than its file's
         names |= {link: path for link in path.parent.glob(f"{path.name.partition('.so')[0]}.so*")}
-    for link, path in names.items():
-        if link.is_symlink() and link.resolve() == path:
-            view += ["--symlink", str(path), str(link)]
+    for link, target in names.items():
+        if link.is_symlink() and link.resolve() == target:
+            view += ["--symlink", str(target), str(link)]
     for name in HIDDEN:
         if Path(library, name).is_dir():
             view += ["--tmpfs", str(Path(library, name)), "--remount-ro", str(Path(library, name))]

@@ -4,6 +4,8 @@
 their test. The same list runs in the tests and by `python -m rewards.sandbox --check`.
 """
 
+from collections.abc import Iterator
+from importlib import import_module
 from typing import NamedTuple
 
 from rewards.sandbox.box import Box
@@ -19,6 +21,13 @@ class Attack(NamedTuple):
     name: str
     source: str
     test: str = ""
+
+
+def every() -> Iterator[tuple[str, Attack]]:
+    """All attacks, with the name of their file."""
+    for room in ("files", "network", "processes", "kernel", "floods", "forgeries"):
+        for attack in import_module(f"{__name__}.{room}").ATTACKS:
+            yield room, attack
 
 
 def reached(box: Box, attack: Attack, limits: Limits) -> str:

@@ -20,7 +20,7 @@ BODIES = {  # what stands where the function should be
     "a broken dump": "import sys\nfor m in list(sys.modules.values()):\n"
                      "    if hasattr(m, 'dump') and hasattr(m, 'MAX_BYTES'): m.dump = lambda v: '5'",
     "a broken os.write": "import os\nreal = os.write\nos.write = lambda n, d: real(n, b'{\"passed\": true}\\n')",
-    "an import hook": "import builtins\nreal = builtins.__import__\nbuiltins.__import__ = lambda *a, **k: real(*a, **k)",
+    "an import hook": "import builtins\nbuiltins.__import__ = lambda *a, **k: builtins",
     "assertions switched off": "import ctypes\nctypes.c_int.in_dll(ctypes.pythonapi, 'Py_OptimizeFlag').value = 2",
     "another judge": "import sys, types\nsys.modules['judge'] = types.ModuleType('judge')",
     "a written judge": "open('/sandbox/judge.py', 'w').write('')",

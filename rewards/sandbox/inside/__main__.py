@@ -29,9 +29,8 @@ def main() -> None:
     children: dict[int, tuple[int, int, int]] = {}  # by the descriptor that tells the end: number, process, report
     while True:
         ready, _, _ = select.select([control, *children], [], [])
-        for ended in ready:
-            if ended is not control:
-                bury(ended, *children.pop(ended)[1:])
+        for ended in children.keys() & {*ready}:
+            bury(ended, *children.pop(ended)[1:])
         if control in ready:
             text, files, _, _ = socket.recv_fds(control, 2**16, 8)
             if not text:
