@@ -12,6 +12,7 @@ A completion's program is its last fenced block (```python or ```); text without
 import functools
 import os
 import re
+import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ def tested(box: Box, task: Task, test: Any, limits: Limits) -> Verdict:
 def program_of(completion: Any) -> str | None:
     """The program in a completion; None if it has none."""
     blocks = BLOCK.findall(_text(completion))
-    return blocks[-1] if blocks else None
+    return textwrap.dedent(blocks[-1]) if blocks else None  # the block may stand in a list
 
 
 def _scored(score: Callable[[Box, Task], float], completions: list[Any], tests: list[Any], columns: dict[str, Any],

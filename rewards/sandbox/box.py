@@ -86,6 +86,12 @@ class Box:
         with suppress(OSError):  # the box has ended, and so has everything in it
             self.control.send(json.dumps({"kill": number}).encode())
 
+    def __enter__(self) -> "Box":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """End the sandbox and everything in it."""
         self.control.close()

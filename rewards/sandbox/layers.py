@@ -48,7 +48,7 @@ def opened(kind: str) -> Box:
     lost = [layer for layer in KINDS[kind] if not found.get(layer)]
     if lost:
         box.close()
-        raise ValueError(f"code_sandbox={kind}: {', '.join(lost)} does not hold on this machine; {WITHOUT}")
+        raise ValueError(f"code_sandbox={kind}: {', '.join(lost)} does not hold on this machine, {WITHOUT}")
     return box
 
 

@@ -1,0 +1,180 @@
+"""A program in the sandbox: what it gets, how it ends, what it costs; and a machine that cannot give one. 6 seconds."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from boxes import SOON, boxed, run
+
+from rewards.sandbox import __main__ as command
+from rewards.sandbox import box as boxes
+from rewards.sandbox import layers, seccomp
+from rewards.sandbox.box import Broken
+from rewards.sandbox.program import Limits, Process
+
+
+@pytest.fixture(scope="module")
+def box():
+    with boxed() as box:
+        yield box
+
+
+# -- how a program ends ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("source", "stdin", "code", "output"), [
+    ("print(input()[::-1])", b"abc\n", 0, b"cba\n"), ("import sys\nsys.exit(7)", b"", 7, b""),
+    ("print(1)\nraise SystemExit('no')", b"", 1, b"1\n"), ("1 / 0", b"", 1, b""), ("def", b"", 1, b""),
+    ("import sys\nprint(len(sys.stdin.read()))", b"x" * 3_000_000, 0, b"3000000\n"),
+    ("print('x' * 500_000)", b"", 0, b"x" * 500_000 + b"\n"),
+    ("import ctypes\nctypes.string_at(0)", b"", -11, b""),
+    ("if __name__ == '__main__': print('main')", b"", 0, b"main\n"),
+    ("import threading\nthreading.stack_size(2**26)\nt = threading.Thread(target=lambda: print('deep'))\n"
+     "t.start()\nt.join()", b"", 0, b"deep\n"),
+    ("import dataclasses, collections, itertools, math, re, heapq, bisect, random, decimal, fractions, functools, json,"
+     " hashlib, datetime, typing, enum, string, statistics, operator, copy, array, struct, time\nprint(2)", b"", 0, b"2\n"),
+    ("open('a', 'w').write('b')\nprint(open('/tmp/a').read())", b"", 0, b"b\n"),
+])
+def test_a_script_reads_writes_and_ends_as_anywhere(box, source: str, stdin: bytes, code: int, output: bytes) -> None:
+    ended = run(box, source, stdin)
+    assert (ended.code, ended.output, ended.why) == (code, output, "")
+
+
+def test_what_is_raised_is_on_stderr(box) -> None:
+    assert run(box, "raise ValueError('no such thing')").errors == b"ValueError: no such thing\n"
+
+
+@pytest.mark.parametrize(("source", "limits", "why"), [
+    ("while True: pass", Limits(wall_s=0.3), "took more than 0.3 s"),
+    ("import time\ntime.sleep(9)", Limits(wall_s=0.3), "took more than 0.3 s"),
+    ("print('x' * 2000)", Limits(output=1000), "wrote more than 1,000 bytes"),
+])
+def test_a_limit_that_is_kept_from_outside_is_named(box, source: str, limits: Limits, why: str) -> None:
+    ended = run(box, source, limits=limits)
+    assert (ended.code, ended.why) == (None, why)
+
+
+def test_the_kernel_ends_what_uses_up_its_processor_time(box) -> None:
+    assert run(box, "while True: pass", limits=Limits(cpu_s=1, wall_s=9)).code == -9
+
+
+def test_memory_is_what_was_allowed(box) -> None:
+    source = "x = bytearray({} * 2**20)\nprint(1)"
+    assert run(box, source.format(100), limits=Limits(memory=256 * 2**20)).output == b"1\n"
+    assert run(box, source.format(250), limits=Limits(memory=256 * 2**20)).errors == b"MemoryError: \n"
+
+
+def test_the_order_of_a_set_is_the_same_in_each_sandbox(box) -> None:
+    source = "print({'a', 'b', 'c', 'd', 'e', 'f'})"
+    with boxed() as other:
+        assert run(box, source).output == run(other, source).output
+
+
+def test_a_program_costs_little_more_than_its_own_time(box) -> None:
+    def seconds() -> float:
+        start = time.monotonic()
+        assert run(box, "print(1)").code == 0
+        return time.monotonic() - start
+
+    assert sorted(seconds() for _ in range(20))[10] < 0.1  # 4 ms on an idle machine
+
+
+# -- a box that fails --------------------------------------------------------------------------------------------------
+
+
+def test_a_box_that_ended_says_so(box) -> None:
+    with boxed() as other:
+        other.process.kill()
+        other.process.wait()
+        with pytest.raises(Broken):
+            run(other, "print(1)")
+
+
+def test_a_box_that_ends_during_a_program_takes_it_along() -> None:
+    with boxed() as other:
+        process = Process(other, "script", SOON, {"source": "import time\nprint(1, flush=True)\ntime.sleep(99)"})
+        while not process.output:
+            process._step()
+        other.close()
+        with pytest.raises(Broken):
+            process.finish()
+
+
+# -- a machine that cannot ---------------------------------------------------------------------------------------------
+
+
+def fake(folder: Path, words: str) -> None:
+    (folder / "bwrap").write_text(f"#!/bin/sh\necho '{words}' >&2\nexit 1\n")
+    (folder / "bwrap").chmod(0o755)
+
+
+@pytest.mark.parametrize(("words", "line"), [
+    ("bwrap: No permissions to create a new namespace, likely because the kernel does not allow it",
+     r"code_sandbox=full: this machine or its container forbids user namespaces \(bwrap: No permissions .*\); allow them: "
+     "sysctl -w kernel.unprivileged_userns_clone=1 .*, or code_sandbox=process, which sets limits and .*"),
+    ("bwrap: Unknown option --disable", r"code_sandbox=full: bubblewrap does not start \(bwrap: Unknown option.*"),
+])
+def test_a_machine_that_forbids_a_layer_is_refused_in_one_line(tmp_path, monkeypatch, words: str, line: str) -> None:
+    fake(tmp_path, words)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(ValueError, match=f"^{line}$"):
+        layers.opened("full")
+
+
+def test_a_machine_without_bubblewrap_is_refused_and_told_what_to_install(monkeypatch) -> None:
+    monkeypatch.setattr(layers, "bwrap", lambda: None)
+    with pytest.raises(ValueError, match=r"^code_sandbox=full: needs bubblewrap: apt install bubblewrap, or pip install"):
+        layers.opened("full")
+
+
+def test_a_machine_whose_calls_are_not_listed_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(layers.os, "uname", lambda: os.uname_result(("Linux", "", "", "", "riscv64")))
+    with pytest.raises(ValueError, match="knows the system calls of x86_64 and aarch64, not of riscv64, or"):
+        layers.opened("full")
+
+
+def test_a_layer_that_does_not_hold_is_noticed_before_any_program_runs(monkeypatch) -> None:
+    with boxed():
+        pass
+    monkeypatch.setitem(layers.KINDS, "full", ("namespaces", "limits"))
+    with layers.opened("full") as box:
+        assert layers.seen(box) == {"namespaces": True, "seccomp": False, "limits": True}
+    monkeypatch.setattr(layers, "seen", lambda box: {"namespaces": True, "limits": False})
+    with pytest.raises(ValueError, match="^code_sandbox=full: limits does not hold on this machine, or"):
+        layers.opened("full")
+
+
+def test_only_limits_are_had_where_they_are_asked_for_by_name() -> None:
+    with layers.opened("process") as box:
+        assert layers.seen(box) == {"namespaces": False, "seccomp": False, "limits": True}
+    with pytest.raises(ValueError, match="code_sandbox='none': must be one of full, process; nearest valid value: full"):
+        layers.opened("none")
+
+
+# -- the filter --------------------------------------------------------------------------------------------------------
+
+
+def test_the_filter_is_what_the_kernel_expects() -> None:
+    for machine in seccomp.MACHINES:
+        program = seccomp.filter_for(machine)
+        assert len(program) % 8 == 0 and len(program) // 8 < 4096  # the kernel's limit
+        assert program[-8:] == bytes.fromhex("0600000001000500")  # all else: EPERM
+    with pytest.raises(KeyError):
+        seccomp.filter_for("riscv64")
+
+
+def test_the_check_prints_the_layers_and_the_attacks(capsys, monkeypatch) -> None:
+    with boxed():
+        pass
+    few = [pair for pair in command.every() if pair[1].name in ("read /etc/passwd", "fork")]
+    monkeypatch.setattr(command, "every", lambda: few)
+    assert command.main(["--check"]) == 0
+    *held, last = capsys.readouterr().out.splitlines()
+    assert held == ["namespaces   holds", "seccomp      holds", "limits       holds"]
+    assert last.startswith("2 attacks, 0 reached something, ")
+    assert command.main(["--check", "--code_sandbox", "process"]) == 1
+    assert "reached      files: read /etc/passwd: ESCAPED" in capsys.readouterr().out
+    monkeypatch.setattr(layers, "bwrap", lambda: None)
+    assert command.main(["--check"]) == 2
+    assert capsys.readouterr().err.startswith("error: code_sandbox=full: needs bubblewrap")
