@@ -47,12 +47,12 @@ def arguments() -> list[str]:
     names = {Path(os.path.realpath(loader.parent), loader.name): loader.resolve()}
     for path in map(Path, shared):  # a library is looked for under another name than its file's
         names |= {link: path for link in path.parent.glob(f"{path.name.partition('.so')[0]}.so*")}
-    for link, target in names.items():
-        if link.is_symlink() and link.resolve() == target:
-            view += ["--symlink", str(target), str(link)]
-    for name in HIDDEN:
-        if Path(library, name).is_dir():
-            view += ["--tmpfs", str(Path(library, name)), "--remount-ro", str(Path(library, name))]
+    for name, target in names.items():
+        if name.is_symlink() and name.resolve() == target:
+            view += ["--symlink", str(target), str(name)]
+    for hidden in HIDDEN:
+        if Path(library, hidden).is_dir():
+            view += ["--tmpfs", str(Path(library, hidden)), "--remount-ro", str(Path(library, hidden))]
     return [*view, "--ro-bind", str(INSIDE), PLACE, "--dir", "/tmp", "--remount-ro", "/"]
 
 

@@ -60,7 +60,8 @@ ANSWERS = [
     (fenced("def add(a, b) return a + b"), (1, 0, 0)), (fenced("def add(a, b):\nreturn a + b"), (1, 0, 0)),
     (fenced("def add(a, b):\n    return a +"), (1, 0, 0)), (fenced("function add(a, b) { return a + b }"), (1, 0, 0)),
     (fenced("The answer is a + b."), (1, 0, 0)), (fenced("def add(a, b):\n\treturn a\n        + b"), (1, 0, 0)),
-    (fenced("def add(a, b): return a + b\x00"), (1, 0, 0)), (fenced("x = '"), (1, 0, 0)), (fenced("(" * 300), (1, 0, 0)),
+    (fenced("def add(a, b): return a + b\x00"), (1, 0, 0)), (fenced("x = '"), (1, 0, 0)),
+    (fenced("(" * 300), (1, 0, 0)),
     (fenced("1 / 0\ndef add(a, b): return a + b"), (1, 0.5, 0)), (fenced("import numpy"), (1, 0.5, 0)),
     (fenced("import nothing_like_this\ndef add(a, b): return a + b"), (1, 0.5, 0)),
     (fenced("raise SystemExit(0)\ndef add(a, b): return a + b"), (1, 0.5, 0)),
@@ -78,13 +79,15 @@ ANSWERS = [
     (fenced("def add(a, b):\n    import sys\n    sys.exit(0)"), (1, 1, 0)),
     (fenced("def add(a, b): return add(a, b)"), (1, 1, 0)), (fenced("def add(a, b): return [0] * 10**12"), (1, 1, 0)),
     (fenced("def add(a, b): return type('E', (), {'__eq__': lambda s, o: True})()"), (1, 1, 0)),
-    (fenced("x = 0\ndef add(a, b):\n    global x\n    x += 1\n    return 5 if x == 1 else 0"), (1, 1, 0.25)),  # each anew
+    # Each test has a new process.
+    (fenced("x = 0\ndef add(a, b):\n    global x\n    x += 1\n    return 5 if x == 1 else 0"), (1, 1, 0.25)),
     (fenced("import builtins\nbuiltins.AssertionError = None\ndef add(a, b): return 0"), (1, 1, 0.5)),
     ("def add(a, b): return a + b", (0, 0, 0)), ("", (0, 0, 0)), ("```", (0, 0, 0)), ("``````", (0, 0, 0)),
     ("`def add(a, b): return a + b`", (0, 0, 0)), ("```python def add(a, b): return a + b```", (0, 0, 0)),
     ("```python\ndef add(a, b): return a + b", (0, 0, 0)),  # never closed
     ("~~~python\ndef add(a, b): return a + b\n~~~", (0, 0, 0)), ("```\n```", (1, 1, 0)),
-    (fenced("def add(a, b): return a + b", "java"), (0, 0, 0)), (fenced("def add(a, b): return a + b", "js"), (0, 0, 0)),
+    (fenced("def add(a, b): return a + b", "java"), (0, 0, 0)),
+    (fenced("def add(a, b): return a + b", "js"), (0, 0, 0)),
     (fenced("add(1, 2)", "text"), (0, 0, 0)), ("'''python\ndef add(a, b): return a + b\n'''", (0, 0, 0)),
     (GOOD + "\n" + GOOD, (0, 1, 1)), (fenced("pass") + "\n" + GOOD, (0, 1, 1)),  # the last one counts
     (GOOD + "\n" + fenced("def add(a, b): return 0"), (0, 1, 0.5)), (GOOD + "\n" + fenced("def"), (0, 0, 0)),
@@ -123,12 +126,13 @@ PAIRS = [{"input": "3\n", "output": "9\n"}, {"input": "0\n", "output": "0\n"}, {
     ("print(int(input()) ** 2, ' \\n\\n')", 1.0, 1.0),  # blanks at the end of a line, empty lines at the end
     ("print('', int(input()) ** 2)", 1.0, 0.0),  # a blank in front is another text
     ("print(float(input()) ** 2)", 1.0, 0.0), ("print(9)", 1.0, 1 / 3), ("print('9', '0', '4')", 1.0, 0.0),
-    ("print(int(input()) ** 2)\nraise SystemExit(1)", 0.5, 0.0), ("print(int(input()) ** 2)\nraise SystemExit", 1.0, 1.0),
+    ("print(int(input()) ** 2)\nraise SystemExit(1)", 0.5, 0.0),
+    ("print(int(input()) ** 2)\nraise SystemExit", 1.0, 1.0),
     ("import sys\nfor line in sys.stdin: print(int(line) ** 2)", 1.0, 1.0), ("print(int(input()) ** 2", 0.0, 0.0),
     ("def solve():\n    return int(input()) ** 2\nprint(solve())", 1.0, 1.0), ("print(int(input()) // 0)", 0.5, 0.0),
     ("import os\nos.write(1, b'9')\nos._exit(0)", 1.0, 1 / 3),
 ])
-def test_a_program_that_reads_and_writes_is_compared_as_in_competitions(program: str, runs: float, share: float) -> None:
+def test_a_program_that_reads_and_writes_is_compared_as_in_competitions(program, runs: float, share: float) -> None:
     assert code_runs([fenced(program)], [PAIRS]) == [runs]
     assert code_tests([fenced(program)], [PAIRS]) == [share]
 
@@ -170,7 +174,8 @@ def test_a_function_with_a_name_of_python_is_meant_where_the_dataset_says_so() -
 @pytest.mark.parametrize(("program", "test"), [
     ("def f(x): return (1, {2: [3.5]}, {'a'}, None, True, 2**200)",
      "assert f(0) == (1, {2: [3.5]}, {'a'}, None, True, 2**200)\nassert type(f(0)) is tuple"),
-    ("def f(x): return x", "for v in (b'a', 1j, frozenset({1}), float('inf'), '\\ud800', -0.0, 10**400): assert f(v) == v"),
+    ("def f(x): return x",
+     "for v in (b'a', 1j, frozenset({1}), float('inf'), '\\ud800', -0.0, 10**400): assert f(v) == v"),
     ("def f(x): return x", "v = f(float('nan'))\nassert v != v"),
     ("def f(*a, **k): return [a, k]", "assert f(1, 2, c=3) == [(1, 2), {'c': 3}]"),
     ("from collections import *\ndef f(x): return Counter(x)", "assert f('aab') == {'a': 2, 'b': 1}"),

@@ -5,9 +5,11 @@ program's own class cannot leave the sandbox, so its `__eq__` compares nothing o
 """
 
 import json
+from typing import Any
 
 MAX_BYTES = 2**20  # of a value as JSON
 BIG = 2**53
+COLLECTIONS: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def dump(value: object) -> str:
@@ -27,8 +29,7 @@ def dump(value: object) -> str:
 def load(data: object) -> object:
     """The value of parsed JSON that `dump` made; ValueError or TypeError if it made none of it."""
     if isinstance(data, dict):
-        (kind, inner), = data.items()
-        return _MADE[kind](inner)
+        return [_MADE[kind](inner) for kind, inner in data.items()][0]
     if isinstance(data, list):
         return [load(one) for one in data]
     return data
@@ -42,12 +43,13 @@ def _wrapped(value: object) -> object:
         return number if abs(number) < BIG else {"int": hex(number)}  # decimal digits of a long one take minutes
     if isinstance(value, float):
         return {"float": float.hex(value)}
-    for kind in (complex, bytes, bytearray):
-        if isinstance(value, kind):
-            return {"complex": [value.real.hex(), value.imag.hex()]} if kind is complex else {"bytes": value.hex()}
+    if isinstance(value, complex):
+        return {"complex": [float.hex(complex(value).real), float.hex(complex(value).imag)]}
+    if isinstance(value, bytes | bytearray):
+        return {"bytes": value.hex()}
     if isinstance(value, list):
         return [_wrapped(one) for one in list.__iter__(value)]
-    for name, kind in (("tuple", tuple), ("set", set), ("frozenset", frozenset)):
+    for name, kind in COLLECTIONS.items():
         if isinstance(value, kind):
             return {name: [_wrapped(one) for one in kind.__iter__(value)]}
     if isinstance(value, dict):
@@ -55,10 +57,9 @@ def _wrapped(value: object) -> object:
     raise TypeError(f"a {type(value).__name__}, which is no plain value")
 
 
-_MADE = {
+_MADE: dict[str, Any] = {
     "int": lambda text: int(text, 16), "float": float.fromhex, "bytes": bytes.fromhex,
     "complex": lambda parts: complex(*map(float.fromhex, parts)),
-    "tuple": lambda inner: tuple(map(load, inner)), "set": lambda inner: set(map(load, inner)),
-    "frozenset": lambda inner: frozenset(map(load, inner)),
+    **{name: lambda inner, kind=kind: kind(map(load, inner)) for name, kind in COLLECTIONS.items()},
     "dict": lambda pairs: {load(key): load(value) for key, value in pairs},
 }

@@ -4,7 +4,6 @@ Its answers say nothing but what it gave back: whoever asked compares. A program
 claim values, as it can by returning them.
 """
 
-import builtins
 import json
 import os
 import sys
@@ -21,7 +20,6 @@ def script() -> None:
         source = json.loads(requests.readline())["source"]
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    module.__builtins__ = builtins
     exec(compile(source, "program.py", "exec"), module.__dict__)
 
 

@@ -1,4 +1,4 @@
-"""Nothing escapes from the sandbox, nothing is forged, nothing is left; and each layer is needed for that. 15 seconds."""
+"""Nothing escapes from the sandbox, nothing is forged, nothing is left; each layer is needed for that. 15 seconds."""
 
 import os
 import time
@@ -95,7 +95,7 @@ def test_an_attack_notices_a_layer_that_is_missing(layers: tuple[str, ...], name
 
 
 def test_a_program_leaves_nothing_for_the_next(box) -> None:
-    write = "import os, sys\nopen('/tmp/trace', 'w').write('x')\nsys.modules['json'].trace = 1\nprint(os.listdir('/tmp'))"
+    write = "import json, os\nopen('/tmp/trace', 'w').write('x')\njson.trace = 1\nprint(os.listdir('/tmp'))"
     look = "import json, os\nprint(os.listdir('/tmp'), hasattr(json, 'trace'))"
     assert run(box, write).output == b"['trace']\n" and run(box, look).output == b"[] False\n"
 
