@@ -6,7 +6,8 @@ A completion's program is its last fenced block (```python or ```); text without
     tests        of each row a list: of assert lines or other Python that calls the program's functions, or of
                  {"input": stdin, "output": stdout} for a program that reads and writes
     context      code that stands before the program and before each test, such as imports; may be left out
-    entry_point  the function that the tests are about; needed only where Python has one of its name
+    entry_point  the function that the tests are about; needed where Python has one of its name, and as "Solution.solve"
+                 for a method of an object without arguments
 """
 
 import functools

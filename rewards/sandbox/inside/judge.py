@@ -56,7 +56,7 @@ class Names(dict):
     """
 
     def __init__(self, functions: list[str], link: Link) -> None:
-        super().__init__(__name__="test", **{name: Function(name, link) for name in functions})
+        super().__init__(__name__="test", **{path.rpartition(".")[2]: Function(path, link) for path in functions})
         self.link = link
 
     def __missing__(self, name: str) -> object:

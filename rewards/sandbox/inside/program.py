@@ -8,6 +8,8 @@ import json
 import os
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 import plain
 
@@ -47,11 +49,19 @@ def functions() -> None:
         request = json.loads(line)
         nonce = request["nonce"]
         try:
-            function = getattr(module, request["call"])
+            function = _found(module, request["call"])
             value = function(*plain.load(request["args"]), **plain.load(request["kwargs"]))
             answer = {"value": plain.dump(value)}
         except BaseException as error:
             answer = {"error": _told(error)}
+
+
+def _found(module: types.ModuleType, path: str) -> Callable[..., object]:
+    """What a path names: a function, or as "Solution.solve" a method of a new object of a class."""
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found() if isinstance(found, type) else found, part)
+    return found
 
 
 def _told(error: BaseException) -> str:
