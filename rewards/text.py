@@ -5,9 +5,9 @@ is read once by the reader that each function carries. `terms` and `groups` may 
 dataset has its own, in a column of that name. None is the reward of a row that asks for nothing.
 """
 
+import os
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from rewards.arguments import reads_options
@@ -78,10 +78,11 @@ def read_semantic(model: Any = None, threshold: Any = 0.7, device: str = "cpu") 
     is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
     if not is_number or not 0 <= threshold <= 1:  # NaN neither
         refuse("threshold", threshold, "must be from 0 to 1", int(threshold > 1) if is_number else 0.7)
-    is_path = isinstance(model, str) and model.startswith((".", "/", "~"))
-    if not isinstance(model, str) or not model or is_path and not Path(model).expanduser().is_dir():
-        refuse("model", model, "must be a folder that is there, or a Hub name", "sentence-transformers/all-MiniLM-L6-v2")
-    return {"model": _encoder(str(Path(model).expanduser()) if is_path else model, device), "threshold": threshold}
+    folder = os.path.expanduser(model) if isinstance(model, str) else ""
+    if not folder or folder.startswith((".", "/", "~")) and not os.path.isdir(folder):
+        refuse("model", model, "must be a folder that is there, or a Hub name",
+               "sentence-transformers/all-MiniLM-L6-v2")
+    return {"model": _encoder(folder, device), "threshold": threshold}
 
 
 @reads_options(read_keywords)
