@@ -16,19 +16,23 @@ import re
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from typing import Any, NamedTuple
 
-from rewards.math import _text
+from rewards.arguments import reads_options
+from rewards.completion import text_of
 from rewards.sandbox.box import Box, Broken
 from rewards.sandbox.layers import opened
 from rewards.sandbox.program import Limits
 from rewards.sandbox.verdict import Verdict, defines, gives, passes, runs_as_script
+from rewards.values import refuse
 
 BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$",
                    re.DOTALL | re.MULTILINE | re.IGNORECASE)
 COMPILES, RUNS = 0.5, 1.0
 AT_ONCE = min(16, os.cpu_count() or 1)  # programs
 OUT_OF_TIME = "took more than"
+LIMITS = Limits(cpu_s=4, wall_s=4, memory=256 * 2**20)
 
 
 class Task(NamedTuple):
@@ -42,17 +46,40 @@ class Task(NamedTuple):
 
 def code_format(completions: list[Any], **columns: Any) -> list[float]:
     """1 for each completion with exactly one fenced block of Python, else 0."""
-    return [float(len(BLOCK.findall(_text(completion))) == 1) for completion in completions]
+    return [float(len(BLOCK.findall(text_of(completion))) == 1) for completion in completions]
 
 
-def code_runs(completions: list[Any], tests: list[Any], code_sandbox: str = "full", timeout: float = 4.0,
-              memory: int = 256, **columns: Any) -> list[float]:
+def read_options(code_sandbox: str = "full", timeout: float = 4.0, memory: int = 256) -> dict[str, Any]:
+    """The options of `code_runs`, as its arguments; the sandbox is tried, so that a run that needs it can be refused.
+
+    Args:
+        code_sandbox: "full", or "process" for limits alone.
+        timeout: seconds for a test, of time and of the processor.
+        memory: MiB of a program, at least 64, which Python itself takes.
+    """
+    for name, value, least in (("timeout", timeout, 0.1), ("memory", memory, 64)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < inf:
+            refuse(name, value, f"must be a number of at least {least}", least)
+    _box(code_sandbox)
+    return {"code_sandbox": code_sandbox,
+            "limits": Limits(cpu_s=timeout, wall_s=timeout, memory=int(memory * 2**20))}
+
+
+def read_test_options(all_or_nothing: bool = False, code_sandbox: str = "full", timeout: float = 4.0,
+                      memory: int = 256) -> dict[str, Any]:
+    """The options of `code_tests`; with `all_or_nothing` a program earns 0 unless all its tests pass."""
+    if not isinstance(all_or_nothing, bool):
+        refuse("all_or_nothing", all_or_nothing, "must be true or false", "false")
+    return {**read_options(code_sandbox, timeout, memory), "all_or_nothing": all_or_nothing}
+
+
+@reads_options(read_options)
+def code_runs(completions: list[Any], tests: list[Any], code_sandbox: str = "full", limits: Limits = LIMITS,
+              **columns: Any) -> list[float]:
     """0.5 for a program that compiles, 1 if it also runs: its functions can be defined, or its first input be read.
 
-    The options are those of `code_tests`. What runs and does nothing earns this too; only tests tell what it does.
+    What runs and does nothing earns this too; only tests tell what it does.
     """
-    limits = Limits(cpu_s=timeout, wall_s=timeout, memory=memory * 2**20)
-
     def score(box: Box, task: Task) -> float:
         if isinstance(task.tests[0], dict):
             ran, _ = runs_as_script(box, task.program, limits, task.tests[0]["input"])
@@ -66,20 +93,13 @@ def code_runs(completions: list[Any], tests: list[Any], code_sandbox: str = "ful
     return _scored(score, completions, tests, columns, code_sandbox)
 
 
+@reads_options(read_test_options)
 def code_tests(completions: list[Any], tests: list[Any], all_or_nothing: bool = False, code_sandbox: str = "full",
-               timeout: float = 4.0, memory: int = 256, **columns: Any) -> list[float]:
+               limits: Limits = LIMITS, **columns: Any) -> list[float]:
     """The share of its tests that a program passes: 1 for all of them, and only then.
 
     After a test that ran out of time the others count as failed.
-
-    Args:
-        all_or_nothing: 0 unless all tests pass.
-        code_sandbox: "full", or "process" for limits alone.
-        timeout: seconds for a test, of time and of the processor.
-        memory: MiB of a program.
     """
-    limits = Limits(cpu_s=timeout, wall_s=timeout, memory=memory * 2**20)
-
     def score(box: Box, task: Task) -> float:
         passed = 0
         for test in task.tests:
@@ -101,7 +121,7 @@ def tested(box: Box, task: Task, test: Any, limits: Limits) -> Verdict:
 
 def program_of(completion: Any) -> str | None:
     """The program in a completion; None if it has none."""
-    blocks = BLOCK.findall(_text(completion))
+    blocks = BLOCK.findall(text_of(completion))
     return textwrap.dedent(blocks[-1]) if blocks else None  # the block may stand in a list
 
 
@@ -110,23 +130,28 @@ def _scored(score: Callable[[Box, Task], float], completions: list[Any], tests: 
     """The score of each completion, some at the same time; 0 where there is no program."""
     contexts, names = columns.get("context"), columns.get("entry_point")
 
-    def one(index: int) -> float:
+    def task(index: int) -> Task | None:
         row, program = tests[index], program_of(completions[index])
         if not row:
             raise ValueError(f"tests={row!r}: needs at least one test")
         if program is None:
-            return 0.0
+            return None
         context = contexts[index] or "" if contexts else ""
         functions = [names[index]] if names and names[index] else []
-        task = Task(f"{context}\n{program}", list(row), context, functions)
+        return Task(f"{context}\n{program}", list(row), context, functions)
+
+    def once(one: Task) -> float:
         try:
-            return score(_box(code_sandbox), task)
+            return score(_box(code_sandbox), one)
         except Broken:  # by what is outside of it, such as a machine without memory
             _box.cache_clear()
-            return score(_box(code_sandbox), task)
+            return score(_box(code_sandbox), one)
 
+    tasks = list(map(task, range(len(completions))))
+    different = {repr(one): one for one in tasks if one}  # a group has the same program several times
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(one, range(len(completions))))
+        found = dict(zip(different, pool.map(once, different.values()), strict=True))
+    return [found[repr(one)] if one else 0.0 for one in tasks]
 
 
 @functools.cache

@@ -15,7 +15,11 @@ from rewards.arguments import with_options
 from rewards.values import blame, shown
 
 # Imported only where they are asked for: some need a library.
-BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math:correctness_reward"}
+BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math:correctness_reward",
+            "keywords": "rewards.text:keywords", "keyword_groups": "rewards.text:keyword_groups",
+            "contexts": "rewards.text:contexts", "semantic": "rewards.text:semantic",
+            "code_format": "rewards.code:code_format", "code_runs": "rewards.code:code_runs",
+            "code_tests": "rewards.code:code_tests"}
 _FOLDERS: list[Path] = []  # of the reward files that were imported
 
 
@@ -43,11 +47,12 @@ def load(reward_funcs: list[str], reward_weights: list[float] | None = None,
     if len(functions) < len(found):
         names = [name for name, _ in found]
         raise ValueError(f"reward_funcs={reward_funcs}: metrics need different names, these are {names}; rename one")
-    for name, values in (reward_options or {}).items():
+    given = reward_options or {}
+    for name in given:
         if name not in functions:
             raise ValueError(f"reward_options={name!r}: must be one of reward_funcs: {', '.join(functions)}")
-        functions[name] = with_options(name, functions[name], values)
-    return functions
+    return {name: with_options(name, function, given.get(name, {}))
+            if name in given or hasattr(function, "read_options") else function for name, function in functions.items()}
 
 
 def metric_name(name: str) -> str:

@@ -101,9 +101,9 @@ def repetitions(run: Run) -> list[Finding]:
 
 
 def gold_completion(example: Example) -> str:
-    """A completion that is right: the dataset's own where it ends in the answer line, else that line alone."""
+    """A completion that is right: the dataset's own where it ends in the answer line or needs none, else that line."""
     line = ANSWER_LINE.search(example.answer)
-    if line and line.end() == len(example.answer):
+    if line and line.end() == len(example.answer) or example.answer and not example.final_answer:
         return f" {example.answer}"
     return COMPLETION.format(reasoning="", final_answer=example.final_answer or 1)
 
@@ -127,7 +127,7 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
         return Scored(total, parts, {})
 
     gold, again, *wrong = ask(gold_completion), ask(gold_completion), *(ask(lambda _, t=text: t) for text in NONSENSE)
-    findings, known = [], any(example.final_answer for example in examples)
+    findings, known = [], any(example.final_answer or example.answer for example in examples)
     failed = {name: failure for scored in (gold, again, *wrong) for name, failure in scored.failures.items()}
     for name, value_N in gold.parts.items():
         wrong_N = [value for scored in wrong for value in scored.parts[name]]

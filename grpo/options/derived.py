@@ -18,6 +18,8 @@ LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
 ANSWERS = ["num_generations_eval", "eval_temperature"]
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
 
+GENERATED = {"wordproblems", "clinical_notes", None}  # of the datasets; None: no other one for the evaluation
+
 
 def set_once(values: dict[str, Any], name: str, value: Any, source: str) -> None:
     """Set an option that another name decides; ValueError where it was given itself, with another value."""
@@ -150,8 +152,8 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
             not {"mlflow", "wandb", "trackio"} & {*value_of("report_to")}, ["run_name"]),
         "gradient_checkpointing is off": (
             value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
-        "wordproblems have their own columns": (
-            {value_of("train_dataset_id_or_path"), value_of("test_dataset_id_or_path")} <= {"wordproblems", None},
+        "generated data has its own columns": (
+            {value_of("train_dataset_id_or_path"), value_of("test_dataset_id_or_path")} <= GENERATED,
             ["dataset_config", "prompt_column", "answer_column"]),
         "apply_chat_template is false": (
             value_of("apply_chat_template") == "false", ["chat_template", "chat_template_kwargs"]),

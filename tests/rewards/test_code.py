@@ -7,6 +7,8 @@ import pytest
 from boxes import boxed
 
 from rewards.code import code_format, code_runs, code_tests, program_of
+from rewards.loading import load
+from rewards.sandbox.program import Limits
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,6 +21,7 @@ def fenced(program: str, language: str = "python") -> str:
     return f"```{language}\n{program}\n```"
 
 
+QUICK = Limits(cpu_s=1, wall_s=0.5)
 ADD = ["assert add(2, 3) == 5", "assert add(-1, 1) == 0", "assert add(0, 0) == 0", "assert add(1.5, 2) == 3.5"]
 GOOD = fenced("def add(a, b):\n    return a + b")
 # completion, (code_format, code_runs, code_tests) on ADD
@@ -112,8 +115,8 @@ def test_all_or_nothing_gives_no_part() -> None:
 
 def test_a_test_that_runs_out_of_time_ends_the_others() -> None:
     slow = fenced("def add(a, b):\n    while a == 2: pass\n    return a + b")
-    assert code_tests([slow], [ADD], timeout=0.3) == [0.0]
-    assert code_tests([slow], [ADD[1:] + ADD[:1]], timeout=0.3) == [0.75]
+    assert code_tests([slow], [ADD], limits=QUICK) == [0.0]
+    assert code_tests([slow], [ADD[1:] + ADD[:1]], limits=QUICK) == [0.75]
 
 
 # -- programs that read and write --------------------------------------------------------------------------------------
@@ -196,3 +199,30 @@ def test_a_row_without_tests_is_no_row() -> None:
 def test_the_last_block_is_the_program() -> None:
     assert program_of(fenced("a = 1") + "\ntext\n" + fenced("b = 2")) == "b = 2\n"
     assert program_of("no block") is None
+
+
+def test_the_same_program_with_the_same_tests_is_run_once(monkeypatch) -> None:
+    from rewards import code
+
+    asked = []
+    monkeypatch.setattr(code, "tested", lambda box, task, test, limits: asked.append(test) or code.Verdict(True))
+    assert code_tests([GOOD, GOOD, GOOD], [ADD[:1], ADD[:1], ADD[1:2]]) == [1.0, 1.0, 1.0]
+    assert asked == ADD[:2] or asked == ADD[1::-1]
+
+
+@pytest.mark.parametrize(("options", "line"), [
+    ({"timeout": 0}, "timeout=0 must be a number of at least 0.1; nearest valid value: 0.1"),
+    ({"memory": 1}, "memory=1 must be a number of at least 64; nearest valid value: 64"),
+    ({"memory": "much"}, "memory='much' must be a number of at least 64; nearest valid value: 64"),
+    ({"all_or_nothing": 1}, "all_or_nothing=1 must be true or false; nearest valid value: false"),
+    ({"code_sandbox": "docker"}, "code_sandbox='docker': must be one of full, process; nearest valid value: full"),
+])
+def test_options_that_are_none_are_refused_before_any_program_runs(options: dict, line: str) -> None:
+    with pytest.raises(ValueError, match=f"^reward_options of code_tests: {line}$"):
+        load(["code_tests"], None, {"code_tests": options})
+
+
+def test_options_become_limits() -> None:
+    function = load(["code_tests"], None, {"code_tests": {"timeout": 0.5, "memory": 100, "all_or_nothing": True}})["code_tests"]
+    assert function.keywords == {"code_sandbox": "full", "all_or_nothing": True,
+                                 "limits": Limits(cpu_s=0.5, wall_s=0.5, memory=100 * 2**20)}
