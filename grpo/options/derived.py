@@ -18,7 +18,7 @@ LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
 ANSWERS = ["num_generations_eval", "eval_temperature"]
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
 
-GENERATED = {"wordproblems", "clinical_notes", None}  # of the datasets; None: no other one for the evaluation
+GENERATED = {"wordproblems", "programs", "clinical_notes", None}  # of the datasets; None: no other one for the evaluation
 
 
 def set_once(values: dict[str, Any], name: str, value: Any, source: str) -> None:
@@ -148,6 +148,8 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
         "neither load_best_model_at_end nor early_stopping_patience is set": (
             not (value_of("load_best_model_at_end") or value_of("early_stopping_patience")),
             ["metric_for_best_model"]),
+        "no function of reward_funcs runs programs": (
+            not {"code_runs", "code_tests"} & {*value_of("reward_funcs")}, ["code_sandbox"]),
         "no tracker in report_to shows it": (
             not {"mlflow", "wandb", "trackio"} & {*value_of("report_to")}, ["run_name"]),
         "gradient_checkpointing is off": (
