@@ -18,7 +18,7 @@ LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
 ANSWERS = ["num_generations_eval", "eval_temperature"]
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
 
-GENERATED = {"wordproblems", "programs", "clinical_notes", None}  # of the datasets; None: no other one for the evaluation
+GENERATED = {"wordproblems", "programs", "clinical_notes", None}  # None: no other dataset for the evaluation
 
 
 def set_once(values: dict[str, Any], name: str, value: Any, source: str) -> None:

@@ -5,7 +5,7 @@ import sys
 import time
 
 from rewards.sandbox.attacks import every, reached
-from rewards.sandbox.layers import KINDS, opened, seen
+from rewards.sandbox.layers import opened, seen
 from rewards.sandbox.program import Limits
 
 
@@ -13,10 +13,9 @@ def main(argv: list[str]) -> int:
     """Print what holds; 0 if everything does, 1 if an attack reached something, 2 if the sandbox does not start."""
     parser = argparse.ArgumentParser(prog="python -m rewards.sandbox", description=__doc__.partition(": ")[2])
     parser.add_argument("--check", action="store_true", required=True, help="Look at the layers and run the attacks.")
-    parser.add_argument("--code_sandbox", choices=KINDS, default="full", help="The sandbox to look at.")
-    options = parser.parse_args(argv)
+    parser.parse_args(argv)
     try:
-        box = opened(options.code_sandbox)
+        box = opened("full")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

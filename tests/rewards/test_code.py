@@ -223,6 +223,7 @@ def test_options_that_are_none_are_refused_before_any_program_runs(options: dict
 
 
 def test_options_become_limits() -> None:
-    function = load(["code_tests"], None, {"code_tests": {"timeout": 0.5, "memory": 100, "all_or_nothing": True}})["code_tests"]
+    options = {"timeout": 0.5, "memory": 100, "all_or_nothing": True}
+    function = load(["code_tests"], None, {"code_tests": options})["code_tests"]
     assert function.keywords == {"code_sandbox": "full", "all_or_nothing": True,
                                  "limits": Limits(cpu_s=0.5, wall_s=0.5, memory=100 * 2**20)}

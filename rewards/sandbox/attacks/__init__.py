@@ -1,7 +1,8 @@
 """Programs that try to get out of the sandbox, to hurt the machine, or to earn a reward they did not work for.
 
-`escapes` are scripts that print ESCAPED and what they reached. `floods` use up what there is. `forgeries` must not pass
-their test. The same list runs in the tests and by `python -m rewards.sandbox --check`.
+Most are scripts that print ESCAPED and what they reached; they try whether they may do harm, and would do none.
+`floods` use up what there is. `forgeries` must not pass their test. The same list runs in the tests and by
+`python -m rewards.sandbox --check`.
 """
 
 from collections.abc import Iterator

@@ -25,15 +25,15 @@ print("held")
 """
 
 WRITE = {
-    "into the root": "open('/new', 'w')", "into the interpreter": "open(__import__('sys').executable or '/x', 'ab')",
+    "into the root": "open('/new.tmp', 'w')",
+    "into the interpreter": "open(__import__('sys').executable or '/none', 'r+b')",
     "into the standard library": "open(__import__('os').__file__, 'a')",
     "into its cache": "open(__import__('json').__cached__, 'ab')",
     "into the sandbox's own code": "open('/sandbox/judge.py', 'a')",
     "a new module beside it": "open('/sandbox/plain2.py', 'w')",
-    "a library replaced": "__import__('os').rename(__import__('json').__file__, '/tmp/json.py')",
-    "a library removed": "__import__('os').remove(__import__('json').__file__)",
-    "a library cut": "__import__('os').truncate(__import__('json').__file__, 0)",
-    "/tmp replaced": "__import__('os').rename('/tmp', '/tmp2')",
+    "a library touched": "__import__('os').utime(__import__('json').__file__)",
+    "a library opened for writing": "__import__('os').open(__import__('json').__file__, 2)",
+    "a folder in a library": "__import__('os').mkdir(__import__('json').__path__[0] + '/new')",
     "a file of devices": "__import__('os').mknod('/tmp/d', 0o60666, __import__('os').makedev(8, 0))",
     "a device": "__import__('os').mknod('/tmp/z', 0o20666, __import__('os').makedev(1, 5))",
     "a set-user-id file": "__import__('os').chmod(open('/tmp/s', 'w').name, 0o4755)",
@@ -88,8 +88,8 @@ for name in ("numpy", "torch", "pip", "rewards", "grpo", "data", "train", "psuti
 
 ATTACKS = [
     *(Attack(f"read {path}", tried(f"open({path!r}, 'rb').read(64)")) for path in READ),
-    *(Attack(f"write to {path}", tried(f"open({path!r}, 'ab').write(b'x')"))
-      for path in ("/etc/passwd", "/proc/self/mem", "/proc/sys/kernel/core_pattern", "/dev/mem", "/root/x")),
+    *(Attack(f"open for writing {path}", tried(f"open({path!r}, 'r+b')"))
+      for path in ("/etc/passwd", "/proc/self/mem", "/proc/sys/kernel/core_pattern", "/dev/mem", "/dev/null")),
     *(Attack(f"list {path}", tried(f"__import__('os').listdir({path!r})[0]")) for path in LISTED),
     *(Attack(name, tried(line)) for name, line in WRITE.items()),
     Attack("every file that can be seen", WHOLE), Attack("through a symbolic link", LINKED),

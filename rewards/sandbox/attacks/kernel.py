@@ -3,15 +3,16 @@
 from rewards.sandbox import seccomp
 from rewards.sandbox.attacks import Attack
 
-# By name: the numbers on x86_64 and aarch64, and arguments with which the call would do or tell something.
+# By name: the numbers on x86_64 and aarch64, and arguments. Where a call is permitted, these tell something, fail for
+# another reason than a lack of rights, or do something to this process alone.
 CALLS = {
     "ptrace": (101, 117, "0, 0, 0, 0"), "process_vm_readv": (310, 270, "1, buffer, 1, buffer, 1, 0"),
     "process_vm_writev": (311, 271, "1, buffer, 1, buffer, 1, 0"), "kcmp": (312, 272, "1, 1, 0, 0, 0"),
     "pidfd_open": (434, 434, "1, 0"), "pidfd_getfd": (438, 438, "3, 0, 0"),
     "pidfd_send_signal": (424, 424, "3, 0, 0, 0"), "process_madvise": (440, 440, "3, buffer, 1, 4, 0"),
     "move_pages": (279, 239, "0, 0, 0, 0, 0, 0"), "get_mempolicy": (239, 236, "0, 0, 0, 0, 0"),
-    "mount": (165, 40, "b'x', b'/tmp', b'tmpfs', 0, 0"), "umount2": (166, 39, "b'/tmp', 2"),
-    "pivot_root": (155, 41, "b'/tmp', b'/tmp'"), "open_tree": (428, 428, "-100, b'/', 1"),
+    "mount": (165, 40, "b'x', b'/tmp', b'nothing', 0, 0"), "umount2": (166, 39, "b'/', 0"),
+    "pivot_root": (155, 41, "b'/none', b'/none'"), "open_tree": (428, 428, "-100, b'/', 1"),
     "move_mount": (429, 429, "-100, b'/', -100, b'/tmp', 0"), "fsopen": (430, 430, "b'tmpfs', 0"),
     "fsmount": (432, 432, "3, 0, 0"), "mount_setattr": (442, 442, "-100, b'/', 0, buffer, 32"),
     "chroot": (161, 51, "b'/tmp'"), "name_to_handle_at": (303, 264, "-100, b'/', buffer, buffer, 0"),
@@ -31,11 +32,12 @@ CALLS = {
     "splice": (275, 76, "0, 0, 1, 0, 1, 0"), "vmsplice": (278, 75, "1, buffer, 1, 0"), "tee": (276, 77, "0, 1, 1, 0"),
     "personality": (135, 92, "0x0040000"), "prctl": (157, 167, "4, 1, 0, 0, 0"),
     "seccomp": (317, 277, "1, 0, buffer"), "capset": (126, 91, "buffer, buffer"), "capget": (125, 90, "buffer, 0"),
-    "sethostname": (170, 161, "b'x', 1"), "setdomainname": (171, 162, "b'x', 1"), "reboot": (169, 142, "0, 0, 0, 0"),
-    "swapon": (167, 224, "b'/tmp/x', 0"), "acct": (163, 89, "0"), "syslog": (103, 116, "3, buffer, 64"),
+    "sethostname": (170, 161, "b'x', 999"),
+    "setdomainname": (171, 162, "b'x', 999"), "reboot": (169, 142, "0, 0, 0, 0"),
+    "swapon": (167, 224, "b'/none', 0"), "acct": (163, 89, "0"), "syslog": (103, 116, "3, buffer, 64"),
     "init_module": (175, 105, "buffer, 0, b''"), "finit_module": (313, 273, "3, b'', 0"),
-    "delete_module": (176, 106, "b'x', 0"), "kexec_load": (246, 104, "0, 0, 0, 0"),
-    "clock_settime": (227, 112, "0, buffer"), "adjtimex": (159, 171, "buffer"), "quotactl": (179, 60, "0, 0, 0, 0"),
+    "delete_module": (176, 106, "b'x', 0"), "kexec_load": (246, 104, "0, 99, 0, 0"),
+    "clock_settime": (227, 112, "99, buffer"), "adjtimex": (159, 171, "buffer"), "quotactl": (179, 60, "0, 0, 0, 0"),
     "mlockall": (151, 230, "1"), "landlock": (444, 444, "0, 0, 1"), "kill": (62, 129, "-1, 0"),
     "tkill": (200, 130, "1, 0"), "rt_sigqueueinfo": (129, 138, "1, 0, buffer"), "ioprio_set": (251, 30, "1, 0, 0"),
     "sched_setattr": (314, 274, "0, buffer, 0"), "set a limit": (302, 261, "0, 7, buffer, 0"),

@@ -13,7 +13,6 @@ ASKED = {
     "an address": "__import__('socket').create_connection(('1.1.1.1', 53), 1)",
     "the web": "__import__('urllib.request').request.urlopen('http://example.com', timeout=1)",
     "a server of its own": "__import__('socket').create_server(('127.0.0.1', 0))",
-    "the host's name": "__import__('socket').sethostname('x')",
     "a pair of sockets": "__import__('socket').socketpair()",
     "network cards": "__import__('socket').if_nameindex()",
 }

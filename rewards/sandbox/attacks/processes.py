@@ -9,16 +9,15 @@ LINES = {
     "a shell by popen": f"{OS}.popen('echo')", "subprocess": "__import__('subprocess').run(['/bin/sh', '-c', 'id'])",
     "posix_spawn": f"{OS}.posix_spawn({OS}.__file__, [], {{}})", "exec of a shell": f"{OS}.execv('/bin/sh', ['sh'])",
     "multiprocessing": "__import__('multiprocessing').Process(target=print).start()",
-    "the parent killed": f"{OS}.kill({OS}.getppid() or 1, 9)", "everyone killed": f"{OS}.kill(-1, 9)",
-    "the first process signalled": f"{OS}.kill(1, 15)", "a group signalled": f"{OS}.killpg(0, 15)",
-    "another's scheduling": f"{OS}.setpriority(0, 1, -5)", "a better nice": f"{OS}.nice(-5)",
+    "the parent signalled": f"{OS}.kill({OS}.getppid() or 1, 0)", "everyone signalled": f"{OS}.kill(-1, 0)",
+    "the first process signalled": f"{OS}.kill(1, 0)", "a group signalled": f"{OS}.killpg(0, 0)",
+    "a higher priority": f"{OS}.setpriority(0, 0, -5)", "a better nice": f"{OS}.nice(-5)",
     "real time": f"{OS}.sched_setscheduler(0, 1, {OS}.sched_param(10))",
     "another core": f"{OS}.sched_setaffinity(0, {{0}})",
     "a handle of a process": f"{OS}.pidfd_open(1)", "another session": f"{OS}.setsid()",
     "another user": f"{OS}.setuid(0)", "another group": f"{OS}.setgid(0)", "other groups": f"{OS}.setgroups([0])",
     "memory limits raised": "__import__('resource').setrlimit(9, (-1, -1))",
     "processor limits raised": "__import__('resource').setrlimit(0, (-1, -1))",
-    "another process's limits": "__import__('resource').prlimit(1, 7, (1, 1))",
 }
 
 SEEN = """
