@@ -255,7 +255,7 @@ BAD = [
      "correctness"),
     ("--reward_funcs format ./my.py:solved --outcome_reward ./my.py:solved", "outcome_reward='./my.py:solved'",
      "one of reward_funcs, format, solved, by that name", "solved"),
-    ("--outcome_reward code_tests", "outcome_reward='code_tests'", "one of reward_funcs, format, correctness", "format"),
+    ("--outcome_reward vowels", "outcome_reward='vowels'", "one of reward_funcs, format, correctness", "format"),
     ("--reward_funcs format ./my.py:solved --advantage_gate outcome", "advantage_gate='outcome'",
      "needs outcome_reward", "outcome_reward=format or outcome_reward=solved"),
     ("--torch_dtype float16", "torch_dtype='float16'", "one of auto, float32, bfloat16", "bfloat16"),
