@@ -13,6 +13,7 @@ from grpo.options.refusal import nearest, refuse
 
 SCALES = ("group", "batch", "none")
 GATES = ("none", "outcome")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 
 
 class GroupStatistics(NamedTuple):
@@ -80,6 +81,56 @@ def group_advantages(
     return torch.where(flat_B1 | reward_BG.isnan(), 0.0, advantage_BG)
 
 
+def reward_terms(
+    reward_FBG: torch.Tensor, weight_F: torch.Tensor, scored_BG: torch.Tensor, *, aggregation: str, eps: float = 1e-4
+) -> torch.Tensor:
+    """What each reward function adds to the number that completions are compared by, their sum over F.
+
+        sum_then_normalize   t_fbg = w_f r_fbg
+        normalize_then_sum   t_fbg = w_f (r_fbg - mean_g r_fbg) / (std_g r_fbg + eps)
+
+    The first is GRPO: the sum is the reward, for any scale of `group_advantages`. The second is GDPO, arXiv 2601.05242,
+    equations 4 and 5; its equation 6 divides the sum by the std of all completions, not tokens, of all ranks. That is
+    scale "batch":
+
+        A_bg = (t_bg - mean_g t_bg) / (std_bg t_bg + eps),   t_bg = sum_f t_fbg
+
+    The paper subtracts the mean of the batch. Both means are 0, as each function's terms sum to 0 in every group; the
+    group's leaves a group without differences at exactly 0.
+
+    Why: a length of some hundred characters added to a 0 or 1 for the answer decides the group alone, and a group in
+    which two rewards agree gets no larger advantages than one in which a single reward differs. Here each function
+    counts by its weight. Two groups of two completions, rewards (1, 0) and (1, 0) by both functions, (1, 0) and (0, 0):
+    the terms are 0.5 / 0.707 = 0.707, so the sums are 1.414 and 0.707. Over their std, sqrt((4 + 1) / 3) = 1.291, the
+    advantages are 1.095 and 0.548; with sum_then_normalize all are 0.707.
+
+    >>> reward_FBG = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]])
+    >>> all_BG = torch.ones(2, 2, dtype=torch.bool)
+    >>> term_FBG = reward_terms(reward_FBG, torch.ones(2), all_BG, aggregation="normalize_then_sum")
+    >>> group_advantages(term_FBG.sum(dim=0), scale="batch")
+    tensor([[ 1.0954, -1.0954],
+            [ 0.5477, -0.5477]])
+
+    Args:
+        reward_FBG: before the weights, NaN where a function gave None. Such a term is 0, and with normalize_then_sum
+            the function's mean and std are over the other completions of the group.
+        scored_BG: bool. What is not scored has NaN for all terms and is in no mean and std, whatever functions gave.
+
+    Returns [F, B, G] float32. With normalize_then_sum a function's terms are exactly 0 in a group in which it gave
+    equal values, or fewer than two.
+
+    Raises:
+        ValueError: the aggregation is unknown.
+    """
+    if aggregation not in AGGREGATIONS:
+        refuse("aggregation", aggregation, f"must be one of {', '.join(AGGREGATIONS)}",
+               nearest(aggregation, AGGREGATIONS))
+    value_FBG = torch.where(scored_BG, reward_FBG.float(), math.nan)
+    if aggregation == "normalize_then_sum":
+        value_FBG = group_advantages(value_FBG.flatten(0, 1), eps=eps).view(value_FBG.shape)
+    return torch.where(scored_BG, weight_F.float()[:, None, None] * value_FBG.nan_to_num(), math.nan)
+
+
 def gate_advantages(advantage_BG: torch.Tensor, right_BG: torch.Tensor, *, gate: str) -> torch.Tensor:
     """Set the advantages of groups without a right answer (True in `right_BG`) to 0, if the gate is "outcome".
 
@@ -88,7 +139,8 @@ def gate_advantages(advantage_BG: torch.Tensor, right_BG: torch.Tensor, *, gate:
 
     A second reward, such as the one for the format, also ranks completions of which none is right, and dividing by the
     std makes those differences full size: "phantom advantages". In verl-recipe pull request 125 a mild length reward
-    drove a 1.5B model on GSM8K far below its start; with this gate it ended above. The KL acts in every group.
+    drove a 1.5B model on GSM8K far below its start; with this gate it ended above. The KL acts in every group. Which
+    reward says "right" is option outcome_reward, and from which value on is `report.measures.RIGHT`.
 
     >>> gate_advantages(torch.tensor([[1.5, -1.5]]), torch.tensor([[False, False]]), gate="outcome")
     tensor([[0., 0.]])

@@ -83,6 +83,9 @@ class Config:
         "semantic (docs/text-rewards.md); code_format, code_runs, code_tests (docs/sandbox.md); or your own as "
         "path/to/file.py:function or module:function.")
     reward_weights: list[float] | None = option(None, "Factor of each reward function; none: 1 each.")
+    outcome_reward: str | None = option(
+        None, "Reward function that says what is right, by its name without the file: a completion to which it gives 1 "
+        "or more; none: correctness, where it is one of reward_funcs.")
     reward_options: dict | None = option(
         None, "Arguments of reward functions by name, such as {my_reward: {threshold: 0.5}}.")
     code_sandbox: str = option(
@@ -134,9 +137,12 @@ class Config:
     scale_rewards: str = option(
         "group", "Standard deviation that advantages are divided by; none is Dr. GRPO.",
         choices=("group", "batch", "none"))
+    multi_objective_aggregation: str = option(
+        "sum_then_normalize", "normalize_then_sum is GDPO: each reward is divided by its own standard deviation in the "
+        "group, and their weighted sum by that of the batch.", choices=("sum_then_normalize", "normalize_then_sum"))
     advantage_gate: str = option(
-        "none", "outcome: a group without a right completion has advantage 0, so that other rewards than correctness "
-        "teach nothing there.", choices=("none", "outcome"))
+        "none", "outcome: a group without a right completion has advantage 0, so that other rewards than "
+        "outcome_reward teach nothing there.", choices=("none", "outcome"))
     beta: float = option(0.04, "Coefficient of the KL to the reference policy.", within="[0, inf)")
     kl_estimator: str = option(
         "k3_unbiased", "KL estimator; k3: the paper's; k3_unbiased: its value with the true KL's gradient; exact: sums "

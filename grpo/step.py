@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.conversation import for_rewards
 from data.example import Example
-from grpo.advantage import gate_advantages, group_advantages
+from grpo.advantage import gate_advantages, group_advantages, reward_terms
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.health.pulse import pulse
 from grpo.health.stop_request import stop_request
@@ -121,13 +121,10 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
     # 3. Compare: how much better than its group is each completion?
     clock.enter("advantage")
     reward_BG = torch.tensor(scored.total).view(len(examples), config.num_generations)
-    right_BG = is_right(reward_BG, scored.parts)
-    batch_std = global_std(reward_BG[~reward_BG.isnan()]) if config.scale_rewards == "batch" else None
-    advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
-    advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
+    advantage_BG, metrics = compare(run, reward_BG, scored)
     return Collected(
         examples=examples, rollout=rollout, reward_BG=reward_BG, scored=scored, advantage_BG=advantage_BG,
-        metrics=reward_metrics(reward_BG, scored, right_BG, advantage_BG), logged=logged_metrics(scored.metrics))
+        metrics=metrics, logged=logged_metrics(scored.metrics))
 
 
 def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
@@ -177,6 +174,26 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Sco
         print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(asked)} "
               f"completions ({spelled_out(reason)})" + (f": {fate}" if count else ""), file=sys.stderr, flush=True)
     return scored
+
+
+def compare(run: Run, reward_BG: torch.Tensor, scored: Scored) -> tuple[torch.Tensor, dict[str, float]]:
+    """Advantages, [B, G] float32, and the metrics of rewards and groups over all ranks. Collective: every rank.
+
+    `reward_BG` has the totals of `scored`.
+    """
+    config, scored_BG = run.config, ~reward_BG.isnan()
+    right_BG = is_right(reward_BG, scored.parts, config.outcome_reward)
+    part_FBG = torch.tensor(list(scored.parts.values())).view(-1, *reward_BG.shape)
+    term_FBG = reward_terms(
+        part_FBG, torch.tensor(run.rewards.weights), scored_BG, aggregation=config.multi_objective_aggregation)
+    compared_BG, scale = reward_BG, config.scale_rewards
+    if config.multi_objective_aggregation == "normalize_then_sum":  # whose scale is the batch's, as in TRL
+        compared_BG, scale = term_FBG.sum(dim=0), "batch"
+    batch_std = global_std(compared_BG[scored_BG]) if scale == "batch" else None
+    advantage_BG = group_advantages(compared_BG, scale=scale, batch_std=batch_std)
+    advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
+    return advantage_BG, reward_metrics(
+        reward_BG, scored, right_BG, term_FBG=term_FBG, compared_BG=compared_BG, advantage_BG=advantage_BG)
 
 
 def end_if_rewards_fail(limit: float, collected: Collected, step: int) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from rewards.values import as_json, as_list, shown
 
 ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
-PARTS = "rewards/"  # the trainer's metrics of single functions begin so
+PARTS = ("rewards/", "phantom_advantage_share/")  # the trainer's metrics of single functions begin so
 Call = Callable[..., Any]
 
 
@@ -58,7 +58,7 @@ class Notes:
             raise TypeError(f"log_metric({shown(name)}, ...): needs a name")
         if name in self.taken or name.startswith(PARTS):
             raise ValueError(f"log_metric({name!r}, ...): the trainer has a metric of this name; nearest valid value: "
-                             f"'my_{name.removeprefix(PARTS)}'")
+                             f"'my_{name.rpartition('/')[2]}'")
         number = float(value)
         self.metrics.setdefault(name, []).append(number if isfinite(number) else None)
 

@@ -7,7 +7,7 @@ from rewards.sandbox.attacks import ESCAPED, Attack, every
 # Rooms whose attacks do no harm where they succeed, and in them those that would.
 ROOMS = ("files", "network", "processes", "forgeries")
 HARMFUL = ("a new module", "a file of devices", "a device", "real time", "thousands of threads", "outlives", "very",
-           "huge", "a kill of the judge", "on every descriptor", "closes its pipes", "link that changes", "another root",
+           "huge", "a kill of the judge", "on every descriptor", "closes its pipes", "link that changes", "other root",
            "every file", "other processes seen", "ends hard", "raises", "another session", "inherited descriptors")
 # What a script prints is swallowed there: it is kept in a list, which the test looks at.
 KEPT = "_kept = []\ndef print(*words, **options): _kept.append(' '.join(map(str, words)))\n"

@@ -10,6 +10,7 @@ from data.prompts import COMPLETION
 from grpo.doctor.chat import chat_template, ends_turn
 from grpo.doctor.finding import Finding, judge
 from grpo.health.pulse import pulse
+from grpo.report.measures import RIGHT
 from grpo.run.parts import Run
 from rewards.math import (
     ANSWER_LINE,
@@ -141,6 +142,8 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
             findings.append(_users_own(name, value_N, again.parts[name], wrong_N, known=known))
     if not gold.parts:
         return []
+    if known and run.config.outcome_reward in gold.parts:
+        findings.append(_outcome(run.config.outcome_reward, gold.parts[run.config.outcome_reward]))
     mean, most = _mean(gold.total), max(_mean(scored.total) for scored in wrong)
     level = "fail" if "correctness" in gold.parts else "warn"
     cure = "reward_weights with which a right answer earns most" if known and most > mean else ""
@@ -170,6 +173,14 @@ def _users_own(name: str, value_N: list[float], again_N: list[float], wrong_N: l
         warn="reward_funcs=a function of its arguments alone" if random
         else f"reward_weights with little for {name}, or a right answer earns less than nonsense"
         if known and means[1] > means[0] else "")
+
+
+def _outcome(name: str, value_N: list[float]) -> Finding:
+    """With an outcome on another scale nothing would ever be right, and advantage_gate would take every advantage."""
+    right = sum(value >= RIGHT for value in value_N)
+    return judge("outcome", f"{right} of {len(value_N)} gold answers are right, {name} gives them {RIGHT:g} or more",
+                 warn="" if right else f"outcome_reward=a function that gives {RIGHT:g} where an answer is right, with "
+                 "reward_weights 0 if it shall only say so")
 
 
 def _mean(values: list[float]) -> float:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from grpo.options import chat
-from grpo.options.refusal import refuse
+from grpo.options.refusal import nearest, refuse
 from grpo.options.zero_settings import check_deepspeed
 
 CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state")
@@ -41,6 +41,7 @@ def check_combinations(config: Any) -> None:
         number = len(config.reward_funcs)
         refuse("reward_weights", config.reward_weights, f"must have one number for each of the {number} reward_funcs",
                " ".join(["1.0"] * number))
+    _check_outcome(config)
     longest = (config.max_prompt_length or 1) + config.max_completion_length
     if config.micro_batch_tokens is not None and config.micro_batch_tokens < longest:
         refuse("micro_batch_tokens", config.micro_batch_tokens, "must fit the longest prompt with a completion",
@@ -51,6 +52,16 @@ def check_combinations(config: Any) -> None:
         if key not in CHECKPOINT_ARGUMENTS or type(value) is not bool:
             refuse("gradient_checkpointing_kwargs", {key: value},
                    f"must hold true or false for {' or '.join(CHECKPOINT_ARGUMENTS)}", "{use_reentrant: false}")
+
+
+def _check_outcome(config: Any) -> None:
+    names, outcome = [name.rpartition(":")[2] for name in config.reward_funcs], config.outcome_reward
+    if outcome is not None and outcome not in names:
+        refuse("outcome_reward", outcome, f"must be one of reward_funcs, {', '.join(names)}, by that name",
+               nearest(outcome.rpartition(":")[2], names) or names[0])
+    if config.advantage_gate == "outcome" and outcome is None and "correctness" not in names:
+        refuse("advantage_gate", "outcome", "needs outcome_reward: nothing else says which completions are right",
+               " or ".join(f"outcome_reward={name}" for name in names))
 
 
 def _check_floor(config: Any) -> None:

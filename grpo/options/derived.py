@@ -135,6 +135,8 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
     value_of = (defaults | values).__getitem__
     reasons = {
         "beta=0 leaves the KL out of the loss": (value_of("beta") == 0, ["kl_estimator"]),
+        "multi_objective_aggregation=normalize_then_sum has its own scale": (
+            value_of("multi_objective_aggregation") == "normalize_then_sum", ["scale_rewards"]),
         "rollout_correction is none": (value_of("rollout_correction") == "none", ["rollout_correction_cap"]),
         "use_peft=False trains every weight": (not value_of("use_peft"), LORA_SHAPE),
         "adapter_name_or_path brings its own": (value_of("adapter_name_or_path") is not None, LORA_SHAPE),

@@ -19,7 +19,8 @@ SAME = """
     logging_steps report_to run_name save_strategy save_steps save_total_limit seed ddp_timeout deepspeed
     eval_strategy eval_steps num_generations_eval metric_for_best_model load_best_model_at_end
     trust_remote_code max_prompt_length num_generations max_completion_length temperature beta num_iterations epsilon
-    epsilon_high reward_funcs reward_weights scale_rewards loss_type mask_truncated_completions min_lr
+    epsilon_high reward_funcs reward_weights multi_objective_aggregation scale_rewards loss_type
+    mask_truncated_completions min_lr
     model_name_or_path model_revision tokenizer_name_or_path torch_dtype use_peft lora_r lora_alpha lora_dropout
     lora_target_modules lora_modules_to_save load_in_4bit dataset_config system_prompt chat_template
     chat_template_kwargs
@@ -165,8 +166,6 @@ CONFLICTS: dict[str, dict[str, Any]] = {
     "float16 would need its gradients scaled; bf16 or dtype=float32 are without that": {"fp16": False},
     "the ratio is one of tokens": {"importance_sampling_level": "token"},
     "the ratio has two clips, epsilon and epsilon_high": {"delta": None},
-    "rewards are weighted and added, and their sum is compared with the group": {
-        "multi_objective_aggregation": "sum_then_normalize"},
     "the reference stays the policy of step 0": {"sync_ref_model": False},
     "the loss has no entropy in it": {"entropy_coef": 0, "use_adaptive_entropy": False, "top_entropy_quantile": 1},
     "rollout_correction weighs tokens, and nothing masks whole completions by their KL": {

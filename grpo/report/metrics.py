@@ -83,15 +83,23 @@ METRICS: dict[str, Metric] = {
         "share", "", "they are in no mean and std of a group and not in the loss; completions.jsonl has null as their "
         "reward", (Range(0, 0, patience=1, once=True),)),
     "accuracy": Metric(
-        "share of right ones in the scored completions: correctness reward > 0, or reward > 0 without such a function",
-        "share", "rises", "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is "
-        "learnt, advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
+        "share of right ones in the scored completions: outcome_reward gave at least 1, or reward > 0 where neither it "
+        "nor correctness is there", "share", "rises",
+        "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is learnt, "
+        "advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
     "phantom_advantage_share": Metric(
         "sum of |A| over groups without a right completion / sum of |A|, after advantage_gate; 0 where that is 0",
         "share", "",
         "high: what is learnt comes from groups with nothing right; advantage_gate=outcome, or easier problems",
         (Range(high=0.5),)),
-    "zero_variance_share": Metric("share of groups whose largest reward equals their smallest", "share", "small",
+    "phantom_advantage_share/<name>": Metric(
+        "part of phantom_advantage_share from one reward function: in each group |A| is divided among the functions by "
+        "sum of |weighted reward - mean over the group|, the reward normalised with normalize_then_sum", "share", "",
+        "high: this function teaches where nothing is right; lower its reward_weights, or advantage_gate=outcome",
+        (Range(high=0.5),)),
+    "zero_variance_share": Metric(
+        "share of groups without differences: equal rewards, with normalize_then_sum of each function", "share",
+        "small",
         "those groups give no gradient; its two parts below say what to do"),
     "zero_variance_all_right": Metric("share of groups with equal rewards whose completions are all right", "share", "",
         "saturated: take harder problems, or end the run here", (Range(high=0.8),)),
@@ -169,7 +177,8 @@ PREFIX = "rewards/"
 
 def metric(name: str) -> Metric:
     """The row of a logged name; ValueError where there is none."""
-    key = PREFIX + "<name>" if name.startswith(PREFIX) and name != PREFIX else name  # all reward functions share one
+    head, _, function = name.partition("/")
+    key = f"{head}/<name>" if function else name  # all reward functions share one
     if key not in METRICS:
         raise ValueError(f"metric {name!r} has no row in grpo/report/metrics.py; add one, or log a listed name")
     return METRICS[key]

@@ -34,7 +34,7 @@ def test_a_harmless_key_is_named_in_one_line(name: str, value: Any, word: str, p
 @pytest.mark.parametrize("name, value, valid", [
     ("top_k", 50, "0"), ("min_p", 0.1, "0"), ("repetition_penalty", 1.1, "1"), ("generation_kwargs", {"a": 1}, "none"),
     ("vllm_sampling_params", {"min_p": 0.1}, "none"), ("delta", 2.0, "none"), ("sync_ref_model", True, "False"),
-    ("multi_objective_aggregation", "normalize_then_sum", "sum_then_normalize"), ("entropy_coef", 0.01, "0"),
+    ("entropy_coef", 0.01, "0"),
     ("top_entropy_quantile", 0.2, "1"), ("use_rslora", True, "False"), ("use_dora", True, "False"),
     ("load_in_8bit", True, "False"), ("bnb_4bit_quant_type", "fp4", "nf4"), ("fp16", True, "False"),
     ("shuffle_dataset", False, "True"), ("greater_is_better", False, "True"), ("adafactor", True, "False"),
@@ -88,6 +88,15 @@ def test_two_names_of_an_option_must_agree(place: Path) -> None:
     assert line.startswith("train_dataset_id_or_path='a/b' contradicts dataset_id_or_path=a/c")
     assert loaded(place, dataset_train_split=["test"], activation_checkpointing=None).dataset_splits == "test"
     assert refused(place, random_state="x")[0].startswith("random_state='x' must be a whole number")
+
+
+def test_rewards_are_normalised_one_by_one_as_in_trl(place: Path) -> None:
+    alone = dict(multi_objective_aggregation="normalize_then_sum")
+    assert loaded(place, **alone).multi_objective_aggregation == "normalize_then_sum"
+    assert notes(place, **alone) == notes(place, **alone, scale_rewards="group") == []
+    # TRL does not look at it then, and says nothing
+    assert notes(place, **alone, scale_rewards="batch") == [
+        "scale_rewards='batch' has no effect: multi_objective_aggregation=normalize_then_sum has its own scale"]
 
 
 def test_a_correction_of_the_kl_is_an_estimator(place: Path) -> None:

@@ -155,6 +155,7 @@ def first(completions, log_extra):
         log_extra("shared", [value])
     return [0.0, 0.0]
 def second(completions, log_extra): log_extra("shared", [0, 0])
+def takes_a_share(completions, log_metric): log_metric("phantom_advantage_share/mine", 1.0)
 '''
 
 
@@ -173,7 +174,9 @@ def test_a_note_that_cannot_be_kept_fails_where_it_is_made(tmp_path: Path) -> No
         "logs_one_for_two": "logged 1 values in the column 'half'; log_extra needs one for each of 2 completions",
         "logs_a_number": "raised TypeError: log_extra('half', 1): needs a name and a list (notes.py:9)",
         "second": "raised ValueError: log_extra('shared', ...): first logs this column; nearest valid value: "
-                  "'second_shared' (notes.py:14)"}
+                  "'second_shared' (notes.py:14)",
+        "takes_a_share": "raised ValueError: log_metric('phantom_advantage_share/mine', ...): the trainer has a metric "
+                         "of this name; nearest valid value: 'my_mine' (notes.py:15)"}
     assert found.metrics == {} and found.extra == {"shared": [0.5, None]}
 
 

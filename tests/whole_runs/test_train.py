@@ -108,7 +108,7 @@ def test_the_run_does_something(alone: Path) -> None:
 def test_the_metrics_of_a_step_are_the_rows_of_the_table(alone: Path) -> None:
     only_asked_for = {"correction_weight_mean", "correction_capped_share", "<name>"}
     for record in lines(alone / "metrics.jsonl"):
-        rows = {"rewards/<name>" if name.startswith("rewards/") else name for name in record}
+        rows = {name.replace("/vowels", "/<name>") for name in record}
         assert rows == METRICS.keys() - only_asked_for
 
 
@@ -164,8 +164,8 @@ def test_the_outcome_gate_leaves_a_step_in_which_nothing_is_right_without_advant
     def advantages(output: Path) -> set[float]:
         return {row["advantage"] for row in lines(output / "completions.jsonl") if row["step"] == 0}
 
-    # All rewards are negative, so no completion is right.
-    options = ("--max_steps", "1", "--reward_weights", "-1", "--advantage_gate", "outcome")
+    # No completion is all vowels, which would be 1, so none is right.
+    options = ("--max_steps", "1", "--outcome_reward", "vowels", "--advantage_gate", "outcome")
     gated = train(warm, folder, "gated", *options, num_ranks=2)
     assert len(advantages(alone)) > 4 and advantages(gated) == {0.0}
     (record,) = lines(gated / "metrics.jsonl")
