@@ -3,21 +3,19 @@
 `grpo_step` is the whole step; `collect` has its numbers 1 to 3, which `--doctor` needs too.
 """
 
-import sys
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
-from data.conversation import for_rewards
 from data.example import Example
 from grpo.advantage import gate_advantages, group_advantages, reward_terms
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.health.pulse import pulse
 from grpo.health.stop_request import stop_request
-from grpo.options.refusal import spelled_out
 from grpo.report.measures import Clock, global_std, is_right, logged_metrics, reward_metrics, rollout_metrics
 from grpo.run.parts import Run
+from grpo.run.scoring import rewards_of
 from grpo.sampler.generate import generate
 from grpo.schedule import learning_rate, prompts_of_step
 from grpo.types import Rollout
@@ -161,19 +159,7 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Sco
         stop_request.leave()
 
     asked = [example for example in examples for _ in range(run.config.num_generations)]  # once for each completion
-    columns = {name: [one.columns[name] for one in asked] for name in asked[0].columns if name != "prompt"}
-    pairs = [for_rewards(one.prompt, text) for one, text in zip(asked, rollout.text, strict=True)]
-    completion_ids = [ids_T[:length].tolist() for ids_T, length in zip(rollout.token_NT, rollout.length_N)]
-    scored = run.rewards.score(
-        prompts=[prompt for prompt, _ in pairs], completions=[text for _, text in pairs],
-        completion_ids=completion_ids, columns=columns, trainer_state=run.trainer_state(step),
-        seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
-    fate = "they get 0" if run.config.reward_failure == "zero" else "they are left out"
-    for name, (count, reason) in scored.failures.items():
-        # On a new line: the progress bar is on the current one.
-        print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(asked)} "
-              f"completions ({spelled_out(reason)})" + (f": {fate}" if count else ""), file=sys.stderr, flush=True)
-    return scored
+    return rewards_of(run, asked, rollout, step, seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
 
 
 def compare(run: Run, reward_BG: torch.Tensor, scored: Scored) -> tuple[torch.Tensor, dict[str, float]]:
