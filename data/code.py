@@ -51,7 +51,7 @@ def with_tests(rows: list[Row]) -> list[Row]:
     for number, row in enumerate(rows, start=1):
         try:
             found.append({**row, **form(row)})
-        except (KeyError, TypeError, ValueError, IndexError, SyntaxError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, SyntaxError, StopIteration) as error:
             words = " ".join(str(error).split())[:100]
             raise ValueError(f"row {number} is no problem of its form: {type(error).__name__}: {words}") from None
     return found

@@ -92,7 +92,43 @@ LAYERS = [
     ("a machine without bubblewrap is not told so", 'if kind == "full" and (why := _lacking()):', "if False:"),
 ]
 
+FORMS = [
+    ("no context from the prompt", "splitlines()[:start - 1]", "splitlines()[:0]"),
+    ("HumanEval's test is not called", '{row[\'test\']}\\ncheck({name})"', '{row[\'test\']}"'),
+    ("the last function of MBPP", "next(name for name in defined if name in called)", "defined[-1] + '2'"),
+    ("no set-up code of MBPP", 'row.get("test_setup_code") or ', "None or "),
+    ("no class of APPS", '"Solution." if "class Solution" in start else ""', '""'),
+    ("a broken row is left in", "    for number, row in enumerate(rows, start=1):\n        try:\n",
+     "    for number, row in enumerate(rows, start=1):\n        if number == 1: return rows\n        try:\n"),
+]
+
+PROGRAMS = [
+    ("splits share numbers", "% 10 in SPLITS[split]", "% 10 >= 0"),
+    ("one test of all inputs", 'return ["\\n".join(lines[::2]), "\\n".join(lines[1::2])]',
+     'return ["\\n".join(lines)]'),
+    ("no mistakes in the warm-up", "SLIP_RATE = 0.4", "SLIP_RATE = 0.0"),
+]
+
+SCORING = [
+    ("programs run in the full sandbox, whatever is asked", '{"code_sandbox": config.code_sandbox}',
+     '{"code_sandbox": "full"}'),
+    ("a part is right", "value >= RIGHT for value", "value > 0 for value"),
+    ("numbers are compared whatever the outcome", 'return config.outcome_reward not in (None, "correctness")',
+     "return False"),
+]
+
+DOCTOR = [
+    ("solutions that fail are no failure", "few = known and 2 * whole < len(gold_N)", "few = False"),
+    ("nonsense that is paid is no failure", 'fail=f"a {name} that gives nonsense nothing" if paid else',
+     'fail="" if paid else'),
+    ("a missing sandbox is not told", 'alone = run.config.code_sandbox == "process"', "alone = False"),
+]
+
 SANDBOX_GROUPS = [
+    ("data/code.py", ("test_programs.py",), FORMS),
+    ("data/programs.py", ("test_programs.py",), PROGRAMS),
+    ("grpo/run/scoring.py", ("test_program_runs.py",), SCORING),
+    ("grpo/doctor/programs.py", ("test_program_runs.py",), DOCTOR),
     ("rewards/sandbox/inside/confine.py", ("test_attacks.py",), CONFINE),
     ("rewards/sandbox/inside/__main__.py", ("test_attacks.py", "test_sandbox.py"), SERVER),
     ("rewards/sandbox/seccomp.py", ("test_attacks.py",), SECCOMP),
