@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
         return 2
     for layer, holds in seen(box).items():
         print(f"{layer:12} {'holds' if holds else 'not there'}")
+    print(f"cgroup       {'holds' if box.groups else 'not there: this user cannot make one'}")
     start, lost, count = time.monotonic(), 0, 0
     for room, attack in every():
         count += 1

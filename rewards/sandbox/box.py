@@ -13,10 +13,12 @@ from shutil import which
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rewards.sandbox import seccomp, view
+from rewards.sandbox import cgroup, seccomp, view
 
 LAYERS = ("namespaces", "seccomp", "limits")
 START_S = 30.0
+# Goes into control groups, which are named up to --, and becomes the command behind it.
+ENTER = ["/bin/sh", "-c", 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs"; shift; done; shift; exec "$@"', "sh"]
 
 
 class Broken(Exception):
@@ -56,10 +58,11 @@ class Box:
         self.filter = seccomp.filter_for(os.uname().machine).hex() if "seccomp" in layers else ""
         self.folder = TemporaryDirectory(prefix="program-") if "namespaces" not in layers else None
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.groups = cgroup.made()
         # The same hash seed for every program: the order of a set is that of the run before.
         self.process = subprocess.Popen(
-            command(layers, theirs.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, pass_fds=(theirs.fileno(),), env={"PYTHONHASHSEED": "0"}, start_new_session=True)
+            [*ENTER, *map(str, self.groups), "--", *command(layers, theirs.fileno())],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(theirs.fileno(),), env={"PYTHONHASHSEED": "0"}, start_new_session=True)
         theirs.close()
         self.control.settimeout(START_S)
         try:
@@ -98,5 +101,6 @@ class Box:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        cgroup.gone(self.groups)
         if self.folder:
             self.folder.cleanup()

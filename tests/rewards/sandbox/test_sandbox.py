@@ -8,7 +8,7 @@ import pytest
 from boxes import SOON, boxed, run
 
 from rewards.sandbox import __main__ as command
-from rewards.sandbox import layers, seccomp
+from rewards.sandbox import cgroup, layers, seccomp
 from rewards.sandbox.box import Broken
 from rewards.sandbox.program import Limits, Process
 
@@ -170,8 +170,9 @@ def test_the_check_prints_the_layers_and_the_attacks(capsys, monkeypatch) -> Non
     few = [pair for pair in command.every() if pair[1].name in ("read /etc/passwd", "fork")]
     monkeypatch.setattr(command, "every", lambda: few)
     assert command.main(["--check"]) == 0
-    *held, last = capsys.readouterr().out.splitlines()
+    *held, group, last = capsys.readouterr().out.splitlines()
     assert held == ["namespaces   holds", "seccomp      holds", "limits       holds"]
+    assert group in ("cgroup       holds", "cgroup       not there: this user cannot make one")
     assert last.startswith("2 attacks, 0 reached something, ")
     monkeypatch.setattr(command, "opened", lambda kind: layers.opened("process"))
     assert command.main(["--check"]) == 1
@@ -180,3 +181,49 @@ def test_the_check_prints_the_layers_and_the_attacks(capsys, monkeypatch) -> Non
     monkeypatch.setattr(layers, "bwrap", lambda: None)
     assert command.main(["--check"]) == 2
     assert capsys.readouterr().err.startswith("error: code_sandbox=full: needs bubblewrap")
+
+
+# -- control groups ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sandbox_is_in_control_groups_of_its_own_where_they_can_be_made(box) -> None:
+    if not box.groups:
+        pytest.skip("no control group can be made here")
+    assert {path.name for path in box.groups} == {box.groups[0].name}
+    for path in box.groups:
+        assert str(box.process.pid) in (path / "cgroup.procs").read_text().split()
+    with boxed() as other:
+        groups = other.groups
+    assert not any(path.exists() for path in groups)
+
+
+def groups_of(tmp_path: Path, monkeypatch, mounts: str, mine: str) -> list[str]:
+    """The limits of the groups that would be made, by file, under a made tree of control groups."""
+    for name, text in (("mounts", mounts.format(tmp_path)), ("cgroup", mine)):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(cgroup, "MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(cgroup, "MINE", tmp_path / "cgroup")
+    make = Path.mkdir
+
+    def as_the_kernel_does(path: Path, *args, **options) -> None:
+        make(path, *args, **options)
+        if path.name.startswith("sandbox-"):
+            for file in ("memory.limit_in_bytes", "pids.max") if "v1" in str(path) else ("memory.max", "pids.max"):
+                (path / file).write_text("max")
+
+    monkeypatch.setattr(Path, "mkdir", as_the_kernel_does)
+    return sorted(f"{path.parent.relative_to(tmp_path)} {file.name}={file.read_text()}"
+                  for path in cgroup.made() for file in path.iterdir() if file.read_text() != "max")
+
+
+def test_limits_are_written_to_version_1_and_to_version_2(tmp_path: Path, monkeypatch) -> None:
+    for folder in ("v1/memory/a", "v1/pids/b", "v2/c"):
+        (tmp_path / folder).mkdir(parents=True)
+    one = groups_of(tmp_path, monkeypatch, "x {0}/v1/memory cgroup rw,memory 0 0\nx {0}/v1/pids cgroup rw,pids 0 0\n",
+                    "8:pids:/b\n4:memory:/a\n0::/\n")
+    assert one == [f"v1/memory/a memory.limit_in_bytes={8 * 2**30}", "v1/pids/b pids.max=4096"]
+    (tmp_path / "v2/c/cgroup.subtree_control").write_text("cpu memory pids\n")
+    two = groups_of(tmp_path, monkeypatch, "x {0}/v2 cgroup2 rw 0 0\n", "0::/c\n")
+    assert two == [f"v2/c memory.max={8 * 2**30}", "v2/c pids.max=4096"]
+    (tmp_path / "v2/c/cgroup.subtree_control").write_text("cpu\n")
+    assert groups_of(tmp_path, monkeypatch, "x {0}/v2 cgroup2 rw 0 0\n", "0::/c\n") == []
