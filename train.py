@@ -22,8 +22,8 @@ from grpo.health import launcher
 if __name__ == "__main__":
     launcher.end_with_it()  # before the imports below: a launcher that is killed during them takes its ranks along
 
-from grpo.config import Config, found
-from grpo.run.command import asked
+from grpo.config import Config
+from grpo.run.command import asked, found
 
 if __name__ == "__main__":
     config = asked(sys.argv[1:])  # `--help`, `--plan` and a mistake end here: the imports below take eight seconds

@@ -47,9 +47,9 @@ def generated() -> None:
 @pytest.fixture(scope="module")
 def begin(generated: None) -> Iterator[Callable]:
     """Builds runs of train.py in this process, from its options; what runs their rewards ends with the file's tests."""
-    from grpo.config import load
     from grpo.health.pulse import pulse
     from grpo.run.build import build
+    from grpo.run.command import load
 
     runs = []
 

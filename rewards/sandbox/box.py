@@ -62,7 +62,8 @@ class Box:
         # The same hash seed for every program: the order of a set is that of the run before.
         self.process = subprocess.Popen(
             [*ENTER, *map(str, self.groups), "--", *command(layers, theirs.fileno())],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(theirs.fileno(),), env={"PYTHONHASHSEED": "0"}, start_new_session=True)
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=(theirs.fileno(),),
+            env={"PYTHONHASHSEED": "0"}, start_new_session=True)
         theirs.close()
         self.control.settimeout(START_S)
         try:

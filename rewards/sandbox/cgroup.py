@@ -58,7 +58,7 @@ def _places() -> list[tuple[Path, list[str]]]:
     if places:
         return places
     path = next(path for _, names, path in mine if not names)
-    place = next(Path(one[1] + path) for one in mounts if one[2] == "cgroup2")
-    if not {"memory", "pids"} <= {*(place / "cgroup.subtree_control").read_text().split()}:
+    whole = next(Path(one[1] + path) for one in mounts if one[2] == "cgroup2")
+    if not {"memory", "pids"} <= {*(whole / "cgroup.subtree_control").read_text().split()}:
         raise StopIteration  # a group with processes in it cannot hand its limits on
-    return [(place, ["memory", "pids"])]
+    return [(whole, ["memory", "pids"])]

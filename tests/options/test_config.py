@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from grpo.advantage import AGGREGATIONS, GATES, SCALES
-from grpo.config import Config, load
+from grpo.config import Config
 from grpo.loss import CORRECTIONS, KL_ESTIMATORS, LOSS_TYPES
 from grpo.options.option import options
 from grpo.options.recipe import ForeignNames, renamed
+from grpo.run.command import load
 from grpo.sampler.linear import FORMS
 from kernels.choice import IMPLEMENTATIONS
 from rewards.workers.pool import FAILURES
@@ -185,7 +186,9 @@ def test_a_saved_configuration_loads_back_equal(place):
 
 
 def test_help_lists_every_option_and_needs_no_torch():
-    code = "import sys; from grpo.config import load\ntry: load(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from grpo.run.command import load\n"
+        "try: load(['--help'])\nfinally: assert 'torch' not in sys.modules")
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in options(Config) | options(ForeignNames) | renamed(Config):
         assert f"--{name} " in shown

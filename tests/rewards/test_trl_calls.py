@@ -17,7 +17,7 @@ from reward_pools import score, starting
 
 import train
 from data.rows import RESERVED
-from grpo.config import load
+from grpo.run.command import load
 from rewards import loading
 from rewards.arguments import ARGUMENTS, check_columns
 from rewards.loading import name_of
