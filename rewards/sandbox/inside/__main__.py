@@ -50,6 +50,10 @@ def main() -> None:
 def bury(ended: int, child: int, report: int) -> None:
     """Tell how a child ended; it has ended."""
     os.close(ended)
+    try:
+        os.killpg(child, signal.SIGKILL)  # what it started, where no namespace ended with it
+    except ProcessLookupError:
+        pass
     _, status = os.waitpid(child, 0)
     os.write(report, str(os.waitstatus_to_exitcode(status)).encode())
     os.close(report)
