@@ -129,7 +129,7 @@ SANDBOX_GROUPS = [
     ("data/programs.py", ("test_programs.py",), PROGRAMS),
     ("grpo/run/scoring.py", ("test_program_runs.py",), SCORING),
     ("grpo/doctor/programs.py", ("test_program_runs.py",), DOCTOR),
-    ("rewards/sandbox/inside/confine.py", ("test_attacks.py",), CONFINE),
+    ("rewards/sandbox/inside/confine.py", ("test_attacks.py", "test_sandbox.py"), CONFINE),
     ("rewards/sandbox/inside/__main__.py", ("test_attacks.py", "test_sandbox.py"), SERVER),
     ("rewards/sandbox/seccomp.py", ("test_attacks.py",), SECCOMP),
     ("rewards/sandbox/box.py", ("test_attacks.py", "test_sandbox.py"), BOX),
