@@ -39,7 +39,7 @@ SECCOMP = [
 
 BOX = [
     ("the network stays", '"--unshare-net", ', ""),
-    ("another hash seed each time", 'env={"PYTHONHASHSEED": "0"}', 'env={}'),
+    ("another hash seed each time", '"--setenv", "PYTHONHASHSEED", "0",', ""),
     ("a box that does not start is used", '        if ready != b"ready":', "        if False:"),
 ]
 
