@@ -27,6 +27,7 @@ from tests.mutations.planted_rows import (
     TYPES,
 )
 from tests.mutations.planted_run import RUN_GROUPS
+from tests.mutations.planted_text import TEXT_GROUPS
 from tests.mutations.planted_trl import TRL_GROUPS
 
 
@@ -193,5 +194,6 @@ _GROUPS = [
     *MODEL_GROUPS,
     *LAUNCH_GROUPS,
     *DOMAIN_GROUPS,
+    *TEXT_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]
