@@ -74,7 +74,7 @@ def _example(
     groups = {"symptoms": symptoms, "diagnosis": [illness.name], "treatment": [illness.treatment]}
     columns = {"question": question, "reference": note, "groups": groups,
                "terms": [*symptoms, illness.name, illness.treatment]}
-    return Example(question=question, answer=note, final_answer="", columns=columns,
+    return Example(question=question, answer=note, final_answer="", columns=columns, place="every task",
                    prompt=converse(question) if chat else f"{question}\nNote:")
 
 
