@@ -23,7 +23,8 @@ SERVER = [
     ("no filter of calls", '    if "seccomp" in layers:', "    if False:"),
     ("a program is not ended", "                    os.kill(child, signal.SIGKILL)\n", "                    pass\n"),
     ("every exit code is 0", "os.waitstatus_to_exitcode(status)", "0"),
-    ("our modules before a program's", "    sys.path.pop(0)  # a program's own `import plain` is not ours\n", ""),
+    ("our modules are a program's", "            del sys.modules[ours]", "            pass"),
+    ("our folder is a program's", "    sys.path.pop(0)\n", ""),
 ]
 
 SECCOMP = [
