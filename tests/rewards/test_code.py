@@ -125,7 +125,7 @@ def test_a_test_that_does_not_reach_its_end_is_not_passed(test: str) -> None:
 
 
 def test_an_object_is_not_what_it_is_written_as() -> None:
-    shown = fenced("class Five:\n    def __str__(self): return '5'\n    __repr__ = __str__\ndef add(a, b): return Five()")
+    shown = fenced("class Five:\n    def __repr__(self): return '5'\ndef add(a, b): return Five()")
     assert code_tests([shown], [["assert add(2, 3) == '5'"]]) == [0.0]
 
 
