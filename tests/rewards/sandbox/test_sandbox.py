@@ -94,12 +94,14 @@ def test_a_box_that_ended_says_so(box) -> None:
 
 def test_a_box_that_ends_during_a_program_takes_it_along() -> None:
     with boxed() as other:
+        before = len(os.listdir("/proc/self/fd"))
         process = Process(other, "script", SOON, {"source": "import time\nprint(1, flush=True)\ntime.sleep(99)"})
         while not process.output:
             process._step()
         other.close()
         with pytest.raises(Broken):
             process.finish()
+        assert len(os.listdir("/proc/self/fd")) == before - 1  # without the box's socket
 
 
 # -- a machine that cannot ---------------------------------------------------------------------------------------------
