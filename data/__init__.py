@@ -18,9 +18,9 @@ def load_examples(
     question and answer, and get our template with `num_shots` solved examples.
 
     Args:
-        path_or_name: "wordproblems" (generated), a file (.jsonl, .json, .parquet, .csv or .tsv, perhaps with .gz), a
-            folder with one file per split (train.jsonl, validation.json, ...), a folder of `save_to_disk`, or a Hub
-            name.
+        path_or_name: "wordproblems" (generated), a task of Reasoning Gym (see `data.gym`), a file (.jsonl, .json,
+            .parquet, .csv or .tsv, perhaps with .gz), a folder with one file per split (train.jsonl, validation.json,
+            ...), a folder of `save_to_disk`, or a Hub name.
         split: train, validation or test. Use validation, not test, to evaluate on held-out rows of the same file.
         seed: of the generator, or of the shuffle that divides train from validation.
         answer_column: the final answer; inner ones are written with dots, as in reward_model.ground_truth. None:
@@ -34,7 +34,7 @@ def load_examples(
     ValueError for num_shots outside 0 to 8, a dataset that is missing, broken, empty or lacks columns, or a
     system_prompt where messages have one already.
     """
-    from data import gsm8k, wordproblems  # not above: `python -m data.gsm8k` must not have been imported already
+    from data import gsm8k, gym, wordproblems  # not above: `python -m data.gsm8k` must not have been imported already
 
     if apply_chat_template == "false" and system_prompt is not None:
         raise ValueError("system_prompt: is a message, and apply_chat_template='false' leaves prompts as texts; "
@@ -46,6 +46,8 @@ def load_examples(
         prompts = [build(example.question, num_shots=num_shots) for example in examples]
         examples = [replace(example, prompt=prompt, columns=example.columns | {"prompt": prompt})
                     for example, prompt in zip(examples, prompts, strict=True)]
+    elif path_or_name.startswith(gym.PREFIX):
+        examples = gym.load(path_or_name, split, num_shots=num_shots, seed=seed, chat=chat)
     else:
         examples = gsm8k.load(
             path_or_name, split, num_shots=num_shots, seed=seed, prompt_column=prompt_column,

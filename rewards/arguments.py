@@ -102,22 +102,37 @@ def call(function: Call, arguments: dict[str, Any], state: dict[str, Any], notes
     return _loop().run(_awaited(values)) if inspect.isawaitable(values) else values
 
 
+def reads_options(reader: Call) -> Callable[[Call], Call]:
+    """Of a function with a reader: the reader is called with its options, once, and returns arguments.
+
+    The reader raises ValueError with one line for an option that is none. It may set arguments that no option names.
+    """
+    def mark(function: Call) -> Call:
+        function.read_options = reader  # type: ignore[attr-defined]
+        return function
+    return mark
+
+
 def with_options(name: str, function: Call, options: dict[str, Any]) -> Call:
     """The function with these arguments set, which no column of the same name can change.
 
     Raises:
-        ValueError: the function has no such argument by name, or we give it.
+        ValueError: the function has no such argument by name, or we give it, or its reader refuses the value.
     """
+    reader = getattr(function, "read_options", None)
     if not isinstance(options, dict):
         raise ValueError(f"reward_options={{{name}: {shown(options)}}}: must be arguments by name, such as "
                          f"{{{name}: {{threshold: 0.5}}}}")
-    known = [one for one in _named(function) if one not in ARGUMENTS]
+    known = [one for one in _named(reader or function) if one not in ARGUMENTS]
     for option in options:
         if option not in known:
             near = "".join(f"; nearest valid value: {one}" for one in get_close_matches(str(option), known, n=1))
             raise ValueError(f"reward_options={{{name}: {{{option}: ...}}}}: must be one of "
                              f"{', '.join(known) or 'none'}{near}")
-    return functools.partial(function, **options)
+    try:
+        return functools.partial(function, **(reader(**options) if reader else options))
+    except ValueError as error:
+        raise ValueError(f"reward_options of {name}: {error}") from None
 
 
 def chosen(function: Call, offered: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,17 @@ from rewards.arguments import with_options
 from rewards.values import blame, shown
 
 # Imported only where they are asked for: some need a library.
-BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math:correctness_reward"}
+BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math:correctness_reward",
+            "math_verify": "rewards.latex:math_verify", "reasoning_gym": "rewards.gym:reasoning_gym",
+            **{name: f"rewards.trl:{name}" for name in (
+                "accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", "get_cosine_scaled_reward",
+                "get_repetition_penalty_reward", "get_soft_overlong_punishment")},
+            **{name: f"rewards.open_r1:{name}" for name in (
+                "tag_count_reward", "len_reward", "think_answer_format_reward")}}
+# The package that some of them need besides, which is an extra of setup.cfg.
+EXTRAS = {"reasoning_gym": "reasoning-gym", **dict.fromkeys((
+    "math_verify", "accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward", "len_reward"),
+    "math-verify")}
 _FOLDERS: list[Path] = []  # of the reward files that were imported
 
 
@@ -43,11 +53,12 @@ def load(reward_funcs: list[str], reward_weights: list[float] | None = None,
     if len(functions) < len(found):
         names = [name for name, _ in found]
         raise ValueError(f"reward_funcs={reward_funcs}: metrics need different names, these are {names}; rename one")
-    for name, values in (reward_options or {}).items():
+    given = reward_options or {}
+    for name in given:
         if name not in functions:
             raise ValueError(f"reward_options={name!r}: must be one of reward_funcs: {', '.join(functions)}")
-        functions[name] = with_options(name, functions[name], values)
-    return functions
+    return {name: with_options(name, function, given.get(name, {}))
+            if name in given or hasattr(function, "read_options") else function for name, function in functions.items()}
 
 
 def metric_name(name: str) -> str:
@@ -87,6 +98,10 @@ def _place(module: ModuleType) -> str:
 
 
 def _find(name: str) -> Callable[..., Any]:
+    extra = EXTRAS.get(name)
+    if extra and importlib.util.find_spec(extra.replace("-", "_")) is None:
+        raise ValueError(f"reward_funcs={name!r}: needs the package {extra}, which is not installed here; nearest valid: "
+                         f"pip install {extra}")
     place, _, attribute = BUILT_IN.get(name, name).rpartition(":")
     is_file = place.endswith(".py")
     if not is_file and not all(map(str.isidentifier, place.split("."))):

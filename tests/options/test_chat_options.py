@@ -87,7 +87,7 @@ def test_a_template_that_nothing_goes_through_is_named() -> None:
 
 def test_columns_of_generated_problems_are_their_own() -> None:
     options = ["--prompt_column", "q", "--answer_column", "a", "--dataset_config", "main"]
-    found = [note for note in config.load(options).notes if "wordproblems have their own columns" in note]
+    found = [note for note in config.load(options).notes if "generated problems have their own columns" in note]
     assert [note.split("=")[0] for note in found] == ["dataset_config", "prompt_column", "answer_column"]
 
 

@@ -107,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"{FILE}:scaled", ["missing a required argument: 'factor'"]),
         (f"{FILE}:TooLong", ["'TooLong' is a class", "trl_rewards.py:my_reward, with my_reward = TooLong(...)"]),
         ("no_such_package.rewards:f", ["ModuleNotFoundError: No module named 'no_such_package'"]),
-        ("my-rewards:f", ["must be format, correctness, path/to/file.py:function or module:function"]),
+        ("my-rewards:f", ["must be format, correctness, ", ", path/to/file.py:function or module:function"]),
     ],
 )
 def test_a_function_that_cannot_be_called_is_refused_in_one_line_before_the_model_loads(
