@@ -48,7 +48,8 @@ def load(spec: str, split: str, *, num_shots: int, seed: int, chat: bool) -> lis
             no question that is left to hold out.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
-        _refuse(spec, "needs the package reasoning-gym, which is not installed here", "pip install reasoning-gym")
+        _refuse(spec, "needs the package reasoning-gym, which is not installed here",
+                "pip install reasoning-gym==0.1.25")
     if split not in SPLITS:
         _refuse(spec, f"no split {split!r}; it has {', '.join(SPLITS)}", "train")
     task = read_spec(spec, seed=seed)

@@ -54,7 +54,8 @@ class Config:
 
     # Data
     train_dataset_id_or_path: str = option(
-        "wordproblems", "wordproblems (generated), a Hub name such as openai/gsm8k, or a local file or folder.")
+        "wordproblems", "wordproblems (generated), reasoning_gym:NAME?size=200&seed=1 (generated), a Hub name such as "
+        "openai/gsm8k, or a local file or folder.")
     test_dataset_id_or_path: str | None = option(
         None, "Held-out problems for the evaluation; none: the held-out split of the training dataset.")
     dataset_splits: str = option("train", "Split of the training dataset that is trained on.")
@@ -78,8 +79,8 @@ class Config:
 
     # Rewards
     reward_funcs: list[str] = option(
-        ["format", "correctness"], "Reward functions: format, correctness, or your own as path/to/file.py:function or "
-        "module:function.")
+        ["format", "correctness"], "Reward functions: format, correctness, math_verify, reasoning_gym, those of TRL "
+        "and open-r1 (docs/verifiers.md), or your own as path/to/file.py:function or module:function.")
     reward_weights: list[float] | None = option(None, "Factor of each reward function; none: 1 each.")
     reward_options: dict | None = option(
         None, "Arguments of reward functions by name, such as {my_reward: {threshold: 0.5}}.")

@@ -22,8 +22,8 @@ BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math
                 "get_repetition_penalty_reward", "get_soft_overlong_punishment")},
             **{name: f"rewards.open_r1:{name}" for name in (
                 "tag_count_reward", "len_reward", "think_answer_format_reward")}}
-# The package that some of them need besides, which is an extra of setup.cfg.
-EXTRAS = {"reasoning_gym": "reasoning-gym", **dict.fromkeys((
+# What some of them need besides, each an extra of setup.cfg; of the first the version that rewards/gym.py knows.
+EXTRAS = {"reasoning_gym": "reasoning-gym==0.1.25", **dict.fromkeys((
     "math_verify", "accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward", "len_reward"),
     "math-verify")}
 _FOLDERS: list[Path] = []  # of the reward files that were imported
@@ -98,10 +98,8 @@ def _place(module: ModuleType) -> str:
 
 
 def _find(name: str) -> Callable[..., Any]:
-    extra = EXTRAS.get(name)
-    if extra and importlib.util.find_spec(extra.replace("-", "_")) is None:
-        raise ValueError(f"reward_funcs={name!r}: needs the package {extra}, which is not installed here; nearest valid: "
-                         f"pip install {extra}")
+    if name in EXTRAS:
+        _check_extra(name, *EXTRAS[name].split("=="))
     place, _, attribute = BUILT_IN.get(name, name).rpartition(":")
     is_file = place.endswith(".py")
     if not is_file and not all(map(str.isidentifier, place.split("."))):
@@ -123,6 +121,19 @@ def _find(name: str) -> Callable[..., Any]:
         raise ValueError(f"reward_funcs={name!r}: {attribute!r} is a class, whose call makes an object; nearest valid "
                          f"value: {place}:my_reward, with my_reward = {attribute}(...) there")
     return function
+
+
+def _check_extra(name: str, package: str, version: str = "") -> None:
+    """Refuse a function whose package is not there, or there in another version than the one that is needed."""
+    from importlib import metadata  # here, as few need it
+
+    try:
+        found = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        found = ""
+    if not found or version and found != version:
+        raise ValueError(f"reward_funcs={name!r}: needs the package {EXTRAS[name]}, and {found or 'none'} is installed "
+                         f"here; nearest valid: pip install {EXTRAS[name]}")
 
 
 def _import_file(file: Path) -> ModuleType:

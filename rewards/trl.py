@@ -15,7 +15,8 @@ from rewards.values import refuse
 def read_reasoning(reasoning_delimiters: Any = None) -> dict[str, Any]:
     """The options of `reasoning_accuracy_reward`: texts, each of which ends the reasoning; None: </think>."""
     delimiters = ["</think>"] if reasoning_delimiters is None else reasoning_delimiters
-    if not isinstance(delimiters, list) or not delimiters or not all(isinstance(one, str) and one for one in delimiters):
+    is_list = isinstance(delimiters, list) and delimiters
+    if not is_list or not all(isinstance(one, str) and one for one in delimiters):
         refuse("reasoning_delimiters", delimiters, "must be a list of texts", ["</think>"])
     return {"reasoning_delimiters": delimiters}
 
@@ -37,7 +38,7 @@ def read_repetition(ngram_size: Any = 3, max_penalty: Any = -1.0) -> dict[str, A
 
 
 def read_overlong(max_completion_len: Any = 1280, soft_punish_cache: Any = 256) -> dict[str, Any]:
-    """The options of `get_soft_overlong_punishment`, in tokens. TRL has no default; these are the values of its script."""
+    """The options of `get_soft_overlong_punishment`, in tokens; the defaults are what TRL's script sets."""
     return {"max_completion_len": _whole("max_completion_len", max_completion_len, least=1, nearest=1280),
             "soft_punish_cache": _whole("soft_punish_cache", soft_punish_cache, least=0, nearest=256)}
 

@@ -10,7 +10,8 @@ import pytest
 from data import gym, load_examples
 from data.prompts import build_prompt
 
-needs_gym = pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
+needs_gym = pytest.mark.skipif(
+    importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
 SMALL = "reasoning_gym:chain_sum?size=40&seed=1&min_terms=2&max_terms=2&max_digits=1"
 
 
@@ -105,5 +106,5 @@ def test_a_task_with_too_few_questions_has_none_to_hold_out() -> None:
 def test_without_the_package_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gym.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package reasoning-gym, which is not installed here; nearest valid "
-                                         "value: pip install reasoning-gym$"):
+                                         "value: pip install reasoning-gym==0.1.25$"):
         load(SMALL)

@@ -141,5 +141,9 @@ def test_a_task_is_scored_with_the_parameters_of_its_rows_where_a_run_calls_it()
     assert scored([f"<answer>{table['answer'][0]}</answer>"], other) == [0.01]
 
 
-def test_the_version_is_the_one_whose_source_was_read() -> None:
-    assert importlib.metadata.version("reasoning_gym") == "0.1.25"
+def test_another_version_is_refused_since_nobody_read_what_it_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert importlib.metadata.version("reasoning-gym") == loading.EXTRAS["reasoning_gym"].partition("==")[2]
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.1.26")
+    with pytest.raises(ValueError, match="^reward_funcs='reasoning_gym': needs the package reasoning-gym==0.1.25, and "
+                                         "0.1.26 is installed here; nearest valid: pip install reasoning-gym==0.1.25$"):
+        loading.load(["reasoning_gym"])

@@ -14,10 +14,12 @@ from rewards import loading
 theirs = pytest.importorskip("trl.rewards", reason="TRL is not installed")
 
 ANSWERS = [
-    r"\boxed{7}", r"so $\boxed{7}$", r"$$\boxed{\frac{1}{3}}$$", r"\boxed{\frac13}", "The answer is $7$.", "7", "answer: 7",
-    r"The final answer is $\frac{2}{6}$", r"\boxed{1} and \boxed{7}", r"\boxed{0.5}", r"\boxed{50\%}", r"\boxed{x = 7}",
+    r"\boxed{7}", r"so $\boxed{7}$", r"$$\boxed{\frac{1}{3}}$$", r"\boxed{\frac13}", "The answer is $7$.", "7",
+    "answer: 7", r"The final answer is $\frac{2}{6}$", r"\boxed{1} and \boxed{7}", r"\boxed{0.5}", r"\boxed{50\%}",
+    r"\boxed{x = 7}",
     r"\boxed{7 \text{ cm}}", r"\boxed{\sqrt{8}}", r"\boxed{(1, 2)}", r"\boxed{\{2, 1\}}", r"\boxed{7", r"\boxed{}", "",
-    r"\boxed{6} \boxed{7}", r"<think>\boxed{7}</think> no", r"<think>a</think> \boxed{7}", r"</think> \boxed{\frac{1}{2}}",
+    r"\boxed{6} \boxed{7}", r"<think>\boxed{7}</think> no", r"<think>a</think> \boxed{7}",
+    r"</think> \boxed{\frac{1}{2}}",
     r"<think>a</think> b </think> The answer is $\frac{1}{2}$", r"<think>\n$1$</think>", r"[END] \boxed{7}",
     r"\boxed{7.0}", r"\boxed{7,000}", r"\boxed{-7}", r"\boxed{(x+1)^2}", r"\boxed{\text{seven}}", r"\[ \boxed{7} \]",
 ]
@@ -57,7 +59,8 @@ def test_the_cosine_is_trl_s(options: dict[str, Any]) -> None:
     tokens = [[0] * length for length in LENGTHS for _ in range(2)]
     golds = ["$7$"] * (len(texts) - 1) + ["none"]
     expected = theirs.get_cosine_scaled_reward(**options)(talks(texts), golds, tokens)
-    assert ours("get_cosine_scaled_reward", talks(texts), solution=golds, completion_ids=tokens, options=options) == expected
+    assert expected == ours(
+        "get_cosine_scaled_reward", talks(texts), solution=golds, completion_ids=tokens, options=options)
 
 
 def test_the_form_of_reasoning_is_trl_s() -> None:

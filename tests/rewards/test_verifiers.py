@@ -3,6 +3,7 @@
 What needs math-verify is skipped where it is not installed.
 """
 
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,13 @@ def test_an_option_that_a_function_cannot_take_is_refused_when_it_is_loaded(
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    def nothing(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
     for name, extra in loading.EXTRAS.items():
-        with pytest.raises(ValueError, match=f"^reward_funcs='{name}': needs the package {extra}, which is not installed "
-                                             f"here; nearest valid: pip install {extra}$"):
+        with pytest.raises(ValueError, match=f"^reward_funcs='{name}': needs the package {extra}, and none is "
+                                             f"installed here; nearest valid: pip install {extra}$"):
             loading.load([name])
     assert loading.load(["think_format_reward"]) == {"think_format_reward": trl.think_format_reward}
 

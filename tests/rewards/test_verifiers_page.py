@@ -60,7 +60,8 @@ def test_the_page_has_the_columns_and_the_options_of_a_reward(name: str) -> None
 
 
 def test_the_page_names_the_tasks_that_are_treated_apart() -> None:
-    evaluated = re.findall(r"`(\w+)`", PAGE.partition("on an answer, or sympy's parser, which does:")[2].partition("They")[0])
+    listed = PAGE.partition("on an answer, or sympy's parser, which does:")[2].partition("They")[0]
+    evaluated = re.findall(r"`(\w+)`", listed)
     by_hash = re.findall(r"`(\w+)`", PAGE.partition("- The rows of ")[2].partition("depend on")[0])
     assert sorted(by_hash) == sorted(tasks.BY_HASH) and len(evaluated) == 9
     assert 2**30 == tasks.SPLITS["validation"] and "a seed 2³⁰ further on" in PAGE
