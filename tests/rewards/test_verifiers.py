@@ -104,7 +104,8 @@ def test_a_longer_answer_earns_less_and_a_wrong_one_never_more_than_nothing() ->
     (r"\boxed{12.50}", "$12.50", 1.0), ("7", "7", 0.0), ("7 it is, I guess", "7", 0.0), ("", "7", 0.0),
     (r"\boxed{6} \text{ or } \boxed{7}", "7", 0.0), (r"\boxed{6 \text{ or } 7}", "7", 0.0),
     ("The answer is 7.\nThe answer is 8.", "7", 0.0), (r"\boxed{7} no, \boxed{}", "7", 0.0),
-    (r"\boxed{7", "7", 0.0), (r"\boxed{7}", "", None), ("\ud800 \x00 \\boxed{7}", "7", 1.0),
+    (r"The answer is 7. \boxed{)(}", "7", 0.0), (r"\boxed{7", "7", 0.0), (r"\boxed{7}", "", None),
+    ("\ud800 \x00 \\boxed{7}", "7", 1.0),
 ])
 def test_an_answer_counts_in_whatever_form_but_once(text: str, gold: Any, value: float | None) -> None:
     assert called("math_verify", text, final_answer=[gold]) == [value]
@@ -122,16 +123,6 @@ def test_only_latex_counts_for_accuracy_and_what_follows_the_reasoning_for_the_o
                   options={"reasoning_delimiters": ["[END]", "</think>"]}) == [0.0, 0.0, 1.0, 0.0, 1.0]
     assert called("accuracy_reward", texts[0], solution=["no gold"]) == [None]
     assert called("reasoning_accuracy_reward", *texts[1:3], solution=["no gold"] * 2) == [0.0, None]
-
-
-@needs_math_verify
-def test_a_comparison_that_takes_too_long_is_ended_where_a_run_calls_it(tmp_path: Path) -> None:
-    (tmp_path / "quick.py").write_text(
-        "from rewards import latex\nlatex.COMPARE_S = 1\nlatex.READ_S = 2\nmath_verify = latex.math_verify\n")
-    with starting() as start:
-        pool = start(f"{tmp_path / 'quick.py'}:math_verify")
-        found = score(pool, r"\boxed{9^{9^{9^{9}}}}", r"\boxed{7}", final_answer=["7", "7"])
-    assert found.parts == {"math_verify": [0.0, 1.0]} and found.failures == {}
 
 
 @pytest.mark.parametrize(("name", "options", "line"), [
@@ -171,3 +162,14 @@ def test_a_missing_package_is_named_before_anything_is_loaded(monkeypatch: pytes
 def test_a_dataset_needs_the_column_that_a_reward_reads() -> None:
     with pytest.raises(ValueError, match="^reward function 'len_reward': missing a required argument: 'solution'"):
         check_columns({"len_reward": open_r1.len_reward}, ["prompt", "answer"])
+
+
+@needs_math_verify
+def test_a_comparison_that_takes_too_long_is_ended_where_a_run_calls_it(tmp_path: Path) -> None:
+    (tmp_path / "quick.py").write_text(  # what the first call takes longer for is done before a second is the limit
+        "from rewards import latex\nmath_verify = latex.math_verify\nmath_verify([r'\\boxed{7}'], [7])\n"
+        "latex.COMPARE_S = 1\n")
+    with starting() as start:
+        pool = start(f"{tmp_path / 'quick.py'}:math_verify")
+        found = score(pool, r"\boxed{9^{9^{9^{9}}}}", r"\boxed{7}", final_answer=["7", "7"])
+    assert found.parts == {"math_verify": [0.0, 1.0]} and found.failures == {}
