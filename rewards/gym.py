@@ -21,7 +21,7 @@ LITERAL = re.compile(r"[\w\s,'\"\[\]-]*")
 # Names of one letter and functions of numbers; a dot stands in front of a digit.
 FORMULA = re.compile(
     r"(?:[\d\s+*/^(),-]|\.(?=\d)|(?<!\w)(?:[A-Za-z]|a?(?:sin|cos|tan)h?|sec|csc|cot|exp|log|ln|sqrt|Abs|Integral|pi)"
-    r"(?!\w))*", re.ASCII)
+    r"(?!\w))*")
 # The tasks of version 0.1.25 that evaluate an answer; a test compares them with the package's source.
 EVALUATED = {
     **dict.fromkeys(("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"), LITERAL),

@@ -61,7 +61,7 @@ def test_the_run_s_seed_counts_where_the_name_has_none() -> None:
 
 @needs_gym
 def test_values_are_yaml_and_may_be_escaped() -> None:
-    assert gym.read_spec("reasoning_gym:basic_arithmetic?operators=[%2B, '-']&allow_negation=false", seed=3) == (
+    assert gym.read_spec("reasoning_gym:basic_arithmetic?operators=[+, %27-%27]&allow_negation=false", seed=3) == (
         "basic_arithmetic", {"operators": ["+", "-"], "allow_negation": False}, 3)
 
 

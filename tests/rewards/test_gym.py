@@ -107,8 +107,9 @@ def test_no_answer_is_run(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rule", "answer"), [
     (gym.LITERAL, "f'{exit()}'"), (gym.LITERAL, "exit()"), (gym.LITERAL, "a.b"), (gym.LITERAL, "[9**9**9]"),
     (gym.LITERAL, "'\\x28'"), (gym.FORMULA, "exit(1)"), (gym.FORMULA, "x.func"), (gym.FORMULA, "x . func"),
-    (gym.FORMULA, "x. func"), (gym.FORMULA, "eval(x)"), (gym.FORMULA, "'a'"), (gym.FORMULA, "x[0]"),
-    (gym.FORMULA, "_"), (gym.FORMULA, "chr(40)"), (gym.FORMULA, "x1real"), (gym.FORMULA, "lambda: 1"),
+    (gym.FORMULA, "x. func"), (gym.FORMULA, "x.n()"), (gym.FORMULA, "eval(x)"), (gym.FORMULA, "'a'"),
+    (gym.FORMULA, "x[0]"), (gym.FORMULA, "_"), (gym.FORMULA, "chr(40)"), (gym.FORMULA, "x1real"),
+    (gym.FORMULA, "lambda: 1"),
     (gym.FORMULA, "sinh2(x)"), (gym.FORMULA, "ℯxec(x)"), (gym.FORMULA, "𝐞xit(1)"),
 ])
 def test_an_answer_that_could_call_something_is_none(rule: re.Pattern[str], answer: str) -> None:

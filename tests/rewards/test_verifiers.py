@@ -38,6 +38,7 @@ def test_reasoning_stands_first_and_once(text: str, value: float) -> None:
 @pytest.mark.parametrize(("text", "value"), [
     (WHOLE, 1.0), (WHOLE + "\nmore", 1.0), (WHOLE.replace("\n</answer>", "</answer>"), 0.75),
     ("<think>\n\n</think>\n\n<answer>\n\n</answer>", 1.0), (WHOLE + "<think>\n", 0.75), (2 * WHOLE, 0.0), ("", 0.0),
+    (WHOLE.replace("</think>\n", "</think> "), 0.5),
     ("<answer>\n2\n</answer>", 0.25),  # no line break in front of <answer>
 ])
 def test_each_of_four_tags_that_is_there_once_is_a_quarter(text: str, value: float) -> None:
@@ -105,7 +106,8 @@ def test_a_longer_answer_earns_less_and_a_wrong_one_never_more_than_nothing() ->
     (r"\boxed{6} \text{ or } \boxed{7}", "7", 0.0), (r"\boxed{6 \text{ or } 7}", "7", 0.0),
     ("The answer is 7.\nThe answer is 8.", "7", 0.0), (r"\boxed{7} no, \boxed{}", "7", 0.0),
     (r"The answer is 7. \boxed{)(}", "7", 0.0), (r"\boxed{7", "7", 0.0), (r"\boxed{7}", "", None),
-    ("\ud800 \x00 \\boxed{7}", "7", 1.0),
+    ("\ud800 \x00 \\boxed{7}", "7", 1.0), (r"\boxed{12.50}", r"\$12.50", 1.0),
+    (r"\boxed{7}. The final answer is $8$.", "7", 1.0), (r"\boxed{8}. The final answer is $7$.", "7", 0.0),
 ])
 def test_an_answer_counts_in_whatever_form_but_once(text: str, gold: Any, value: float | None) -> None:
     assert called("math_verify", text, final_answer=[gold]) == [value]
@@ -122,6 +124,9 @@ def test_only_latex_counts_for_accuracy_and_what_follows_the_reasoning_for_the_o
     assert called("reasoning_accuracy_reward", *texts, solution=golds,
                   options={"reasoning_delimiters": ["[END]", "</think>"]}) == [0.0, 0.0, 1.0, 0.0, 1.0]
     assert called("accuracy_reward", texts[0], solution=["no gold"]) == [None]
+    assert called("accuracy_reward", r"\boxed{7 \text{ cm}}", r"\boxed{7 a}", solution=["7"] * 2) == [1.0, 0.0]
+    twice = r"<think></think> \boxed{\frac{1}{3}} is what I think, or so it seems </think> now I do not know"
+    assert called("reasoning_accuracy_reward", twice, solution=golds[:1]) == [0.0]
     assert called("reasoning_accuracy_reward", *texts[1:3], solution=["no gold"] * 2) == [0.0, None]
 
 
