@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
 from tests.mutations.planted_domains import DOMAIN_GROUPS
+from tests.mutations.planted_field import FIELD_GROUPS
 from tests.mutations.planted_launch import LAUNCH_GROUPS
 from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
@@ -199,5 +200,6 @@ _GROUPS = [
     *SANDBOX_GROUPS,
     *SHAPING_GROUPS,
     *TEXT_GROUPS,
+    *FIELD_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]
