@@ -20,8 +20,9 @@ class TokenRecord:
 
     Per optimizer update (an iteration) and token: its log-probability, and its pull, -d loss / d logprob, by which the
     update raises (positive) or lowers it. It is the derivative of the very loss that is differentiated, so clip, mask,
-    correction weight and divisors are in it. `kl_pull` is the KL's part of it, 0 for the exact KL, which pulls on all
-    tokens of the vocabulary at once. From the first iteration: KL, entropy, correction weight.
+    correction weight and divisors are in it. The pull is the sum of the policy loss's and the KL's; that of the exact
+    KL, which pulls on all tokens of the vocabulary at once, is left out. From the first iteration: KL, entropy,
+    correction weight.
 
     Nothing is collective, and the tensors stay on the device until `part`.
     """
@@ -51,7 +52,7 @@ class TokenRecord:
             kl_part_UT, = torch.autograd.grad(kl_UT, logprob_UT, kl_slope_UT, retain_graph=True, allow_unused=True)
         if kl_part_UT is None:
             kl_part_UT = torch.zeros_like(slope_UT)
-        noted = {"logprob": logprob_UT.detach(), "pull": -slope_UT, "kl_pull": -kl_part_UT}
+        noted = {"logprob": logprob_UT.detach(), "policy_pull": kl_part_UT - slope_UT, "kl_pull": -kl_part_UT}
         if len(self.iterations) == 1:
             noted |= {name: value.detach() for name, value in {
                 "kl": kl_UT, "weight": weight_UT, "entropy": None if entropy_K is None else batch.scatter(entropy_K),
@@ -107,7 +108,7 @@ def lines(kept_N: torch.Tensor, parts: Sequence[list[dict[str, torch.Tensor]]], 
             "token": [decode([one]) for one in ids], "id": ids, "mask": [int(one) for one in mask],
             "sampler_logprob": [float(f"{one:.6g}") for one in rollout.sampler_logprob_NT[n, :length].tolist()],
             **{name: values(iterations[0][name]) for name in ("kl", "entropy", "weight") if name in iterations[0]},
-            **{name: [values(now[name]) for now in iterations] for name in ("logprob", "pull", "kl_pull")},
+            **{name: [values(now[name]) for now in iterations] for name in ("logprob", "policy_pull", "kl_pull")},
             "total_pull": [float(now["total"]) for now in iterations]})
     return rows
 

@@ -40,7 +40,7 @@ sum to 0.'
     text = f"rewards ({', '.join('not scored' if reward is None else _number(reward) for reward in rewards)}). "
     if len(scored) < 2 or max(scored) == min(scored):
         why = "They are all equal" if len(scored) > 1 else "Fewer than two are scored"
-        return Worked(mean, 1.0, (0.0,) * len(rewards), f"{text}{why}: every advantage is 0, the group teaches nothing.")
+        return Worked(mean, 1.0, (0.0,) * len(rewards), f"{text}{why}: every advantage is 0.")
     counted = Counter(reward - mean for reward in scored)  # how often there is each difference, in order
     std, spread, eps = 1.0, "", 0.0
     if scale == "group":
@@ -52,6 +52,11 @@ sum to 0.'
     return Worked(mean, std, advantages,
                   f"{text}The mean is {_number(mean)}{spread}. So the advantages are {_quotients(counted, std, eps)}. "
                   "They sum to 0.")
+
+
+def spelled(values: Sequence[float], digits: int) -> str:
+    """Numbers in brackets, with so many digits after the point."""
+    return f"({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
 def _squares(counted: Counter) -> str:
