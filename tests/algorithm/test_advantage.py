@@ -5,9 +5,12 @@ import math
 
 import pytest
 import torch
+from ranks import ROOT
 
 import grpo.advantage
+import grpo.report.tokens.worked
 from grpo.advantage import gate_advantages, group_advantages, group_statistics, reward_terms
+from grpo.report.tokens.worked import EXAMPLE, spelled, worked
 
 NAN = math.nan
 
@@ -207,6 +210,36 @@ def test_any_dtype_in_float32_out():
 def test_unknown_scale_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="scale='groups' .* nearest valid value: group$"):
         group_advantages(torch.zeros(1, 2), scale="groups")
+
+
+def plain(text):
+    """A text without line breaks and bold type."""
+    return " ".join(text.replace("**", "").split())
+
+
+def test_readme_and_the_docstring_show_the_example_that_is_worked_through():
+    assert worked(EXAMPLE).text.startswith("rewards (1, 0, 0, 0). The mean is 0.25 and the sample standard deviation ")
+    for shown in ((ROOT / "README.md").read_text(), group_advantages.__doc__):
+        assert plain(shown).count(worked(EXAMPLE).text) == 1
+    assert doctest.testmod(grpo.report.tokens.worked) == (0, 1)
+
+
+@pytest.mark.parametrize("rewards", [
+    EXAMPLE, (0.0, 0.0), (1.5, 0.5, 1.5, 0.0, 0.2, 0.1), (1.0, 0.0, None, 0.0), (1.0, None), (None, None)])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_group_worked_by_hand_has_the_advantages_of_the_code(rewards, scale):
+    tensor_BG = torch.tensor([[NAN if reward is None else reward for reward in rewards]])
+    expected = group_advantages(tensor_BG, scale=scale, batch_std=0.7)[0].tolist()
+    assert worked(rewards, scale=scale, batch_std=0.7).advantages == pytest.approx(expected, abs=1e-6)
+
+
+def test_groups_worked_by_hand_in_words():
+    assert worked([0.5, 0.5]).text == "rewards (0.5, 0.5). They are all equal: every advantage is 0."
+    assert worked([0.5, None]).text == "rewards (0.5, not scored). Fewer than two are scored: every advantage is 0."
+    assert "√(sum of (reward − mean)²/4) = 1.581. So the advantages are (reward − mean)/(1.581 + 1e-4)." in worked(
+        [0.0, 1.0, 2.0, 3.0, 4.0]).text
+    assert spelled(worked(EXAMPLE).advantages, 3) == "(1.500, -0.500, -0.500, -0.500)" and spelled(
+        EXAMPLE, 0) == "(1, 0, 0, 0)"
 
 
 def test_examples_in_the_docstring_hold():

@@ -101,7 +101,7 @@ def by_hand(rows: Sequence[dict[str, Any]], config: dict[str, Any], measured: di
     found = worked([row["reward"] for row in rows], scale=scale, batch_std=batch_std)
     gated = any(found.advantages) and not any(row["advantage"] for row in rows)
     return f"By hand: {found.text}" + (
-        " But no completion is right, so advantage_gate outcome sets all of them to 0." if gated else "")
+        " But no completion is right, so advantage_gate outcome sets all to 0." if gated else "")
 
 
 def shades(tokens: Sequence[Token], epsilon: float, epsilon_high: float) -> Callable[[Token], str]:
