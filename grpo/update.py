@@ -64,10 +64,11 @@ def prepare(
     num_tokens = int(rollout.length_N[keep_U].sum())
     denominator = loss_denominator(config.loss_type, num_tokens=num_tokens, num_sequences=len(keep_U),
                                    max_completion_length=config.max_completion_length)
+    num_generations = len(rollout.text) // len(rollout.prompt_ids)
     work = Update(
         rollout=rollout, keep_U=keep_U, limit=limit, advantage_U=advantage_U.to(limit.device),
         sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens,
-        tokens=TokenRecord(chosen(advantage_U, config.keep_tokens, config.num_generations).to(limit.device)))
+        tokens=TokenRecord(chosen(advantage_U, config.keep_tokens, num_generations).to(limit.device)))
     fill(work)
     return work
 

@@ -74,18 +74,18 @@ def _group(pairs: Sequence[tuple[dict[str, Any], list[Token]]], config: dict[str
     """One group: its rewards worked through, and each completion."""
     first = pairs[0][0]
     names = list(first["rewards"])
-    rows = [(row["completion"] + 1, *(_short(row["rewards"].get(name)) for name in names), _short(row["reward"]),
+    rows = [(str(row["completion"] + 1), *(_short(row["rewards"].get(name)) for name in names), _short(row["reward"]),
              _signed(row["advantage"], 4), f"{len(tokens)}{', truncated' if row['truncated'] else ''}",
              _percent(sum(abs(token.share or 0.0) for token in tokens))) for row, tokens in pairs]
     parts = [f"<h2>Group {first['group'] + 1}</h2>", f"<pre>{escaped(shortened(first['question']))}</pre>",
              paragraph(by_hand([row for row, _ in pairs], config, measured), "work"),
-             table(("completion", *names, "reward", "advantage", "tokens", "of the step's pull"), rows)]
+             _numbers(("completion", *names, "reward", "advantage", "tokens", "of the step's pull"), rows)]
     for row, tokens in pairs:
         out = "" if any(token.counts for token in tokens) else ", not in the loss"
         parts += [f"<h3>Completion {row['completion'] + 1}: reward {_short(row['reward'])}, advantage "
                   f"{_signed(row['advantage'], 3)}{out}</h3>",
                   '<p class="tokens">' + "".join(_span(token, shade) for token in tokens) + "</p>",
-                  folded("Its tokens as a table", _table(tokens))]
+                  folded("Its tokens as a table", _numbers(HEADER, [_cells(token) for token in tokens]))]
     return parts
 
 
@@ -135,17 +135,16 @@ def _span(token: Token, shade: Callable[[Token], str]) -> str:
     return f'<span class="{shade(token)}" title="{escaped(hover)}">{escaped(_visible(token.text))}</span>'
 
 
-def _table(tokens: Sequence[Token]) -> str:
-    """All numbers; wider than a phone, on which it scrolls."""
-    head = "".join(f"<th>{escaped(name)}</th>" for name in HEADER)
-    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in _cells(token)) + "</tr>\n"
-                   for token in tokens)
+def _numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of short cells; where it is wider than the screen it scrolls."""
+    head = "".join(f"<th>{escaped(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
     return f'<div class="scroll" tabindex="0"><table class="numbers"><tr>{head}</tr>{body}</table></div>'
 
 
 def _cells(token: Token) -> list[str]:
     numbers = [_short(value) for value in (token.sampler, token.old, token.new, token.ratio)]
-    return [str(token.place), _visible(token.text).rstrip("\n"), *numbers, token.clip, _short(token.kl),
+    return [str(token.place), _visible(token.text).rstrip("\n").replace(" ", "␣"), *numbers, token.clip, _short(token.kl),
             _short(token.entropy), "yes" if token.counts else "no", _short(token.policy), _short(token.kl_pull),
             "" if token.share is None else _percent(token.share, sign="+")]
 

@@ -1,18 +1,18 @@
 """The colors of the token page and their legend: radio buttons, of which CSS reads the chosen one, without a script."""
 
-from grpo.report.markup import escaped
+from grpo.report.markup import NARROW, escaped
 
 LEVELS = 4  # shades of a color
 # What tokens can be colored by: the words beside the button, and what its shades mean. The first letter of a name
 # begins its CSS classes: pu3 is a pull upwards of the third level.
 COLORS = {
     "pull": ("the pull of the update", "blue: the update raises the token's probability; orange: it lowers it; "
-             "darkest: the hardest pull on this page"),
-    "surprise": ("surprise", "probability for the policy: below 90 %, 50 %, 10 %, and darkest below 1 %"),
-    "ratio": ("the ratio", "blue: more probable than in the step's first update; orange: less; darkest: at the "
+             "strongest: the hardest pull on this page"),
+    "surprise": ("surprise", "probability for the policy: below 90 %, 50 %, 10 %, and strongest below 1 %"),
+    "ratio": ("the ratio", "blue: more probable than in the step's first update; orange: less; strongest: at the "
               "bound of the clip"),
-    "kl": ("the KL", "darkest: the farthest from the reference on this page; orange: below 0"),
-    "entropy": ("the entropy", "darkest: the most open choice on this page"),
+    "kl": ("the KL", "strongest: the farthest from the reference on this page; orange: below 0"),
+    "entropy": ("the entropy", "strongest: the most open choice on this page"),
 }
 
 
@@ -49,7 +49,7 @@ def _rules() -> str:
 
 def _mixed() -> str:
     """Each shade, mixed with the background so far that text on it stays readable, in both themes."""
-    return " ".join(f"--{way}{level}: color-mix(in srgb, var(--{color}) {11 * level}%, var(--back));"
+    return " ".join(f"--{way}{level}: color-mix(in srgb, var(--{color}) {12 * level}%, var(--back));"
                     for way, color in (("u", "c0"), ("d", "c1")) for level in range(1, LEVELS + 1))
 
 
@@ -60,9 +60,11 @@ body {{ {_mixed()} }}
 .x {{ text-decoration: underline 2px var(--c3); text-underline-offset: .2em; }}
 .m {{ color: var(--soft); text-decoration: line-through; }}
 .work {{ border-left: 3px solid var(--rule); padding-left: .8em; max-width: 60em; }}
-label {{ margin-right: 1.1em; }} .scale {{ display: none; }} .scale, .marks {{ color: var(--soft); margin: .5em 0; }}
+label {{ margin-right: 1.1em; white-space: nowrap; }}
+.scale {{ display: none; }} .scale, .marks {{ color: var(--soft); margin: .5em 0; }}
 .swatch {{ display: inline-block; width: 1.3em; height: 1em; vertical-align: -.1em; border: 1px solid var(--rule); }}
 .scroll {{ overflow-x: auto; }} .numbers {{ font-size: 13px; font-variant-numeric: tabular-nums; }}
 .numbers th, .numbers td {{ padding: .1em .5em; white-space: pre; }}
+@media (max-width: {NARROW}px) {{ label::after {{ content: "\\A"; white-space: pre; }} }}
 {_rules()}
 """
