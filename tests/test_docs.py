@@ -20,6 +20,7 @@ from grpo.advantage import group_advantages
 from grpo.config import Config
 from grpo.options import export
 from grpo.options.recipe import ForeignNames
+from grpo.report.tokens.worked import EXAMPLE, worked
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -165,8 +166,10 @@ def test_the_speed_of_sampling_on_a_gpu_is_the_one_on_file() -> None:
 
 
 def test_the_worked_example_is_what_the_code_says() -> None:
-    (winner, *losers), = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist()
-    assert f"{winner:.4f}" in README and f"{losers[0]:.4f}".replace("-", "−") in README
+    """README and the docstring of group_advantages have word for word what `worked` computes, as has the token page."""
+    assert group_advantages(torch.tensor([EXAMPLE]))[0].tolist() == pytest.approx(worked(EXAMPLE).advantages, abs=1e-6)
+    for shown in (README, group_advantages.__doc__):
+        assert " ".join(shown.replace("**", "").split()).count(worked(EXAMPLE).text) == 1
 
 
 def test_the_page_on_recipes_is_the_one_that_the_table_gives() -> None:

@@ -29,6 +29,7 @@ from tests.mutations.planted_rows import (
 from tests.mutations.planted_run import RUN_GROUPS
 from tests.mutations.planted_sandbox import SANDBOX_GROUPS
 from tests.mutations.planted_shaping import SHAPING_GROUPS
+from tests.mutations.planted_tokens import TOKEN_GROUPS
 from tests.mutations.planted_trl import TRL_GROUPS
 
 
@@ -197,5 +198,6 @@ _GROUPS = [
     *DOMAIN_GROUPS,
     *SANDBOX_GROUPS,
     *SHAPING_GROUPS,
+    *TOKEN_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

@@ -16,13 +16,15 @@ RECORD = [
     ("what ran out of memory stays", "self.iterations[-1] = {}", "pass"),
     ("what is masked has zeros", "if counts else None", "if True else None"),
     ("tokens of another completion", "rollout.token_NT[n, :length]", "rollout.token_NT[index, :length]"),
-    ("columns of the first rank alone", "for each in columns for value", "for each in columns[:1] * 2 for value"),
+    ("columns of the first rank alone", "for each in columns for value",
+     "for each in columns[:1] * 2 for value"),
 ]
 
 UPDATE = [
-    ("tokens of an attempt that failed", "    work.tokens.start_again()\n", "", "no run of the tests runs out of memory in "
-     "an update that keeps tokens; the record's own test holds what it forgets"),
-    ("all iterations are one", "        work.tokens.begin()\n", "        work.tokens.begin() if first_norm else None\n"),
+    ("all iterations are one", "        work.tokens.begin()\n",
+     "        work.tokens.iterations or work.tokens.begin()\n"),
+    ("the pull of another loss", "work.tokens.add(batch, loss, current_UT,",
+     "work.tokens.add(batch, 2 * loss, current_UT,"),
 ]
 
 TOKEN = [
@@ -72,6 +74,4 @@ TOKEN_GROUPS = [
         ("only the last step's page", "{steps[0], steps[-1]}", "{steps[-1]}")]),
     ("grpo/report/log.py", ("test_tokens.py",), [
         ("tokens of a course that was left stay", 'or (output_dir / "tokens.jsonl").exists()', "")]),
-    ("grpo/run/announcement.py", ("test_train.py",), [
-        ("the start block has another example", "{spelled(EXAMPLE, 0)}", "(1, 1, 0, 0)")]),
 ]

@@ -27,7 +27,7 @@ from grpo.trainer.policy import Policy, trainable
 from grpo.types import Rollout
 from grpo.update import ask_reference, move, prepare
 
-EPSILON, BETA, TEMPERATURE, G = 0.02, 0.3, 0.8, 3
+EPSILON, BETA, TEMPERATURE, G, RATE = 0.02, 0.3, 0.8, 3, 0.01
 LENGTHS, PROMPTS = [5, 2, 7, 4, 6, 3], [[9, 8, 7, 30], [9, 8, 7, 31, 32]]
 REWARDS = [1.0, 0.0, 0.5, 1.0, 0.0, 0.0]
 ADVANTAGES = torch.tensor([1.5, -1.2, 0.3, 1.1, -0.6, -0.5])
@@ -48,6 +48,7 @@ class Plain:
     """An engine without DeepSpeed: the real policy, and plain gradient descent; keeps the weights of each update."""
 
     def __init__(self, model):
+        torch.manual_seed(0)  # of LoRA's A
         self.model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
         generator = torch.Generator().manual_seed(1)
         for name, parameter in self.model.named_parameters():
@@ -98,7 +99,7 @@ def run_step(folder, **options):
     work = prepare(rollout, ADVANTAGES, torch.ones(6, dtype=torch.bool), config, limit)
     assert len(work.micro_batches) > 1
     ask_reference(engine, work, config)
-    move(engine, work, config, 0.3)
+    move(engine, work, config, RATE)
     columns = {"question": ["<b>q0</b>"] * G + ["q1"] * G, "reward": REWARDS,
                "rewards": [{"own": one} for one in REWARDS], "advantage": ADVANTAGES.tolist(),
                "truncated": rollout.truncated_N.tolist()}

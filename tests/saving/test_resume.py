@@ -30,8 +30,9 @@ def hard(folder: Path, output: str, **changed: object) -> list[str]:
     """Seven problems, two a step: the fourth step begins in the first epoch and ends in the second."""
     chosen = {
         "load_in_4bit": True, "lora_modules_to_save": "lm_head embed_tokens", "num_iterations": 2,
-        "max_steps": NUM_STEPS, "save_steps": 3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3, **changed}
-    return [*options(folder, output, **{"zero_stage": 3, "keep_tokens": 1, **chosen}), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
+        "max_steps": NUM_STEPS, "save_steps": 3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3,
+        "keep_tokens": 1, **changed}
+    return [*options(folder, output, **{"zero_stage": 3, **chosen}), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "reward_funcs": [f"{folder / 'my_rewards.py'}:vowels"], "prompts_per_step": 4, "num_generations": 4,
         "max_completion_length": 20, "micro_batch_tokens": 110, "max_steps": NUM_STEPS, "learning_rate": 1e-3,
         "lr_scheduler_type": "constant",  # so that a shorter run is the start of a longer one
-        "num_iterations": 2, "beta": 0.1, "keep_tokens": 2, "gradient_checkpointing": True, "eval_examples": 0, "save_strategy": "no",
+        "num_iterations": 2, "beta": 0.1, "keep_tokens": 2, "gradient_checkpointing": True, "eval_examples": 0,
+        "save_strategy": "no",
         "load_in_4bit": False, "torch_dtype": "float32", "deepspeed": SHARD_EVERYTHING,
         "lora_target_modules": ["q_proj", "down_proj"],  # ZeRO takes its time per module
     }
@@ -53,10 +54,11 @@ def arguments(folder: Path, name: str, *options: str) -> tuple[str, ...]:
 
 
 def train(warm: Warm, folder: Path, name: str, *options: str, num_ranks: int = 1, num_nodes: int = 1) -> Path:
-    """Run it to the end without a launcher; its output folder, with what rank 0 wrote to stderr beside it."""
+    """Run it to the end without a launcher; its output folder, with what rank 0 wrote beside it."""
     ended = warm.run(*arguments(folder, name, *options), num_ranks=num_ranks, num_nodes=num_nodes)
     assert ended.codes == [0] * num_ranks, ended.err[0][-3000:]
     (folder / f"{name}.err").write_text(ended.err[0])
+    (folder / f"{name}.out").write_text(ended.out[0])
     return folder / name
 
 
@@ -114,6 +116,11 @@ def test_the_metrics_of_a_step_are_the_rows_of_the_table(alone: Path) -> None:
         assert rows == METRICS.keys() - only_asked_for
 
 
+def test_the_start_block_works_the_example_of_readme_through(alone: Path) -> None:
+    said = "group      rewards (1, 0, 0, 0) become the advantages (1.500, -0.500, -0.500, -0.500)\n"
+    assert alone.with_suffix(".out").read_text().count(said) == 1
+
+
 def test_the_tokens_of_two_ranks_are_those_of_one(alone: Path, sharded: Path) -> None:
     kept, pairs = lines(alone / "tokens.jsonl"), list(zip(*(lines(one / "tokens.jsonl") for one in (alone, sharded))))
     assert len(kept) == NUM_STEPS * 2 * 4 and len(pairs) == NUM_SHARDED * 2 * 4
@@ -129,7 +136,7 @@ def test_the_tokens_of_two_ranks_are_those_of_one(alone: Path, sharded: Path) ->
 
 
 @torch.no_grad()
-def test_the_tokens_of_step_0_have_the_numbers_of_transformers_for_the_untrained_model(folder: Path, alone: Path) -> None:
+def test_the_tokens_of_step_0_have_the_numbers_of_transformers(folder: Path, alone: Path) -> None:
     model, tokenizer = Qwen2ForCausalLM.from_pretrained(folder / "model").eval(), tiny_tokenizer()
     for row in lines(alone / "tokens.jsonl")[:8]:
         prompt = tokenizer(row["question"])["input_ids"]

@@ -144,8 +144,9 @@ def _numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cells(token: Token) -> list[str]:
     numbers = [_short(value) for value in (token.sampler, token.old, token.new, token.ratio)]
-    return [str(token.place), _visible(token.text).rstrip("\n").replace(" ", "␣"), *numbers, token.clip, _short(token.kl),
-            _short(token.entropy), "yes" if token.counts else "no", _short(token.policy), _short(token.kl_pull),
+    text = _visible(token.text).rstrip("\n").replace(" ", "␣")
+    return [str(token.place), text, *numbers, token.clip, _short(token.kl), _short(token.entropy),
+            "yes" if token.counts else "no", _short(token.policy), _short(token.kl_pull),
             "" if token.share is None else _percent(token.share, sign="+")]
 
 
