@@ -26,7 +26,7 @@ from grpo.trainer.policy import Policy
 from grpo.types import Rollout
 from grpo.update import ask_reference, move, prepare
 
-KEPT, NUM_REPEATS, LENGTH = (0, 1, 4, 16), 7, 25
+KEPT, NUM_REPEATS, LENGTH = (0, 1, 4, 16), 5, 25
 
 
 def drawn(config: Config) -> Rollout:

@@ -139,7 +139,8 @@ def _numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of short cells; where it is wider than the screen it scrolls."""
     head = "".join(f"<th>{escaped(name)}</th>" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table class="numbers"><tr>{head}</tr>{body}</table></div>'
+    return ('<div class="scroll" tabindex="0" role="region" aria-label="numbers">'
+            f'<table class="numbers"><tr>{head}</tr>{body}</table></div>')
 
 
 def _cells(token: Token) -> list[str]:

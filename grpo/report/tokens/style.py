@@ -29,8 +29,8 @@ def legend() -> list[str]:
         swatches = "".join(f'<span class="swatch {shade}"></span>' for shade in shades)
         scales.append(f'<p class="scale {name}"><span aria-hidden="true">{swatches}</span> {escaped(meaning)}</p>')
     marks = ('<p class="marks"><span class="t x">underlined</span> stopped by the clip, or left out by the correction; '
-             '<span class="t m">crossed out</span> not in the loss; ↵ a line break. The numbers of a token stand below '
-             "the mouse, and all of them in the tables.</p>")
+             '<span class="t m">crossed out</span> not in the loss; ↵ a line break, ␣ a space in a table. The '
+             "numbers of a token stand below the mouse, and all of them in the tables.</p>")
     return ['<p class="soft">Color by</p>', *buttons, *scales, marks]
 
 
