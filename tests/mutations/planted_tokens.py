@@ -6,7 +6,7 @@ RECORD = [
     ("the pull has the sign of the loss", "kl_part_UT - slope_UT", "slope_UT - kl_part_UT"),
     ("the KL's pull counts in the policy's too", "kl_part_UT - slope_UT", "-slope_UT"),
     ("the KL's pull is without beta and divisor", "kl_UT, logprob_UT, kl_slope_UT,", "kl_UT.sum(), logprob_UT,"),
-    ("KL of the last iteration", "if len(self.iterations) == 1:", "if True:"),
+    ("KL of the last iteration", "values(iterations[0][name])", "values(iterations[-1][name])"),
     ("completions of other ranks count as zeros", "part[\"mask\"].any(dim=1).nonzero()[:, 0]",
      "torch.arange(len(part[\"mask\"]))"),
     ("the total is of the last micro-batch", 'now["total"] + total if', 'total if'),

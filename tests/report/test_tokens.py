@@ -267,7 +267,7 @@ def noted(record, batch, logprobs, slope):
 
 def rows_of(*records):
     rollout = Rollout(
-        prompt_ids=[[1], [2]], token_NT=torch.full((4, 1), 5), length_N=torch.ones(4, dtype=torch.int64), text=[""] * 4,
+        prompt_ids=[[1], [2]], token_NT=torch.arange(5, 9)[:, None], length_N=torch.ones(4, dtype=torch.int64), text=[""] * 4,
         sampler_logprob_NT=torch.zeros(4, 1), truncated_N=torch.zeros(4, dtype=torch.bool))
     names = ("question", "reward", "rewards", "advantage", "truncated")
     columns = [dict.fromkeys(names, [f"rank {rank}"] * 2) for rank in (0, 1)]
@@ -285,6 +285,7 @@ def test_each_completion_has_the_numbers_of_the_rank_that_scored_it_and_shares_a
     rows = rows_of(here, there)
     assert [row["logprob"] for row in rows] == [[[-6.0]], [[-3.0]], [[None]]]
     assert [row["policy_pull"] for row in rows] == [[[0.5]], [[-0.25]], [[None]]]
+    assert [row["id"] for row in rows] == [[6], [7], [8]]
     assert [row["mask"] for row in rows] == [[1], [1], [0]] and rows[0]["total_pull"] == [0.25 * 2 + 0.5]
     assert [(row["group"], row["completion"], row["question"]) for row in rows] == [
         (0, 1, "rank 0"), (1, 0, "rank 1"), (1, 1, "rank 1")]
