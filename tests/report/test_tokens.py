@@ -19,9 +19,9 @@ from grpo.report.json_lines import JsonLines, read_step, steps_of
 from grpo.report.log import Log
 from grpo.report.page import write_report
 from grpo.report.tokens.__main__ import main
-from grpo.report.tokens.page import HEADER, by_hand, write_page
+from grpo.report.tokens.page import HEADER, by_hand, shades, write_page
 from grpo.report.tokens.record import TokenRecord, chosen, lines
-from grpo.report.tokens.token import tokens_of
+from grpo.report.tokens.token import Token, tokens_of
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Policy, trainable
 from grpo.types import Rollout
@@ -267,8 +267,8 @@ def noted(record, batch, logprobs, slope):
 
 def rows_of(*records):
     rollout = Rollout(
-        prompt_ids=[[1], [2]], token_NT=torch.arange(5, 9)[:, None], length_N=torch.ones(4, dtype=torch.int64), text=[""] * 4,
-        sampler_logprob_NT=torch.zeros(4, 1), truncated_N=torch.zeros(4, dtype=torch.bool))
+        prompt_ids=[[1], [2]], token_NT=torch.arange(5, 9)[:, None], length_N=torch.ones(4, dtype=torch.int64),
+        text=[""] * 4, sampler_logprob_NT=torch.zeros(4, 1), truncated_N=torch.zeros(4, dtype=torch.bool))
     names = ("question", "reward", "rewards", "advantage", "truncated")
     columns = [dict.fromkeys(names, [f"rank {rank}"] * 2) for rank in (0, 1)]
     return lines(torch.tensor([1, 2, 3]), [one.part() for one in records], columns, rollout, lambda ids: "a")
@@ -322,6 +322,20 @@ def test_the_rewards_are_worked_through_as_the_options_say(changed, advantages, 
     rows = [{"reward": 1.0 - index, "advantage": one} for index, one in enumerate(advantages)]
     settings = {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize", **changed}
     assert words in by_hand(rows, settings, {"reward_std_batch": 0.4})
+
+
+def test_a_color_is_the_stronger_the_farther_a_token_is_from_nothing():
+    def token(**changed):
+        plain = dict(place=1, text="a", sampler=0.95, old=0.95, new=0.95, ratio=1.0, clip="", kl=0.0, entropy=0.0)
+        return Token(**plain | dict(policy=0.0, kl_pull=0.0, share=0.0) | changed)
+
+    tokens = [token(), token(new=0.005, share=0.4), token(new=0.3, share=-0.2), token(ratio=1.15, kl=2.0),
+              token(ratio=0.85, kl=0.5, entropy=1.0), token(clip="above", ratio=3.0), token(new=None)]
+    classes = shades(tokens, 0.2, 0.3)
+    # surprise below 0.9, 0.5, 0.1 and 0.01; half of the hardest pull is the third of four levels, downwards; 0.15 of
+    # 0.3 too, 0.15 of 0.2 the fourth; a quarter of the largest KL the second
+    assert [classes(one) for one in tokens] == [
+        "t", "t pu4 su4", "t pd3 su2", "t ru3 ku4", "t rd4 ku2 eu4", "t ru4 x", "t m"]
 
 
 def test_tokens_of_a_course_that_was_left_go_when_the_run_resumes(tmp_path):
