@@ -48,8 +48,9 @@ def group_advantages(
         batch   A_bg = (r_bg - mean_g r_bg) / (std_bg r_bg + eps)     the std of all rewards, arXiv 2508.08221
         none    A_bg =  r_bg - mean_g r_bg                            Dr. GRPO, arXiv 2503.20783
 
-    One right answer among four, rewards (1, 0, 0, 0): the mean is 0.25 and the std sqrt((0.75^2 + 3 * 0.25^2) / 3) =
-    0.5, so the winner gets 0.75 / 0.5 = 1.500 and each loser -0.500, or with eps 0.75 / 0.5001 = 1.4997 and -0.4999.
+    One right answer among four: rewards (1, 0, 0, 0). The mean is 0.25 and the sample standard deviation √((0.75² +
+    3·0.25²)/3) = 0.5. So the advantages are 0.75/0.5 = 1.500 and 3 times −0.25/0.5 = −0.500 (1.4997 and −0.4999 with
+    the 1e-4 in the divisor). They sum to 0.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     tensor([[ 1.4997, -0.4999, -0.4999, -0.4999]])

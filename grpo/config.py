@@ -209,6 +209,9 @@ class Config:
         None, "Newest checkpoints that are kept; none: all.", unit="checkpoints", within="[1, inf)")
     logging_steps: int = option(
         1, "Steps between two that report_to receives; metrics.jsonl has every step.", unit="steps", within="[1, inf)")
+    keep_tokens: int = option(
+        0, "Groups of each step whose tokens are kept, with probability, KL, entropy and pull, in tokens.jsonl; "
+        "python -m grpo.report.tokens draws them.", unit="groups", within="[0, inf)")
     report_to: list[str] = option(
         [], "Where else metrics go, each an installed package.", choices=("tensorboard", "mlflow", "wandb", "trackio"))
     run_name: str | None = option(

@@ -14,6 +14,7 @@ from grpo.distributed import gather_objects, global_max, rank, world_size
 from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss
 from grpo.packing import merge, pack
 from grpo.report.measures import Tally
+from grpo.report.tokens.record import TokenRecord, chosen
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit, retry
 from grpo.types import Batch, Rollout
@@ -33,6 +34,7 @@ class Update:
     micro_batches: list[Batch] = field(default_factory=list)  # this rank's; every rank has the same number
     ref_logprob_UT: torch.Tensor | None = None  # 0.0 where this rank does not score; None if beta is 0
     ref_hidden: list[torch.Tensor] = field(default_factory=list)  # [K, H] for each packed batch, for the exact KL
+    tokens: TokenRecord = field(default_factory=TokenRecord)  # what the token page shows; no part of the gradient
 
     def evidence(self) -> tuple[dict[str, torch.Tensor], dict[str, list]]:
         """What the gradient was computed from, by name: the tensors, and the rest."""
@@ -62,9 +64,11 @@ def prepare(
     num_tokens = int(rollout.length_N[keep_U].sum())
     denominator = loss_denominator(config.loss_type, num_tokens=num_tokens, num_sequences=len(keep_U),
                                    max_completion_length=config.max_completion_length)
+    num_generations = len(rollout.text) // len(rollout.prompt_ids)
     work = Update(
         rollout=rollout, keep_U=keep_U, limit=limit, advantage_U=advantage_U.to(limit.device),
-        sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens)
+        sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens,
+        tokens=TokenRecord(chosen(advantage_U, config.keep_tokens, num_generations).to(limit.device)))
     fill(work)
     return work
 
@@ -106,6 +110,7 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
                   epsilon_high=config.epsilon_high, num_iterations=config.num_iterations)
     grad_norm = 0.0
     for _ in range(config.num_iterations):
+        work.tokens.begin()
         logprob_UT = retry(
             partial(gradient, engine, work, config, tally, old_logprob_UT),
             shorten=partial(start_again, engine, work, config, tally, tally.copy()), batches=work.micro_batches)
@@ -144,6 +149,7 @@ def gradient(
             current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, loss_type=config.loss_type,
             epsilon=config.epsilon, epsilon_high=config.epsilon_high, denominator=work.denominator, kl_NT=kl_UT,
             beta=config.beta, weight_NT=weight_UT)
+        work.tokens.add(batch, loss, current_UT, kl_UT=kl_UT, entropy_K=scores.entropy_K, weight_UT=weight_UT)
         engine.backward(loss, last=index == len(work.micro_batches) - 1)
         tally.add(batch, loss.detach(), current_UT.detach(), old_logprob_UT, entropy_K=scores.entropy_K, kl_UT=kl_UT,
                   weight_UT=weight_UT, first=first)
@@ -156,6 +162,7 @@ def start_again(
 ) -> list[Batch]:
     """After running out of memory: drop the partial gradient and pack batches shorter than the `longest`."""
     tally.restore(before)
+    work.tokens.start_again()
     engine.discard()
     work.limit.halve(longest)
     fill(work)

@@ -20,6 +20,7 @@ from grpo.advantage import group_advantages
 from grpo.config import Config
 from grpo.options import export
 from grpo.options.recipe import ForeignNames
+from grpo.report.tokens.worked import EXAMPLE, worked
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,9 +34,9 @@ OPTIONS |= set(re.findall(r'"--(\w+)"', (ROOT / "data" / "gsm8k.py").read_text()
 FOLDERS = ("grpo", "kernels", "rewards", "data")
 BELOW = ("grpo.config", "grpo.distributed", "kernels", "rewards", "data")  # the rooms below, besides those of grpo
 TORCHRUN = {"nproc_per_node", "nnodes", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "help"}
-# Of sbatch, docker, deepspeed, accelerate and rewards.sandbox.
+# Of sbatch, docker, deepspeed, accelerate, rewards.sandbox and grpo.report.tokens.
 OTHERS = {"nodes", "gpus-per-node", "signal", "gpus", "shm-size", "init", "stop-timeout", "num_gpus",
-          "num_accelerators", "num_processes", "multi_gpu", "cpu", "security-opt", "check"}
+          "num_accelerators", "num_processes", "multi_gpu", "cpu", "security-opt", "check", "step"}
 # The files of the algorithm in reading order: README's first table of files.
 TABLE = README.partition("## What is where")[2].partition("[train.py]")[0]
 ALGORITHM = re.findall(r"^\| \[(\S+\.py)\]\(", TABLE, re.M)
@@ -165,8 +166,10 @@ def test_the_speed_of_sampling_on_a_gpu_is_the_one_on_file() -> None:
 
 
 def test_the_worked_example_is_what_the_code_says() -> None:
-    (winner, *losers), = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist()
-    assert f"{winner:.4f}" in README and f"{losers[0]:.4f}".replace("-", "−") in README
+    """README and the docstring of group_advantages have word for word what `worked` computes, as has the token page."""
+    assert group_advantages(torch.tensor([EXAMPLE]))[0].tolist() == pytest.approx(worked(EXAMPLE).advantages, abs=1e-6)
+    for shown in (README, group_advantages.__doc__):
+        assert " ".join(shown.replace("**", "").split()).count(worked(EXAMPLE).text) == 1
 
 
 def test_the_page_on_recipes_is_the_one_that_the_table_gives() -> None:

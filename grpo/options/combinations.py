@@ -17,6 +17,9 @@ def check_combinations(config: Any) -> None:
         refuse("doctor", True, "looks at the start of a run, and takes neither resume nor plan", False)
     if config.max_steps == 0:
         refuse("max_steps", 0, "must be -1 or at least 1", 1)
+    if config.keep_tokens > config.prompts_per_step:
+        refuse("keep_tokens", config.keep_tokens, f"must be at most prompts_per_step={config.prompts_per_step}: a "
+               "prompt is a group", config.prompts_per_step)
     _check_floor(config)
     _check_evaluation(config)
     trains_whole = config.lora_modules_to_save or config.adapter_name_or_path  # the adapter may bring its own

@@ -4,11 +4,11 @@ import torch
 import torch.distributed as dist
 
 import kernels
-from grpo.advantage import group_advantages
 from grpo.config import Config
 from grpo.distributed import world_size
 from grpo.memory.ledger import Ledger, size
 from grpo.memory.plan import of_a_row
+from grpo.report.tokens.worked import EXAMPLE, spelled, worked
 from grpo.sampler.decoder import Decoder
 from grpo.trainer.engine import Engine
 
@@ -24,9 +24,8 @@ def announce(
         num_tokens=config.micro_batch_tokens)
     synced = engine.num_trained() * dtype.itemsize
     quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
-    # One group by hand, so that a reader sees what scale_rewards does; 0.5 is the std of this group.
-    example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
-    advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
+    # One group by hand, so that a reader sees what scale_rewards does; the whole step has the std of this group.
+    example = worked(EXAMPLE, scale=config.scale_rewards, batch_std=worked(EXAMPLE).std)
     lines = [
         f"run        {config.recipe or 'no recipe'}: {num_steps} steps of {config.prompts_per_step} prompts x "
         f"{config.num_generations} completions, learning_rate {config.learning_rate:g}, on "
@@ -40,7 +39,7 @@ def announce(
         *(f"{what:<11}{line}" for what, lines in chosen.items() for line in lines),
         *_memory(config, engine, decoder, ledger),
         f"sync       {synced / 2**20:,.1f} MiB of trained weights are gathered and copied each step",
-        f"group      rewards (1, 0, 0, 0) become the advantages ({advantages})",
+        f"group      rewards {spelled(EXAMPLE, 0)} become the advantages {spelled(example.advantages, 3)}",
         "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
     ]
     if not config.rollout_keep and device.type == "cpu":

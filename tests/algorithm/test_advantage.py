@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import grpo.advantage
+import grpo.report.tokens.worked
 from grpo.advantage import gate_advantages, group_advantages, group_statistics, reward_terms
+from grpo.report.tokens.worked import EXAMPLE, spelled, worked
 
 NAN = math.nan
 
@@ -209,6 +211,23 @@ def test_unknown_scale_is_refused_with_the_nearest():
         group_advantages(torch.zeros(1, 2), scale="groups")
 
 
+@pytest.mark.parametrize("rewards", [
+    EXAMPLE, (0.0, 0.0), (1.5, 0.5, 1.5, 0.0, 0.2, 0.1), (1.0, 0.0, None, 0.0), (1.0, None), (None, None)])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_group_worked_by_hand_has_the_advantages_of_the_code(rewards, scale):
+    tensor_BG = torch.tensor([[NAN if reward is None else reward for reward in rewards]])
+    expected = group_advantages(tensor_BG, scale=scale, batch_std=0.7)[0].tolist()
+    assert worked(rewards, scale=scale, batch_std=0.7).advantages == pytest.approx(expected, abs=1e-6)
+
+
+def test_groups_worked_by_hand_in_words():
+    assert worked([0.5, 0.5]).text == "rewards (0.5, 0.5). They are all equal: every advantage is 0."
+    assert worked([0.5, None]).text == "rewards (0.5, not scored). Fewer than two are scored: every advantage is 0."
+    assert "√(sum of (reward − mean)²/4) = 1.581. So the advantages are (reward − mean)/(1.581 + 1e-4)." in worked(
+        [0.0, 1.0, 2.0, 3.0, 4.0]).text
+    assert spelled(worked(EXAMPLE).advantages, 3) == "(1.500, -0.500, -0.500, -0.500)" and spelled(
+        EXAMPLE, 0) == "(1, 0, 0, 0)"
+
+
 def test_examples_in_the_docstring_hold():
-    result = doctest.testmod(grpo.advantage)
-    assert result.attempted == 8 and result.failed == 0
+    assert doctest.testmod(grpo.advantage) == (0, 8) and doctest.testmod(grpo.report.tokens.worked) == (0, 1)

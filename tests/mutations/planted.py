@@ -31,6 +31,7 @@ from tests.mutations.planted_run import RUN_GROUPS
 from tests.mutations.planted_sandbox import SANDBOX_GROUPS
 from tests.mutations.planted_shaping import SHAPING_GROUPS
 from tests.mutations.planted_text import TEXT_GROUPS
+from tests.mutations.planted_tokens import TOKEN_GROUPS
 from tests.mutations.planted_trl import TRL_GROUPS
 
 
@@ -201,5 +202,6 @@ _GROUPS = [
     *SHAPING_GROUPS,
     *TEXT_GROUPS,
     *FIELD_GROUPS,
+    *TOKEN_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]
