@@ -11,12 +11,17 @@ import torch
 
 from grpo.config import Config
 from grpo.distributed import gather_objects, global_max, rank, world_size
-from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss
+from grpo.loss import kl_divergence, loss_denominator, mean_entropy, policy_loss, top_entropy_mask
 from grpo.packing import merge, pack
+from grpo.ratio import correction_weight
 from grpo.report.measures import Tally
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit, retry
 from grpo.types import Batch, Rollout
+
+# What policy_loss takes under the same names as the run's options.
+LOSS_OPTIONS = ("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "sapo_temperature_pos",
+                "sapo_temperature_neg")
 
 
 @dataclass(kw_only=True)
@@ -33,6 +38,8 @@ class Update:
     micro_batches: list[Batch] = field(default_factory=list)  # this rank's; every rank has the same number
     ref_logprob_UT: torch.Tensor | None = None  # 0.0 where this rank does not score; None if beta is 0
     ref_hidden: list[torch.Tensor] = field(default_factory=list)  # [K, H] for each packed batch, for the exact KL
+    learns_UT: torch.Tensor | None = None  # bool, of all ranks, tokens with a policy loss; None: all that count
+    num_learning: int = 0  # of them, over all ranks
 
     def evidence(self) -> tuple[dict[str, torch.Tensor], dict[str, list]]:
         """What the gradient was computed from, by name: the tensors, and the rest."""
@@ -64,7 +71,8 @@ def prepare(
                                    max_completion_length=config.max_completion_length)
     work = Update(
         rollout=rollout, keep_U=keep_U, limit=limit, advantage_U=advantage_U.to(limit.device),
-        sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens)
+        sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens,
+        num_learning=num_tokens)
     fill(work)
     return work
 
@@ -95,6 +103,24 @@ def ask_reference(engine: Engine, work: Update, config: Config) -> None:
             work.ref_hidden.append(scores.hidden_KH)
 
 
+def choose_tokens(engine: Engine, work: Update, quantile: float) -> None:
+    """Only this share of the step's tokens, those of highest entropy, gets a policy loss; the KL is of all.
+
+    Collective: every rank, before the first gradient of a step.
+    """
+    # A forward pass of its own: the threshold is over all micro-batches of all ranks, or it would depend on the split.
+    entropy_UT = torch.zeros_like(work.sampler_logprob_UT)
+    for batch in work.micro_batches:
+        with torch.no_grad():
+            scores = engine(batch, entropy=True)
+        entropy_UT += torch.where(batch.mask_UT, batch.scatter(scores.entropy_K), 0.0)
+    entropy_UT = sum(gather_objects(entropy_UT.cpu()))  # a token is scored on one rank, and adds 0 on the others
+    place_T = torch.arange(entropy_UT.shape[1])
+    counts_UT = (place_T < work.rollout.length_N[:, None]) & work.keep_U[:, None]
+    work.learns_UT = top_entropy_mask(entropy_UT, counts_UT, quantile=quantile).to(work.limit.device)
+    work.num_learning = int(work.learns_UT.sum())
+
+
 def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> dict[str, float]:
     """`num_iterations` optimizer steps on the batch; the metrics over all ranks. Collective: every rank, once per step.
 
@@ -102,8 +128,10 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
     1 and whose gradient is right. Later iterations compare with those first log-probabilities.
     """
     old_logprob_UT: torch.Tensor | None = None
-    tally = Tally(work.advantage_U, work.sampler_logprob_UT, epsilon=config.epsilon,
-                  epsilon_high=config.epsilon_high, num_iterations=config.num_iterations)
+    high = config.epsilon_high - 1 if config.loss_type == "cispo" else config.epsilon_high  # cispo's bounds the ratio
+    tally = Tally(work.advantage_U, work.sampler_logprob_UT, epsilon=config.epsilon, epsilon_high=high,
+                  num_iterations=config.num_iterations, level=config.importance_sampling_level,
+                  correction=config.rollout_correction)
     grad_norm = 0.0
     for _ in range(config.num_iterations):
         logprob_UT = retry(
@@ -125,10 +153,11 @@ def gradient(
     `old_logprob_UT` is what the first iteration returned, None in the first.
     """
     first = old_logprob_UT is None
+    options = {name: getattr(config, name) for name in LOSS_OPTIONS}
     logprob_UT = torch.zeros_like(work.sampler_logprob_UT)
     for index, batch in enumerate(work.micro_batches):
         ref_hidden_KH = work.ref_hidden[index] if work.ref_hidden else None
-        scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=first)
+        scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=first or config.entropy_coef > 0)
         current_UT = batch.scatter(scores.logprob_K)
         kl_UT = weight_UT = None
         if config.beta > 0 and config.kl_estimator == "exact":
@@ -139,16 +168,26 @@ def gradient(
             weight_UT = correction_weight(
                 current_UT if first else old_logprob_UT,  # of the policy that sampled, in every iteration
                 work.sampler_logprob_UT, batch.mask_UT, correction=config.rollout_correction,
-                cap=config.rollout_correction_cap)
+                cap=config.rollout_correction_cap, floor=config.rollout_correction_floor)
         loss = policy_loss(
-            current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, loss_type=config.loss_type,
-            epsilon=config.epsilon, epsilon_high=config.epsilon_high, denominator=work.denominator, kl_NT=kl_UT,
-            beta=config.beta, weight_NT=weight_UT)
+            current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, denominator=work.denominator, kl_NT=kl_UT,
+            beta=config.beta, weight_NT=only_learning(weight_UT, work.learns_UT), **options)
+        if config.entropy_coef > 0:
+            learns_UT = batch.mask_UT if work.learns_UT is None else batch.mask_UT & work.learns_UT
+            bonus = mean_entropy(batch.scatter(scores.entropy_K), learns_UT, work.num_learning)
+            loss = loss - config.entropy_coef * bonus
         engine.backward(loss, last=index == len(work.micro_batches) - 1)
         tally.add(batch, loss.detach(), current_UT.detach(), old_logprob_UT, entropy_K=scores.entropy_K, kl_UT=kl_UT,
                   weight_UT=weight_UT, first=first)
         logprob_UT += current_UT.detach() * batch.mask_UT  # the masks of two batches have no token in common
     return logprob_UT
+
+
+def only_learning(weight_UT: torch.Tensor | None, learns_UT: torch.Tensor | None) -> torch.Tensor | None:
+    """The weights of tokens, 0 where one does not learn; None for all 1."""
+    if learns_UT is None:
+        return weight_UT
+    return learns_UT.float() if weight_UT is None else torch.where(learns_UT, weight_UT, 0.0)
 
 
 def start_again(

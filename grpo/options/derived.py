@@ -137,7 +137,17 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
         "beta=0 leaves the KL out of the loss": (value_of("beta") == 0, ["kl_estimator"]),
         "multi_objective_aggregation=normalize_then_sum has its own scale": (
             value_of("multi_objective_aggregation") == "normalize_then_sum", ["scale_rewards"]),
-        "rollout_correction is none": (value_of("rollout_correction") == "none", ["rollout_correction_cap"]),
+        f"adv_estimator={value_of('adv_estimator')} has its own scale": (
+            value_of("adv_estimator") != "grpo", ["scale_rewards"]),
+        "adv_estimator is not pass_at_k": (value_of("adv_estimator") != "pass_at_k", ["pass_k"]),
+        f"loss_type={value_of('loss_type')} has no such clip": (
+            value_of("loss_type") in ("cispo", "sapo"),
+            ["epsilon", *(["epsilon_high"] if value_of("loss_type") == "sapo" else [])]),
+        "only the clip of loss_type dapo, grpo and dr_grpo has a second one": (
+            value_of("loss_type") in ("cispo", "sapo", "geo_mean"), ["delta"]),
+        "loss_type is not sapo": (value_of("loss_type") != "sapo", ["sapo_temperature_pos", "sapo_temperature_neg"]),
+        "rollout_correction is none": (
+            value_of("rollout_correction") == "none", ["rollout_correction_cap", "rollout_correction_floor"]),
         "use_peft=False trains every weight": (not value_of("use_peft"), LORA_SHAPE),
         "adapter_name_or_path brings its own": (value_of("adapter_name_or_path") is not None, LORA_SHAPE),
         "max_steps ends the run": (value_of("max_steps") > 0, ["num_train_epochs"]),

@@ -20,7 +20,8 @@ SAME = """
     eval_strategy eval_steps num_generations_eval metric_for_best_model load_best_model_at_end
     trust_remote_code max_prompt_length num_generations max_completion_length temperature beta num_iterations epsilon
     epsilon_high reward_funcs reward_weights multi_objective_aggregation scale_rewards loss_type
-    mask_truncated_completions min_lr
+    mask_truncated_completions min_lr delta importance_sampling_level sapo_temperature_pos sapo_temperature_neg
+    entropy_coef top_entropy_quantile
     model_name_or_path model_revision tokenizer_name_or_path torch_dtype use_peft lora_r lora_alpha lora_dropout
     lora_target_modules lora_modules_to_save load_in_4bit dataset_config system_prompt chat_template
     chat_template_kwargs
@@ -130,8 +131,8 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "fp16_backend": "auto", "jit_mode_eval": False, "use_ipex": False, "use_legacy_prediction_loop": False,
         "max_tool_calling_iterations": None, "callbacks": [],
     },
-    "only TRL's losses sapo and vespo have it": {
-        "sapo_temperature_neg": 1.05, "sapo_temperature_pos": 1.0, "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0,
+    "only TRL's loss vespo has it": {
+        "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0,
         "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
     },
     "only sync_ref_model or use_adaptive_entropy has it, and neither is offered": {
@@ -164,10 +165,8 @@ CONFLICTS: dict[str, dict[str, Any]] = {
         "adafactor": False, "optim_args": None, "optim_target_modules": None,
     },
     "float16 would need its gradients scaled; bf16 or dtype=float32 are without that": {"fp16": False},
-    "the ratio is one of tokens": {"importance_sampling_level": "token"},
-    "the ratio has two clips, epsilon and epsilon_high": {"delta": None},
     "the reference stays the policy of step 0": {"sync_ref_model": False},
-    "the loss has no entropy in it": {"entropy_coef": 0, "use_adaptive_entropy": False, "top_entropy_quantile": 1},
+    "entropy_coef stays as it is": {"use_adaptive_entropy": False},
     "rollout_correction weighs tokens, and nothing masks whole completions by their KL": {
         "off_policy_mask_threshold": None},
     "there is no mixture of experts": {"router_aux_loss_coef": (None, 0)},

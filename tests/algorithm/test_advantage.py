@@ -211,4 +211,4 @@ def test_unknown_scale_is_refused_with_the_nearest():
 
 def test_examples_in_the_docstring_hold():
     result = doctest.testmod(grpo.advantage)
-    assert result.attempted == 8 and result.failed == 0
+    assert result.attempted == 13 and result.failed == 0

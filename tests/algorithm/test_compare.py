@@ -25,10 +25,11 @@ def alone(monkeypatch):
     monkeypatch.setattr(measures, "global_sum", lambda values: values)
 
 
-def compared(reward_BG, parts, weights=(1.0, 1.0), **options):
+def compared(reward_BG, parts, weights=(1.0, 1.0), num_tokens_BG=None, **options):
     """Advantages and metrics of these totals and parts, by name."""
     run = SimpleNamespace(config=Config(**options), rewards=SimpleNamespace(weights=list(weights)))
-    return compare(run, torch.tensor(reward_BG), Scored([], parts, {}))
+    num_tokens_BG = torch.ones_like(torch.tensor(reward_BG)) if num_tokens_BG is None else torch.tensor(num_tokens_BG)
+    return compare(run, torch.tensor(reward_BG), Scored([], parts, {}), num_tokens_BG)
 
 
 # Both functions agree in the first group, and one of them is silent about the second.
