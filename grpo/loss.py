@@ -122,7 +122,7 @@ def geometric_mean(
     return -advantage_NT * completion_mean(smaller_NT, mask_NT).exp()
 
 
-def mean_entropy(entropy_NT: torch.Tensor, mask_NT: torch.Tensor, num_tokens: float) -> torch.Tensor:
+def mean_entropy(entropy_NT: torch.Tensor, mask_NT: torch.Tensor, num_tokens: float | torch.Tensor) -> torch.Tensor:
     """What these tokens contribute to the mean entropy of the global batch: 0-d, to be subtracted times entropy_coef.
 
         H = sum_nt mask_nt entropy_nt / max(1, num_tokens)          num_tokens: True in the masks of all ranks

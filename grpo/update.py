@@ -39,7 +39,6 @@ class Update:
     ref_logprob_UT: torch.Tensor | None = None  # 0.0 where this rank does not score; None if beta is 0
     ref_hidden: list[torch.Tensor] = field(default_factory=list)  # [K, H] for each packed batch, for the exact KL
     learns_UT: torch.Tensor | None = None  # bool, of all ranks, tokens with a policy loss; None: all that count
-    num_learning: int = 0  # of them, over all ranks
 
     def evidence(self) -> tuple[dict[str, torch.Tensor], dict[str, list]]:
         """What the gradient was computed from, by name: the tensors, and the rest."""
@@ -71,8 +70,7 @@ def prepare(
                                    max_completion_length=config.max_completion_length)
     work = Update(
         rollout=rollout, keep_U=keep_U, limit=limit, advantage_U=advantage_U.to(limit.device),
-        sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens,
-        num_learning=num_tokens)
+        sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens)
     fill(work)
     return work
 
@@ -118,7 +116,6 @@ def choose_tokens(engine: Engine, work: Update, quantile: float) -> None:
     place_T = torch.arange(entropy_UT.shape[1])
     counts_UT = (place_T < work.rollout.length_N[:, None]) & work.keep_U[:, None]
     work.learns_UT = top_entropy_mask(entropy_UT, counts_UT, quantile=quantile).to(work.limit.device)
-    work.num_learning = int(work.learns_UT.sum())
 
 
 def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> dict[str, float]:
@@ -173,9 +170,11 @@ def gradient(
             current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, denominator=work.denominator, kl_NT=kl_UT,
             beta=config.beta, weight_NT=only_learning(weight_UT, work.learns_UT), **options)
         if config.entropy_coef > 0:
-            learns_UT = batch.mask_UT if work.learns_UT is None else batch.mask_UT & work.learns_UT
-            bonus = mean_entropy(batch.scatter(scores.entropy_K), learns_UT, work.num_learning)
-            loss = loss - config.entropy_coef * bonus
+            entropy_UT, learns_UT = batch.scatter(scores.entropy_K), batch.mask_UT
+            num_learning: float | torch.Tensor = work.num_tokens
+            if work.learns_UT is not None:
+                learns_UT, num_learning = learns_UT & work.learns_UT, work.learns_UT.sum()
+            loss = loss - config.entropy_coef * mean_entropy(entropy_UT, learns_UT, num_learning)
         engine.backward(loss, last=index == len(work.micro_batches) - 1)
         tally.add(batch, loss.detach(), current_UT.detach(), old_logprob_UT, entropy_K=scores.entropy_K, kl_UT=kl_UT,
                   weight_UT=weight_UT, first=first)

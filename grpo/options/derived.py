@@ -17,6 +17,11 @@ InForce = Callable[[str], Any]
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
 ANSWERS = ["num_generations_eval", "eval_temperature"]
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
+# TRL's modes of importance sampling, for what vLLM samples, and this sampler's.
+MODES = {"token_truncate": "truncated", "token_mask": "masked", "sequence_truncate": "sequence_truncated",
+         "sequence_mask": "sequence_masked"}
+VLLM = ("use_vllm", *(f"vllm_importance_sampling_{name}" for name in ("correction", "mode", "clip_max", "clip_min")))
+UNBOUNDED = 1e9  # above exp(20), the largest weight there is
 
 GENERATED = {"wordproblems", "programs", "clinical_notes", None}  # None: no other dataset for the evaluation
 
@@ -38,6 +43,24 @@ def switches(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]
     if corrected is not None:
         set_once(values, "kl_estimator", "k3_unbiased" if corrected else "k3", f"use_bias_correction_kl={corrected}")
     return []
+
+
+def correction(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """vllm_importance_sampling_mode is rollout_correction, with its bounds, unless vLLM or the correction is off."""
+    given = {name: values.pop(name) for name in VLLM if name in values}
+    notes = ["use_vllm=True has no effect: completions come from this project's own sampler (see rollout_slots, "
+             "rollout_weights)"] if given.get("use_vllm") else []
+    off = [f"{name} is False" for name in VLLM[:2] if given.get(name) is False]
+    mode = given.get("vllm_importance_sampling_mode")
+    if off or mode is None:
+        why = off[0] if off else "vllm_importance_sampling_mode is not given"
+        return notes + [f"{name}={given[name]!r} has no effect: {why}" for name in VLLM[2:]
+                        if given.get(name) is not None]
+    set_once(values, "rollout_correction", MODES[mode], f"vllm_importance_sampling_mode={mode}")
+    cap, floor = given.get("vllm_importance_sampling_clip_max", 3.0), given.get("vllm_importance_sampling_clip_min")
+    set_once(values, "rollout_correction_cap", UNBOUNDED if cap is None else cap, "vllm_importance_sampling_clip_max")
+    set_once(values, "rollout_correction_floor", floor or 0.0, "vllm_importance_sampling_clip_min")
+    return notes
 
 
 def length(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
@@ -121,6 +144,7 @@ def resume(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
 # The steps, each with the names that must be right before it.
 STEPS: dict[Callable[[dict[str, Any], InForce, int], list[str]], tuple[str, ...]] = {
     switches: ("torch_dtype", "lora_dropout", "kl_estimator"),
+    correction: ("rollout_correction", "rollout_correction_cap", "rollout_correction_floor"),
     length: ("max_completion_length", "max_prompt_length"),
     batch: (*SIZES, "num_generations", "prompts_per_step"),
     floor: ("learning_rate", "min_lr"),

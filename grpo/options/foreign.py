@@ -43,7 +43,7 @@ RENAMED = {
 # Why a key has no effect: its names, each with the value (or a tuple of values) that needs no word.
 HARMLESS: dict[str, dict[str, Any]] = {
     "completions come from this project's own sampler (see rollout_slots, rollout_weights)": {
-        "use_vllm": False, "vllm_mode": "colocate", "vllm_model_impl": "vllm", "vllm_enable_sleep_mode": False,
+        "vllm_mode": "colocate", "vllm_model_impl": "vllm", "vllm_enable_sleep_mode": False,
         "vllm_server_base_url": None, "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000,
         "vllm_server_timeout": 240, "vllm_group_port": 51216, "vllm_gpu_memory_utilization": 0.3,
         "vllm_max_model_length": None, "vllm_max_model_len": None, "vllm_tensor_parallel_size": 1,
@@ -53,11 +53,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "ds3_gather_for_generation": True, "remote_gen_model_url": None, "remote_gen_model_port": None,
         "fast_inference": False, "gpu_memory_utilization": None, "max_lora_rank": None,
     },
-    "it corrects what vLLM samples; rollout_correction corrects this sampler": {
-        "vllm_importance_sampling_correction": True, "vllm_importance_sampling_mode": "sequence_mask",
-        "vllm_importance_sampling_clip_max": 3.0, "vllm_importance_sampling_clip_min": None,
-        "vllm_importance_sampling_cap": None,
-    },
+    "vllm_importance_sampling_clip_max is its name in TRL 1.16": {"vllm_importance_sampling_cap": None},
     "nothing is pushed to the Hub; the trained weights stay in output_dir": {
         "push_to_hub": False, "hub_token": None, "hub_private_repo": None, "hub_model_id": None,
         "hub_strategy": "every_save", "hub_always_push": False, "hub_revision": None, "hub_model_revision": "main",
@@ -132,8 +128,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "max_tool_calling_iterations": None, "callbacks": [],
     },
     "only TRL's loss vespo has it": {
-        "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0,
-        "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
+        "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
     },
     "only sync_ref_model or use_adaptive_entropy has it, and neither is offered": {
         "ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512, "entropy_coef_min": 0.0, "entropy_coef_max": 1.0,

@@ -1,6 +1,7 @@
 """An update on one rank with a table for a policy: its iterations, weights, means and denominator by hand. 4 s."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from grpo.report.metrics import METRICS
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Scores
 from grpo.types import Batch, Rollout
-from grpo.update import Update, move, prepare
+from grpo.update import Update, choose_tokens, move, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +140,82 @@ def test_a_completion_that_is_masked_gets_no_gradient_from_the_kl_either(kl_esti
     work.ref_logprob_UT = torch.full((2, 2), -0.1)
     move(engine, work, Config(beta=0.5, kl_estimator=kl_estimator), 1.0)
     torch.testing.assert_close(engine.grads[0], torch.tensor([[0.025, 0.025], [0.0, 0.0]]))
+
+
+class EntropyEngine(TableEngine):
+    """The same with entropies of tokens, which a step lowers by half."""
+
+    def __init__(self, logprob_UT, entropy_UT):
+        super().__init__(logprob_UT)
+        self.entropy_UT, self.entropy_grads = entropy_UT.requires_grad_(), []
+
+    def __call__(self, batch, **options):
+        assert options["entropy"]
+        return super().__call__(batch)._replace(entropy_K=self.entropy_UT[batch.completion_K, batch.place_K])
+
+    def step(self, learning_rate):
+        self.entropy_grads.append(self.entropy_UT.grad)
+        self.entropy_UT = (self.entropy_UT.detach() / 2).requires_grad_()
+        return super().step(learning_rate)
+
+
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_the_entropy_bonus_is_of_all_tokens_whatever_the_loss_type_and_in_every_iteration(loss_type, split):
+    # 0.3 times the mean of 3 tokens: each entropy has the gradient -0.1. Means 2 and 1 in the two iterations.
+    engine = EntropyEngine(torch.zeros(2, 2), torch.tensor([[1.0, 2.0], [3.0, 9.0]]))
+    work = work_of(split)
+    work.advantage_U = torch.zeros(2)
+    metrics = move(engine, work, Config(entropy_coef=0.3, num_iterations=2, beta=0.0, loss_type=loss_type), 1.0)
+    torch.testing.assert_close(engine.entropy_grads, [torch.tensor([[-0.1, -0.1], [-0.1, 0.0]])] * 2)
+    assert metrics["loss"] == pytest.approx(-0.3 * (2 + 1) / 2) and metrics["entropy"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
+def test_only_tokens_of_high_entropy_learn_and_the_threshold_is_the_same_however_the_batch_is_split(split):
+    # Entropies 1, 2, 3 and one that does not count: the 0.5 quantile is 2, in both splits. Divided by 3 tokens all the
+    # same; the entropy bonus is a mean over the two that learn; the KL's gradient, beta * 0.1 / 3, is of all three.
+    engine = EntropyEngine(torch.zeros(2, 2), torch.tensor([[1.0, 2.0], [3.0, 9.0]]))
+    work = work_of(split)
+    work.rollout, work.keep_U = SimpleNamespace(length_N=torch.tensor([2, 1])), torch.tensor([True, True])
+    work.limit = SimpleNamespace(device="cpu")
+    work.ref_logprob_UT = torch.full((2, 2), -0.1)
+    choose_tokens(engine, work, 0.5)
+    config = Config(top_entropy_quantile=0.5, entropy_coef=0.3, beta=0.6, kl_estimator="k2", num_iterations=2)
+    move(engine, work, config, 1.0)
+    kl = 0.6 * 0.1 / 3
+    torch.testing.assert_close(engine.grads[0], torch.tensor([[kl, -1 / 3 + kl], [1 / 3 + kl, 0.0]]))
+    torch.testing.assert_close(engine.entropy_grads, [torch.tensor([[0.0, -0.15], [-0.15, 0.0]])] * 2)
+    # In the second iteration, where all have moved alike, the same tokens learn.
+    assert (engine.grads[1] - kl * 1.5).abs()[0, 0] < 1e-6
+
+
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
+def test_a_completion_is_weighed_as_a_whole_and_the_share_that_met_a_bound_is_told(split):
+    # trainer / sampler 0.5 * 3 = 1.5 of two tokens, over the cap 1.25; 0.4 / 0.4 = 1 of one token.
+    engine, work = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log()), work_of(split)
+    config = Config(rollout_correction="sequence_truncated", rollout_correction_cap=1.25, beta=0.0)
+    metrics = move(engine, work, config, 1.0)
+    torch.testing.assert_close(engine.grads[0], torch.tensor([[-1.25, -1.25], [1.0, 0.0]]) / 3)
+    assert metrics["correction_weight_mean"] == pytest.approx(3.5 / 3)
+    assert metrics["correction_capped_share"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
+@pytest.mark.parametrize(("options", "grad", "high"), [
+    # Second iteration, ratio r = exp(0.05) everywhere; A = 1 and -1.
+    # sequence: a ratio of completions, clipped at 1.04 for the good one; as grpo: / tokens / 2 completions
+    (dict(loss_type="grpo", importance_sampling_level="sequence", epsilon=0.04),
+     [[0, 0], [0.5 * math.exp(0.05), 0]], 2),
+    # cispo: weights min(r, 1.02)
+    (dict(loss_type="cispo", epsilon=0.02, epsilon_high=1.02), [[-0.34, -0.34], [0.34, 0]], 2),
+    # geo_mean: log-ratios 0.05, clipped at 0.04 for the good one
+    (dict(loss_type="geo_mean", epsilon=0.04), [[0, 0], [0.5 * math.exp(0.05), 0]], 2),
+    (dict(loss_type="dapo", epsilon=0.01, delta=1.02), [[0, 0], [0, 0]], 2),
+], ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_options_of_the_loss_reach_the_second_iteration_and_its_clip_shares(options, grad, high, split):
+    engine, work = TableEngine(torch.zeros(2, 2)), work_of(split)
+    work.denominator = 2 if options["loss_type"] in ("grpo", "geo_mean") else 3
+    metrics = move(engine, work, Config(num_iterations=2, beta=0.0, **options), 1.0)
+    torch.testing.assert_close(engine.grads[1], torch.tensor(grad, dtype=torch.float32))
+    assert metrics["clip_share_high"] == pytest.approx(high / 3 / 2)
