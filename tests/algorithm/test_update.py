@@ -1,6 +1,7 @@
 """An update on one rank with a table for a policy: its iterations, weights, means and denominator by hand. 4 s."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -188,6 +189,20 @@ def test_only_tokens_of_high_entropy_learn_and_the_threshold_is_the_same_however
     torch.testing.assert_close(engine.entropy_grads, [torch.tensor([[0.0, -0.15], [-0.15, 0.0]])] * 2)
     # In the second iteration, where all have moved alike, the same tokens learn.
     assert (engine.grads[1] - kl * 1.5).abs()[0, 0] < 1e-6
+
+
+def test_the_threshold_is_over_the_tokens_of_all_ranks_that_count(monkeypatch):
+    # This rank has entropies 1 and 2, the other one 3, and 9 of a completion that is left out: the 0.5 quantile is 2.
+    other_UT = torch.tensor([[0.0, 0.0], [3.0, 0.0], [9.0, 0.0]])
+    monkeypatch.setattr(update, "gather_objects", lambda value: [value, other_UT])
+    mask_UT = torch.tensor([[True, True], [True, False], [False, False]])
+    work = work_of([])
+    work.micro_batches, work.sampler_logprob_UT = [packed([0], mask_UT[:2])], torch.zeros(3, 2)
+    work.micro_batches = [replace(work.micro_batches[0], mask_UT=mask_UT & torch.tensor([[True], [False], [False]]))]
+    work.rollout = SimpleNamespace(length_N=torch.tensor([2, 1, 1]))
+    work.keep_U, work.limit = torch.tensor([True, True, False]), SimpleNamespace(device="cpu")
+    choose_tokens(EntropyEngine(torch.zeros(3, 2), torch.tensor([[1.0, 2.0], [7.0, 7.0], [7.0, 7.0]])), work, 0.5)
+    assert work.learns_UT.tolist() == [[False, True], [True, False], [False, False]]
 
 
 @pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
