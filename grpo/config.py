@@ -145,6 +145,11 @@ class Config:
         "none", "outcome: a group without a right completion has advantage 0, so that other rewards than "
         "outcome_reward teach nothing there.", choices=("none", "outcome"))
     beta: float = option(0.04, "Coefficient of the KL to the reference policy.", within="[0, inf)")
+    target_kl: float | None = option(
+        None, "KL that beta is moved towards, from its value at the start; none: it stays.", unit="nats per token",
+        within="(0, inf)")
+    kl_horizon: float = option(
+        10000.0, "In so many completions beta moves by a fifth at most.", unit="completions", within="(0, inf)")
     kl_estimator: str = option(
         "k3_unbiased", "KL estimator; k3: the paper's; k3_unbiased: its value with the true KL's gradient; exact: sums "
         "over the vocabulary.", choices=("k1", "k2", "k3", "k3_unbiased", "exact"))
@@ -159,6 +164,11 @@ class Config:
     sapo_temperature_pos: float = option(1.0, "Steepness of sapo's gate where A > 0.", within="(0, inf)")
     sapo_temperature_neg: float = option(1.05, "Steepness of sapo's gate elsewhere.", within="(0, inf)")
     entropy_coef: float = option(0.0, "The mean entropy of the tokens is rewarded with this factor.", within="[0, inf)")
+    use_adaptive_entropy: bool = option(False, "entropy_coef moves by entropy_coef_delta a step.")
+    entropy_target: float = option(0.2, "Above it there is no bonus.", unit="nats per token", within="[0, inf)")
+    entropy_coef_min: float = option(0.0, "Smallest adaptive entropy_coef.", within="[0, inf)")
+    entropy_coef_max: float = option(1.0, "Largest adaptive entropy_coef.", within="[0, inf)")
+    entropy_coef_delta: float = option(0.005, "Step of an adaptive entropy_coef.", within="[0, inf)")
     top_entropy_quantile: float = option(
         1.0, "Share of the step's tokens, those of highest entropy, that have a policy loss.", within="[0, 1]")
     rollout_correction: str = option(

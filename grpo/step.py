@@ -34,7 +34,7 @@ from grpo.run.scoring import rewards_of
 from grpo.sampler.generate import generate
 from grpo.schedule import learning_rate, prompts_of_step
 from grpo.types import Rollout
-from grpo.update import Update, ask_reference, choose_tokens, move, prepare
+from grpo.update import Update, ask_reference, choose_tokens, coefficients_of, move, prepare, state_after
 from rewards.workers.pool import Scored
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
@@ -98,6 +98,7 @@ def grpo_step(run: Run, step: int) -> Step:
     end_if_rewards_fail(config.max_reward_failures, collected, step)
     # The completions of all ranks are dealt out again, so that every rank has the same amount of work.
     work = prepare(collected.rollout, collected.advantage_BG.flatten(), collected.scored_N, config, run.limit)
+    work.coefficients = coefficients_of(config, run.coefficients)
     # 4. Ask the reference: what would the policy of step 0 say of them?
     clock.enter("reference")
     if config.beta > 0:
@@ -112,7 +113,9 @@ def grpo_step(run: Run, step: int) -> Step:
     moved = move(run.engine, work, config, rate)
     clock.enter("log")
     metrics = collected.metrics | moved | rollout_metrics(collected.rollout, clock)
-    metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
+    metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps, **work.coefficients}
+    entropy = moved["entropy"] if work.entropy is None else work.entropy
+    run.coefficients.update(state_after(config, run.coefficients, kl=moved["kl"], entropy=entropy))
     return Step(metrics=metrics, collected=collected, update=work)
 
 

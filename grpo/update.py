@@ -4,6 +4,7 @@ The loss of a packed batch is a sum over its tokens divided by a number that bel
 completions are split over packed batches and ranks changes no gradient.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,6 +16,7 @@ from grpo.loss import kl_divergence, loss_denominator, mean_entropy, policy_loss
 from grpo.packing import merge, pack
 from grpo.ratio import correction_weight
 from grpo.report.measures import Tally
+from grpo.schedule import next_beta, next_entropy_coef
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit, retry
 from grpo.types import Batch, Rollout
@@ -39,6 +41,8 @@ class Update:
     ref_logprob_UT: torch.Tensor | None = None  # 0.0 where this rank does not score; None if beta is 0
     ref_hidden: list[torch.Tensor] = field(default_factory=list)  # [K, H] for each packed batch, for the exact KL
     learns_UT: torch.Tensor | None = None  # bool, of all ranks, tokens with a policy loss; None: all that count
+    entropy: float | None = None  # mean over those tokens; None: over all, which is a metric
+    coefficients: dict[str, float] = field(default_factory=dict)  # beta and entropy_coef, where they are not config's
 
     def evidence(self) -> tuple[dict[str, torch.Tensor], dict[str, list]]:
         """What the gradient was computed from, by name: the tensors, and the rest."""
@@ -116,6 +120,7 @@ def choose_tokens(engine: Engine, work: Update, quantile: float) -> None:
     place_T = torch.arange(entropy_UT.shape[1])
     counts_UT = (place_T < work.rollout.length_N[:, None]) & work.keep_U[:, None]
     work.learns_UT = top_entropy_mask(entropy_UT, counts_UT, quantile=quantile).to(work.limit.device)
+    work.entropy = float(entropy_UT[work.learns_UT.cpu()].mean())
 
 
 def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> dict[str, float]:
@@ -151,10 +156,11 @@ def gradient(
     """
     first = old_logprob_UT is None
     options = {name: getattr(config, name) for name in LOSS_OPTIONS}
+    beta, entropy_coef = (work.coefficients.get(name, getattr(config, name)) for name in ("beta", "entropy_coef"))
     logprob_UT = torch.zeros_like(work.sampler_logprob_UT)
     for index, batch in enumerate(work.micro_batches):
         ref_hidden_KH = work.ref_hidden[index] if work.ref_hidden else None
-        scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=first or config.entropy_coef > 0)
+        scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=first or entropy_coef > 0)
         current_UT = batch.scatter(scores.logprob_K)
         kl_UT = weight_UT = None
         if config.beta > 0 and config.kl_estimator == "exact":
@@ -168,18 +174,44 @@ def gradient(
                 cap=config.rollout_correction_cap, floor=config.rollout_correction_floor)
         loss = policy_loss(
             current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, denominator=work.denominator, kl_NT=kl_UT,
-            beta=config.beta, weight_NT=only_learning(weight_UT, work.learns_UT), **options)
-        if config.entropy_coef > 0:
+            beta=beta, weight_NT=only_learning(weight_UT, work.learns_UT), **options)
+        if entropy_coef > 0:
             entropy_UT, learns_UT = batch.scatter(scores.entropy_K), batch.mask_UT
             num_learning: float | torch.Tensor = work.num_tokens
             if work.learns_UT is not None:
                 learns_UT, num_learning = learns_UT & work.learns_UT, work.learns_UT.sum()
-            loss = loss - config.entropy_coef * mean_entropy(entropy_UT, learns_UT, num_learning)
+            loss = loss - entropy_coef * mean_entropy(entropy_UT, learns_UT, num_learning)
         engine.backward(loss, last=index == len(work.micro_batches) - 1)
         tally.add(batch, loss.detach(), current_UT.detach(), old_logprob_UT, entropy_K=scores.entropy_K, kl_UT=kl_UT,
                   weight_UT=weight_UT, first=first)
         logprob_UT += current_UT.detach() * batch.mask_UT  # the masks of two batches have no token in common
     return logprob_UT
+
+
+def coefficients_of(config: Config, state: dict[str, float]) -> dict[str, float]:
+    """beta and entropy_coef of a step, where an option makes them move; `state` is what `state_after` returned last."""
+    now = {}
+    if config.target_kl is not None:
+        now["beta"] = state.get("beta", config.beta)
+    if config.use_adaptive_entropy:
+        low = state.get("entropy", math.inf) <= config.entropy_target
+        now["entropy_coef"] = state.get("entropy_coef", config.entropy_coef) if low else 0.0
+    return now
+
+
+def state_after(config: Config, state: dict[str, float], *, kl: float, entropy: float) -> dict[str, float]:
+    """What the coefficients of later steps depend on, after a step with these means over its tokens, in nats."""
+    after = {}
+    if config.target_kl is not None:
+        after["beta"] = next_beta(
+            state.get("beta", config.beta), kl, target=config.target_kl, horizon=config.kl_horizon,
+            num_completions=config.prompts_per_step * config.num_generations)
+    if config.use_adaptive_entropy:
+        after["entropy"] = entropy
+        after["entropy_coef"] = next_entropy_coef(
+            state.get("entropy_coef", config.entropy_coef), entropy, target=config.entropy_target,
+            delta=config.entropy_coef_delta, low=config.entropy_coef_min, high=config.entropy_coef_max)
+    return after
 
 
 def only_learning(weight_UT: torch.Tensor | None, learns_UT: torch.Tensor | None) -> torch.Tensor | None:

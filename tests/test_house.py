@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "evaluation": {"sampler", "rewards", "data"},
     "memory": {"loading", "trainer", "sampler", "packing", "config", "options", "kernels"},
     "report": {"evaluation", "advantage", "ratio", "loss", "config", "options", "rewards", "health", "trainer"},
-    "update": {"ratio", "loss", "packing", "trainer", "report", "config"},
+    "update": {"ratio", "loss", "schedule", "packing", "trainer", "report", "config"},
     "run": RUN,
     "export": {"loading", "evaluation", "report", "saving", "memory", "packing", "run", "config", "options", "data"},
     "step": {"run", "update", "advantage", "schedule", "sampler", "report", "health", "rewards", "data"},

@@ -62,6 +62,11 @@ def _check_loss(config: Any) -> None:
     if config.delta is not None and config.delta < 1 + config.epsilon_high:
         refuse("delta", config.delta, f"must be at least 1 + epsilon_high={config.epsilon_high}, the first clip",
                1 + config.epsilon_high)
+    if config.target_kl is not None and config.beta == 0:
+        refuse("target_kl", config.target_kl, "needs a beta above 0 to begin with", "none, or beta=0.04")
+    if config.entropy_coef_min > config.entropy_coef_max:
+        refuse("entropy_coef_min", config.entropy_coef_min,
+               f"must be at most entropy_coef_max={config.entropy_coef_max}", config.entropy_coef_max)
     if config.loss_type == "geo_mean":  # has a completion's mean of ratios already
         for name, token in (("importance_sampling_level", "token"), ("top_entropy_quantile", 1.0)):
             if getattr(config, name) != token:

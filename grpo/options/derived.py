@@ -15,6 +15,7 @@ from rewards.loading import BUILT_IN
 
 InForce = Callable[[str], Any]
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
+ENTROPY = [f"entropy_{name}" for name in ("target", "coef_min", "coef_max", "coef_delta")]
 ANSWERS = ["num_generations_eval", "eval_temperature"]
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
 # TRL's modes of importance sampling, for what vLLM samples, and this sampler's.
@@ -169,6 +170,8 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
             ["epsilon", *(["epsilon_high"] if value_of("loss_type") == "sapo" else [])]),
         "only the clip of loss_type dapo, grpo and dr_grpo has a second one": (
             value_of("loss_type") in ("cispo", "sapo", "geo_mean"), ["delta"]),
+        "use_adaptive_entropy is false": (not value_of("use_adaptive_entropy"), ENTROPY),
+        "target_kl is none": (value_of("target_kl") is None, ["kl_horizon"]),
         "loss_type is not sapo": (value_of("loss_type") != "sapo", ["sapo_temperature_pos", "sapo_temperature_neg"]),
         "rollout_correction is none": (
             value_of("rollout_correction") == "none", ["rollout_correction_cap", "rollout_correction_floor"]),

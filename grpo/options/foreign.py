@@ -21,7 +21,8 @@ SAME = """
     trust_remote_code max_prompt_length num_generations max_completion_length temperature beta num_iterations epsilon
     epsilon_high reward_funcs reward_weights multi_objective_aggregation scale_rewards loss_type
     mask_truncated_completions min_lr delta importance_sampling_level sapo_temperature_pos sapo_temperature_neg
-    entropy_coef top_entropy_quantile
+    entropy_coef use_adaptive_entropy entropy_target entropy_coef_min entropy_coef_max entropy_coef_delta
+    top_entropy_quantile
     model_name_or_path model_revision tokenizer_name_or_path torch_dtype use_peft lora_r lora_alpha lora_dropout
     lora_target_modules lora_modules_to_save load_in_4bit dataset_config system_prompt chat_template
     chat_template_kwargs
@@ -130,10 +131,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "only TRL's loss vespo has it": {
         "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
     },
-    "only sync_ref_model or use_adaptive_entropy has it, and neither is offered": {
-        "ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512, "entropy_coef_min": 0.0, "entropy_coef_max": 1.0,
-        "entropy_coef_delta": 0.005, "entropy_target": 0.2,
-    },
+    "only sync_ref_model has it, which is not offered": {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512},
     "NF4 always has double quantisation, and is computed with and stored in torch_dtype": {
         "use_bnb_nested_quant": True, "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": None,
         "bnb_4bit_compute_dtype": None,
@@ -161,7 +159,6 @@ CONFLICTS: dict[str, dict[str, Any]] = {
     },
     "float16 would need its gradients scaled; bf16 or dtype=float32 are without that": {"fp16": False},
     "the reference stays the policy of step 0": {"sync_ref_model": False},
-    "entropy_coef stays as it is": {"use_adaptive_entropy": False},
     "rollout_correction weighs tokens, and nothing masks whole completions by their KL": {
         "off_policy_mask_threshold": None},
     "there is no mixture of experts": {"router_aux_loss_coef": (None, 0)},

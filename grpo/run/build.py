@@ -117,6 +117,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples,
         test_examples=test_examples, rewards=rewards, peft_config=peft_config, sources=sources,
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
+        coefficients=checkpoint.record(resume_from).get("coefficients", {}) if resume_from else {},
         num_steps=num_steps, num_slots=room.num_slots, ledger=ledger, left_out=left_out,
         limit=TokenLimit(
             config.micro_batch_tokens, device=device,

@@ -1,5 +1,6 @@
 """An update on one rank with a table for a policy: its iterations, weights, means and denominator by hand. 4 s."""
 
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from grpo.report.metrics import METRICS
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Scores
 from grpo.types import Batch, Rollout
-from grpo.update import Update, choose_tokens, move, prepare
+from grpo.update import Update, choose_tokens, coefficients_of, move, prepare, state_after
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +235,27 @@ def test_options_of_the_loss_reach_the_second_iteration_and_its_clip_shares(opti
     metrics = move(engine, work, Config(num_iterations=2, beta=0.0, **options), 1.0)
     torch.testing.assert_close(engine.grads[1], torch.tensor(grad, dtype=torch.float32))
     assert metrics["clip_share_high"] == pytest.approx(high / 3 / 2)
+
+
+def test_beta_and_the_entropy_bonus_of_a_step_follow_from_the_one_before():
+    config = Config(target_kl=0.1, kl_horizon=2560.0, beta=0.5, use_adaptive_entropy=True, entropy_coef=0.3,
+                    entropy_target=1.5, entropy_coef_delta=0.1)  # 16 * 8 completions a step: 5 % of the horizon
+    assert coefficients_of(config, {}) == {"beta": 0.5, "entropy_coef": 0.0}  # nothing is known of the entropy yet
+    state = state_after(config, {}, kl=0.3, entropy=1.4)
+    assert state == pytest.approx({"beta": 0.5 * 1.01, "entropy": 1.4, "entropy_coef": 0.4})
+    assert coefficients_of(config, json.loads(json.dumps(state))) == {
+        "beta": state["beta"], "entropy_coef": state["entropy_coef"]}  # as a checkpoint gives it back
+    state = state_after(config, state, kl=0.3, entropy=1.6)
+    assert state == pytest.approx({"beta": 0.5 * 1.01**2, "entropy": 1.6, "entropy_coef": 0.3})
+    assert coefficients_of(config, state)["entropy_coef"] == 0.0
+    assert coefficients_of(Config(), state) == state_after(Config(), state, kl=0.3, entropy=1.0) == {}
+
+
+def test_coefficients_of_a_step_take_the_place_of_the_options():
+    # The KL's gradient beta * 0.1 / 3 with beta 0.5, and the bonus 0.3 / 3, in place of 9 and 0.
+    engine, work = EntropyEngine(torch.zeros(2, 2), torch.tensor([[1.0, 2.0], [3.0, 9.0]])), work_of([[0, 1]])
+    work.advantage_U, work.ref_logprob_UT = torch.zeros(2), torch.full((2, 2), -0.1)
+    work.coefficients = {"beta": 0.5, "entropy_coef": 0.3}
+    move(engine, work, Config(beta=9.0, kl_estimator="k2"), 1.0)
+    torch.testing.assert_close(engine.grads[0], torch.tensor([[0.05, 0.05], [0.05, 0.0]]) / 3)
+    torch.testing.assert_close(engine.entropy_grads[0], -torch.tensor([[0.1, 0.1], [0.1, 0.0]]))

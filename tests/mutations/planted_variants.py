@@ -98,18 +98,34 @@ UPDATE = [
     ("tokens that do not learn have a loss", "weight_NT=only_learning(weight_UT, work.learns_UT)",
      "weight_NT=weight_UT"),
     ("tokens of high entropy lose their weight", "torch.where(learns_UT, weight_UT, 0.0)", "learns_UT.float()"),
-    ("the bonus is a penalty", "loss = loss - config.entropy_coef", "loss = loss + config.entropy_coef"),
+    ("the bonus is a penalty", "loss = loss - entropy_coef", "loss = loss + entropy_coef"),
     ("the bonus is of all tokens", "learns_UT & work.learns_UT, work.learns_UT.sum()",
      "learns_UT, work.learns_UT.sum()"),
     ("the bonus is over all tokens", "learns_UT & work.learns_UT, work.learns_UT.sum()",
      "learns_UT & work.learns_UT, num_learning"),
-    ("no entropy after the first iteration", "entropy=first or config.entropy_coef > 0", "entropy=first"),
+    ("no entropy after the first iteration", "entropy=first or entropy_coef > 0", "entropy=first"),
     ("no floor of the correction", "floor=config.rollout_correction_floor", "floor=0.0"),
     ("clips of cispo counted above 1 + its cap", "high = config.epsilon_high - 1 if config.loss_type",
      "high = config.epsilon_high if config.loss_type"),
     ("clips counted of tokens", "level=config.importance_sampling_level,\n", "\n"),
     ("the shares of a correction of tokens", "correction=config.rollout_correction)\n    grad_norm",
      'correction="truncated")\n    grad_norm'),
+]
+
+SCHEDULE = [
+    ("beta moves away from the target", "min(max(kl / target - 1, -0.2), 0.2)",
+     "-min(max(kl / target - 1, -0.2), 0.2)"),
+    ("beta moves without a bound", "min(max(kl / target - 1, -0.2), 0.2)", "(kl / target - 1)"),
+    ("beta forgets the number of completions", "* num_completions / horizon", "/ horizon"),
+    ("a bonus above the target", "if entropy <= target else", "if entropy >= target else"),
+    ("a bonus without its bounds", "min(coef + delta, high)", "coef + delta"),
+]
+
+ADAPTIVE = [
+    ("beta stays as it was at the start", 'state.get("beta", config.beta), kl,', "config.beta, kl,"),
+    ("the bonus acts above its target too", "if low else 0.0", "if True else 0.0"),
+    ("a step's coefficients are the options", "work.coefficients.get(name, getattr(config, name))",
+     "getattr(config, name)"),
 ]
 
 STEP = [
@@ -131,6 +147,8 @@ VARIANT_GROUPS = [
     ("grpo/advantage.py", ("test_variants.py",), ADVANTAGES),
     ("grpo/loss.py", ("test_variants.py",), LOSSES),
     ("grpo/update.py", ("test_update.py",), UPDATE),
+    ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
+    ("grpo/update.py", ("test_update.py",), ADAPTIVE),
     ("grpo/step.py", ("test_compare.py",), STEP),
     ("grpo/options/derived.py", ("test_foreign_keys.py",), CORRECTION),
 ]

@@ -110,6 +110,9 @@ def test_variants_of_trl_are_options_here(place: Path) -> None:
     config = loaded(place, **said)
     assert {name: getattr(config, name) for name in said} == said and not notes(place, **said)
     assert loaded(place, loss_type="dapo", delta=4.0).delta == 4.0
+    adaptive = dict(use_adaptive_entropy=True, entropy_target=0.5, entropy_coef_delta=0.01, entropy_coef_max=0.5)
+    assert {name: getattr(loaded(place, **adaptive), name) for name in adaptive} == adaptive
+    assert notes(place, entropy_target=0.5) == ["entropy_target=0.5 has no effect: use_adaptive_entropy is false"]
     assert notes(place, loss_type="sapo", delta=4.0, epsilon_high=0.3, sapo_temperature_pos=2.0) == [
         "epsilon_high=0.3 has no effect: loss_type=sapo has no such clip",
         "delta=4.0 has no effect: only the clip of loss_type dapo, grpo and dr_grpo has a second one"]
