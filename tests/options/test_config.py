@@ -193,7 +193,7 @@ def test_help_lists_every_option_and_needs_no_torch():
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in options(Config) | options(ForeignNames) | renamed(Config):
         assert f"--{name} " in shown
-    assert "--use_vllm" not in shown
+    assert "--vllm_mode" not in shown
 
 
 def test_each_choice_of_the_algorithm_is_one_that_the_code_knows():

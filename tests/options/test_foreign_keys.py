@@ -75,7 +75,7 @@ def test_values_of_the_command_line_are_read_as_in_a_recipe(place: Path) -> None
     said = notes(place, "--use_vllm", "--eval_strategy", "no", "--top_p", "1.0", "--vllm_server_port", "9",
                  "--include_for_metrics", "a", "b", "--model_init_kwargs", "{}", "--delta", "none", "--debug", "[")
     assert [line.split(" has no effect")[0] for line in said] == [
-        "use_vllm=True", "vllm_server_port=9", "include_for_metrics=['a', 'b']", "debug='['"]
+        "vllm_server_port=9", "include_for_metrics=['a', 'b']", "debug='['", "use_vllm=True"]
 
 
 def test_two_names_of_an_option_must_agree(place: Path) -> None:
@@ -236,8 +236,8 @@ def test_all_that_is_wrong_in_a_deepspeed_file_is_told_at_once(place: Path) -> N
     (place / "ds.json").write_text(
         '{"gradient_clipping": 1, "scheduler": {"type": "WarmupLR"}, "data_types": {"a": 1}, "steps_per_print": 0,'
         ' "zero_optimization": {"stage": 1, "zenflow": {"a": 1}}}')
-    assert [line[:40] for line in refused(place, deepspeed="ds.json", delta=1)] == [
-        "delta=1 is not offered: the ratio has tw", "deepspeed={'gradient_clipping': 1} is se",
+    assert [line[:40] for line in refused(place, deepspeed="ds.json", use_dora=True)] == [
+        "use_dora=True is not offered: adapters a", "deepspeed={'gradient_clipping': 1} is se",
         "deepspeed={'scheduler': {'type': 'Warmup", "deepspeed={'steps_per_print': 0} must ha",
         "deepspeed={'data_types': {'a': 1}} has a", "zero_stage=3 contradicts stage 1 of the ",
         "deepspeed={'zero_optimization': {'zenflo"]
