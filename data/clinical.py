@@ -1,7 +1,7 @@
-"""Clinical notes, generated: a page of a handbook, a patient's symptoms, and the note that names illness and treatment.
+"""Clinical notes, generated: a handbook's page, a patient's symptoms, and the note that names illness and treatment.
 
-Every illness and treatment is invented. No two illnesses share a symptom, so a page and two symptoms leave one answer. A
-checksum of page and symptoms decides the split, as in `data.wordproblems`: no two splits share both.
+Every illness and treatment is invented. No two illnesses share a symptom, so a page and two symptoms leave one answer.
+A checksum of page and symptoms decides the split, as in `data.wordproblems`: no two splits share both.
 """
 
 import random
@@ -61,7 +61,9 @@ def load(split: str, *, num_shots: int, seed: int, chat: bool) -> list[Example]:
     return list(example_of_question.values())
 
 
-def _example(name: str, days: int, page: list[Illness], illness: Illness, symptoms: list[str], *, chat: bool) -> Example:
+def _example(
+    name: str, days: int, page: list[Illness], illness: Illness, symptoms: list[str], *, chat: bool
+) -> Example:
     lines = [f"{one.name}: {', '.join(map(_plain, one.symptoms))}; give {_plain(one.treatment)}" for one in page]
     first, second = map(_plain, symptoms)
     question = "\n".join([
@@ -72,7 +74,7 @@ def _example(name: str, days: int, page: list[Illness], illness: Illness, sympto
     groups = {"symptoms": symptoms, "diagnosis": [illness.name], "treatment": [illness.treatment]}
     columns = {"question": question, "reference": note, "groups": groups,
                "terms": [*symptoms, illness.name, illness.treatment]}
-    return Example(question=question, answer=note, final_answer="", columns=columns,
+    return Example(question=question, answer=note, final_answer="", columns=columns, place="every task",
                    prompt=converse(question) if chat else f"{question}\nNote:")
 
 

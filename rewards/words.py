@@ -156,7 +156,7 @@ class Contexts:
 
     def _is_joined(self, left: Place, right: Place) -> bool:
         """Whether they are no list: between them a word besides terms, "and" and "or", and no label's colon."""
-        return right.start > left.end and self.others_before[right.start] > self.others_before[left.end] \
+        return self.others_before[right.start] > self.others_before[left.end] \
             and not any(": " in gap for gap in self.text.gaps[left.end:right.start + 1])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grpo.options import foreign
 from grpo.options.option import default_of, options
 from grpo.options.refusal import Mistakes, collecting, nearest, refuse
 from rewards.loading import BUILT_IN
@@ -117,14 +118,64 @@ def floor(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
 
 
 def rewards(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
-    """Reward functions of other projects are refused here, together with the other conflicts of their recipe."""
-    names = [name for name in in_force("reward_funcs") if ":" not in name and ".py" not in name]
-    unknown = [name for name in names if name not in BUILT_IN]
+    """Reward functions under their names here: those of open-r1, and dotted paths as TRL has them.
+
+    Others are refused here, together with the other conflicts of their recipe.
+    """
+    given = in_force("reward_funcs")
+    names, notes = _from_open_r1(given)
+    for index, name in enumerate(names):
+        if "." in name and ":" not in name and ".py" not in name:
+            names[index] = ":".join(name.rsplit(".", 1))
+            notes.append(f"reward_funcs: {name} is {names[index]} here")
+    unknown = [name for name in names if ":" not in name and ".py" not in name and name not in BUILT_IN]
     if unknown:
         own = "path/to/file.py:function"
         refuse("reward_funcs", unknown[0] if len(unknown) == 1 else unknown,
                f"must be {', '.join(BUILT_IN)}, {own} or module:function", nearest(unknown[0], BUILT_IN) or own)
-    return []
+    if names != given:
+        values["reward_funcs"] = names
+    return notes + _overlong(values, in_force, is_theirs=names != given)
+
+
+def _from_open_r1(given: list[str]) -> tuple[list[str], list[str]]:
+    """Names of reward functions where open-r1's are replaced by those here, and the line that says so.
+
+    A name that both have is open-r1's if only it has all the others; a list with names of each is refused.
+    """
+    theirs = [name for name in given if name in foreign.OPEN_R1 or name in foreign.OPEN_R1_OTHERS]
+    both = [name for name in theirs if name in BUILT_IN]
+    if theirs == both:
+        return [*given], []
+    if both and theirs != given:
+        refuse("reward_funcs", both[0], f"is of this project or of open-r1: {', '.join(given)} are names of each",
+               foreign.OPEN_R1.get(both[0], both[0]))
+    for name in theirs:
+        if name in foreign.OPEN_R1_OTHERS:
+            why, near = foreign.OPEN_R1_OTHERS[name]
+            refuse("reward_funcs", name, f"of open-r1 is not offered: it {why}", near)
+    names = [foreign.OPEN_R1.get(name, name) for name in given]
+    here = ", ".join(f"{name} is {foreign.OPEN_R1[name]}" for name in theirs)
+    return names, [f"reward_funcs, as open-r1 names them: {here}"]
+
+
+def _overlong(values: dict[str, Any], in_force: InForce, *, is_theirs: bool) -> list[str]:
+    """max_completion_len and soft_punish_cache are arguments of open-r1's soft_overlong_punishment."""
+    name = foreign.OPEN_R1["soft_overlong_punishment"]
+    given = {key: value for key in foreign.OVERLONG if (value := values.pop(key, None)) is not None}
+    if name not in in_force("reward_funcs"):
+        return [f"{key}={value} has no effect: soft_overlong_punishment is not in reward_funcs"
+                for key, value in given.items() if value != foreign.OVERLONG[key]]
+    options = in_force("reward_options") or {}
+    own = options.get(name, {})
+    for key, value in given.items():
+        if isinstance(own, dict) and own.get(key, value) != value:
+            refuse(f"reward_options of {name}: {key}", own[key], f"contradicts {key}={value}", value)
+    wanted = (foreign.OVERLONG if is_theirs else {}) | given
+    if not wanted or not isinstance(own, dict):
+        return []
+    values["reward_options"] = options | {name: wanted | own}
+    return [f"{name}: {', '.join(f'{key}={value}' for key, value in (wanted | own).items())}"]
 
 
 def resume(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
@@ -149,7 +200,7 @@ STEPS: dict[Callable[[dict[str, Any], InForce, int], list[str]], tuple[str, ...]
     length: ("max_completion_length", "max_prompt_length"),
     batch: (*SIZES, "num_generations", "prompts_per_step"),
     floor: ("learning_rate", "min_lr"),
-    rewards: ("reward_funcs",),
+    rewards: ("reward_funcs", "reward_options", *foreign.OVERLONG),
     resume: ("output_dir",),
 }
 
@@ -194,7 +245,8 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
         "gradient_checkpointing is off": (
             value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
         "generated data has its own columns": (
-            {value_of("train_dataset_id_or_path"), value_of("test_dataset_id_or_path")} <= GENERATED,
+            all(data in GENERATED or data.startswith("reasoning_gym:") for data in (
+                value_of("train_dataset_id_or_path"), value_of("test_dataset_id_or_path"))),
             ["dataset_config", "prompt_column", "answer_column"]),
         "apply_chat_template is false": (
             value_of("apply_chat_template") == "false", ["chat_template", "chat_template_kwargs"]),

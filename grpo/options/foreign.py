@@ -136,13 +136,12 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "use_bnb_nested_quant": True, "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": None,
         "bnb_4bit_compute_dtype": None,
     },
-    "it is an argument of open-r1's reward functions; your own are in your own file": {
+    "it is an argument of reward functions of open-r1 that are not offered; those here have reward_options": {
         "cosine_min_value_wrong": 0.0, "cosine_max_value_wrong": -0.5, "cosine_min_value_correct": 0.5,
         "cosine_max_value_correct": 1.0, "cosine_max_len": 1000, "repetition_n_grams": 3,
         "repetition_max_penalty": -1.0, "code_language": "python", "code_eval_test_batch_size": 1,
         "code_eval_scoring_mode": "weighted_sum", "parallel_code_exec_per_proc": 2, "code_provider": "e2b",
-        "ioi_provider": "piston", "e2b_router_url": None, "morph_router_url": None, "max_completion_len": 16384,
-        "soft_punish_cache": 4096,
+        "ioi_provider": "piston", "e2b_router_url": None, "morph_router_url": None,
     },
 }
 
@@ -189,6 +188,22 @@ INSTEAD = {
         "AdamW with both averages in float32, which is the same equation without the rounding, and more memory")
     | {"paged_adamw_32bit": "AdamW, with its averages where ZeRO puts them",
        "adamw_hf": "torch's AdamW, which adds adam_epsilon after the bias correction"},
+}
+
+# What open-r1 calls reward functions that are offered here, and their names here.
+OPEN_R1 = {
+    "accuracy": "accuracy_reward", "format": "think_answer_format_reward", "tag_count": "tag_count_reward",
+    "length": "len_reward", "soft_overlong_punishment": "get_soft_overlong_punishment",
+}
+OVERLONG = {"max_completion_len": 16384, "soft_punish_cache": 4096}  # arguments of the last one, by its defaults there
+# Its other reward functions: why they are not offered, and the nearest that is.
+_REMOTE = ("has its programs run elsewhere, by a service", "path/to/file.py:function")
+OPEN_R1_OTHERS = {
+    "cosine": ("counts characters, and gives 1 where it cannot read the solution", "get_cosine_scaled_reward"),
+    "repetition_penalty": ("counts words, not tokens", "get_repetition_penalty_reward"),
+    "reasoning_steps": ("counts words such as First and Next", "path/to/file.py:function"),
+    "code_format": ("needs the tags think and answer around the code", "think_answer_format_reward"),
+    **dict.fromkeys(("code", "binary_code", "ioi_code", "cf_code"), _REMOTE),
 }
 
 # What TRL 1.16 has where a recipe is silent, and this project has not.

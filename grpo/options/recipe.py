@@ -49,6 +49,9 @@ class ForeignNames:
     vllm_importance_sampling_clip_min: float | None = option(
         None, "rollout_correction_floor, with a mode.", within="[0, 1]")
     disable_dropout: bool | None = option(None, "true means lora_dropout 0.")
+    max_completion_len: int | None = option(
+        None, "Of open-r1's soft_overlong_punishment: goes to reward_options.", unit="tokens", within="[1, inf)")
+    soft_punish_cache: int | None = option(None, "The same.", unit="tokens", within="[0, inf)")
     resume_from_checkpoint: str | None = option(
         None, "true, or output_dir or its newest checkpoint, means resume.")
 
@@ -232,6 +235,8 @@ def _left_out(recipe: dict[str, Any], values: dict[str, Any], in_force: Callable
     differing = [f"{name}={in_force(name)} ({theirs})" for name, theirs in foreign.DEFAULTS.items()
                  if name not in values and name not in idle]
     notes = [f"not in the recipe, with TRL's other defaults in brackets: {', '.join(differing)}"] if differing else []
+    if "format" in in_force("reward_funcs") and "reward_funcs" in recipe:
+        notes.append("reward_funcs: format is this project's answer line; open-r1's is think_answer_format_reward")
     if recipe.get("lr_scheduler_type") == "constant" and (in_force("warmup_ratio") or in_force("warmup_steps")):
         notes.append("lr_scheduler_type='constant' warms up here; that of transformers does not")
     return notes

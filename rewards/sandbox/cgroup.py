@@ -4,12 +4,14 @@ They keep what single limits cannot see: the memory of all programs together, wi
 """
 
 import os
+import time
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 PROCESSES = 4096  # and threads, of all programs: for the machine's sake, so that none fails for another one's
 MEMORY = 8 * 2**30
+END_S = 2.0
 MOUNTS = Path("/proc/self/mounts")
 MINE = Path("/proc/self/cgroup")
 _numbers = count()
@@ -22,6 +24,7 @@ def made() -> list[Path]:
     groups: list[Path] = []
     try:
         for place, controllers in _places():
+            _swept(place)
             group = place / name
             group.mkdir()
             groups.append(group)
@@ -35,10 +38,21 @@ def made() -> list[Path]:
 
 
 def gone(groups: list[Path]) -> None:
-    """Remove groups whose processes have ended."""
+    """Remove groups whose processes were killed, as soon as they have ended."""
+    give_up = time.monotonic() + END_S
     for group in groups:
-        with suppress(OSError):
-            group.rmdir()
+        while group.exists() and time.monotonic() < give_up:
+            with suppress(OSError):
+                group.rmdir()
+            time.sleep(0.001)
+
+
+def _swept(place: Path) -> None:
+    """Remove what a process left that was killed itself."""
+    for group in place.glob("sandbox-*"):
+        if not Path("/proc", group.name.split("-")[1]).exists():
+            with suppress(OSError):
+                group.rmdir()
 
 
 def _places() -> list[tuple[Path, list[str]]]:

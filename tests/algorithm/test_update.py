@@ -15,7 +15,7 @@ from grpo.report.metrics import METRICS
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Scores
 from grpo.types import Batch, Rollout
-from grpo.update import Update, choose_tokens, coefficients_of, move, prepare, state_after
+from grpo.update import Update, choose_tokens, coefficients_of, move, only_learning, prepare, state_after
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +190,12 @@ def test_only_tokens_of_high_entropy_learn_and_the_threshold_is_the_same_however
     torch.testing.assert_close(engine.entropy_grads, [torch.tensor([[0.0, -0.15], [-0.15, 0.0]])] * 2)
     # In the second iteration, where all have moved alike, the same tokens learn.
     assert (engine.grads[1] - kl * 1.5).abs()[0, 0] < 1e-6
+
+
+def test_a_token_that_learns_keeps_the_weight_of_its_correction():
+    learns_UT, weight_UT = torch.tensor([[True, False]]), torch.tensor([[0.5, 2.0]])
+    assert only_learning(weight_UT, learns_UT).tolist() == [[0.5, 0.0]]
+    assert only_learning(None, learns_UT).tolist() == [[1.0, 0.0]] and only_learning(weight_UT, None) is weight_UT
 
 
 def test_the_threshold_is_over_the_tokens_of_all_ranks_that_count(monkeypatch):

@@ -70,7 +70,7 @@ def test_pass_at_k_is_the_mean_over_all_sets_of_k(k):
 
 
 def test_pass_at_k_leaves_out_the_unscored_and_is_0_where_every_or_no_set_is_right():
-    right_BG = torch.tensor([[True, False, False, True], [True] * 3 + [False], [False] * 4])
+    right_BG = torch.tensor([[True, False, False, False], [True] * 3 + [False], [False] * 4])
     scored_BG = torch.tensor([[True, True, True, False], [True] * 4, [True] * 4])
     # n = 3, w = 2, k = 2: R = 1 - 1/3, std sqrt(2)/3; right (1/3) / std, wrong (1/3 - 1/2) / std
     std = 2**0.5 / 3

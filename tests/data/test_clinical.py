@@ -72,5 +72,5 @@ def test_the_task_may_be_a_message_and_solved_examples_are_said_to_have_no_effec
 
 
 def test_a_split_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="split='dev': clinical_notes has train, validation, test; nearest valid value: "):
+    with pytest.raises(ValueError, match="split='dev': clinical_notes has train, validation, test; nearest valid"):
         examples("dev")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
 from tests.mutations.planted_domains import DOMAIN_GROUPS
+from tests.mutations.planted_field import FIELD_GROUPS
 from tests.mutations.planted_launch import LAUNCH_GROUPS
 from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
@@ -29,6 +30,7 @@ from tests.mutations.planted_rows import (
 from tests.mutations.planted_run import RUN_GROUPS
 from tests.mutations.planted_sandbox import SANDBOX_GROUPS
 from tests.mutations.planted_shaping import SHAPING_GROUPS
+from tests.mutations.planted_text import TEXT_GROUPS
 from tests.mutations.planted_trl import TRL_GROUPS
 from tests.mutations.planted_variants import VARIANT_GROUPS
 
@@ -172,6 +174,8 @@ _GROUPS = [
     *DOMAIN_GROUPS,
     *SANDBOX_GROUPS,
     *SHAPING_GROUPS,
+    *TEXT_GROUPS,
+    *FIELD_GROUPS,
     *VARIANT_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

@@ -21,7 +21,6 @@ MATH = [
     ("a gold answer of true is 1", "    if isinstance(gold, bool):  # an integer of Python, and no answer\n"
      "        return None\n", ""),
     ("golds that are missing", "zip(completions, final_answer, strict=True)", "zip(completions, final_answer)"),
-    ("the first message of a conversation", "completion[-1].get", "completion[0].get"),
     ("the format needs no number", "0.0 if answer_number(completion) is None else FORMAT_REWARD",
      "FORMAT_REWARD if ANSWER_LINE.search(text_of(completion)) else 0.0"),
 ]

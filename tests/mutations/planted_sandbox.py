@@ -23,7 +23,8 @@ SERVER = [
     ("no filter of calls", '    if "seccomp" in layers:', "    if False:"),
     ("a program is not ended", "                    os.kill(child, signal.SIGKILL)\n", "                    pass\n"),
     ("every exit code is 0", "os.waitstatus_to_exitcode(status)", "0"),
-    ("our modules before a program's", "    sys.path.pop(0)  # a program's own `import plain` is not ours\n", ""),
+    ("our modules are a program's", "            del sys.modules[ours]", "            pass"),
+    ("our folder is a program's", "    sys.path.pop(0)\n", ""),
 ]
 
 SECCOMP = [
@@ -39,7 +40,7 @@ SECCOMP = [
 
 BOX = [
     ("the network stays", '"--unshare-net", ', ""),
-    ("another hash seed each time", 'env={"PYTHONHASHSEED": "0"}', 'env={}'),
+    ("another hash seed each time", '"--setenv", "PYTHONHASHSEED", "0",', ""),
     ("a box that does not start is used", '        if ready != b"ready":', "        if False:"),
 ]
 
@@ -53,8 +54,6 @@ PROGRAM = [
     ("no limit of time", "        if time.monotonic() > self.deadline:", "        if False:"),
     ("no limit of output", "elif len(self.read[file]) + len(data) <= self.limits.output:",
      "else:\n                self.read[file] += data\n            if False:"),
-    ("descriptors are left open",
-     "        for file in [*self.read, *self.write]:\n            self._close(file)\n", ""),
     ("stdin is never closed", "self.last = {stdin_w}", "self.last = set()"),
 ]
 
@@ -129,7 +128,7 @@ SANDBOX_GROUPS = [
     ("data/programs.py", ("test_programs.py",), PROGRAMS),
     ("grpo/run/scoring.py", ("test_program_runs.py",), SCORING),
     ("grpo/doctor/programs.py", ("test_program_runs.py",), DOCTOR),
-    ("rewards/sandbox/inside/confine.py", ("test_attacks.py",), CONFINE),
+    ("rewards/sandbox/inside/confine.py", ("test_attacks.py", "test_sandbox.py"), CONFINE),
     ("rewards/sandbox/inside/__main__.py", ("test_attacks.py", "test_sandbox.py"), SERVER),
     ("rewards/sandbox/seccomp.py", ("test_attacks.py",), SECCOMP),
     ("rewards/sandbox/box.py", ("test_attacks.py", "test_sandbox.py"), BOX),

@@ -119,6 +119,16 @@ def test_a_test_that_runs_out_of_time_ends_the_others() -> None:
     assert code_tests([slow], [ADD[1:] + ADD[:1]], limits=QUICK) == [0.75]
 
 
+@pytest.mark.parametrize("test", ["while True: pass", "import os\nos._exit(0)", "raise SystemExit", "assert"])
+def test_a_test_that_does_not_reach_its_end_is_not_passed(test: str) -> None:
+    assert code_tests([GOOD], [[test]], limits=QUICK) == [0.0]
+
+
+def test_an_object_is_not_what_it_is_written_as() -> None:
+    shown = fenced("class Five:\n    def __repr__(self): return '5'\ndef add(a, b): return Five()")
+    assert code_tests([shown], [["assert add(2, 3) == '5'"]]) == [0.0]
+
+
 # -- programs that read and write --------------------------------------------------------------------------------------
 
 PAIRS = [{"input": "3\n", "output": "9\n"}, {"input": "0\n", "output": "0\n"}, {"input": "-2\n", "output": "4\n"}]

@@ -38,7 +38,9 @@ def answered(run, *texts: str) -> Rollout:
 
 
 def test_held_out_programs_are_right_if_they_pass_all_tests(run) -> None:
-    asked = run.test_examples[:3]
+    first, second, third = run.test_examples[:3]
+    tests = ["assert f(1) is None", "assert f(1) == 5"]  # the program below passes one of two
+    asked = [first, replace(second, columns={**second.columns, "tests": tests}), third]
     half = "```python\ndef f(x):\n    return None\n```"
     plain = asked[2].answer.removeprefix("```python\n").removesuffix("\n```")
     found = judged(run, asked, answered(run, asked[0].answer, half, plain), 0, on_wait=lambda: None)

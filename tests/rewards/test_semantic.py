@@ -30,6 +30,7 @@ class WordCounts:
 
     def encode(self, texts: list[str], *, normalize_embeddings: bool) -> np.ndarray:
         self.asked.append(texts)
+        assert all(text.encode() for text in texts)  # as a tokenizer does
         vectors = np.array([[text.split().count(word) for word in VOCABULARY] for text in texts], dtype=np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize_embeddings else vectors
 
@@ -39,7 +40,7 @@ def test_a_text_earns_one_from_the_threshold_on() -> None:
     texts, gold = ["fever", "fever flu syrup", "rain", "flu fever"], ["fever flu"] * 4
     for threshold, values in ((0.70, [1, 1, 0, 1]), (0.71, [0, 1, 0, 1]), (0.82, [0, 0, 0, 1]), (1, [0, 0, 0, 1])):
         assert semantic(texts, gold, WordCounts(), threshold) == values
-    assert semantic(["rain"], ["fever"], WordCounts(), 0) == [1.0]  # at least 0, which everything is that says something
+    assert semantic(["rain"], ["fever"], WordCounts(), 0) == [1.0]  # at least 0
 
 
 def test_a_row_without_a_reference_has_no_reward_and_no_text_earns_none() -> None:
@@ -87,6 +88,5 @@ def test_the_real_model_gives_the_page_s_similarities_and_is_loaded_once(capfd: 
 def test_a_folder_or_a_device_that_does_not_load_is_refused_in_one_line(tmp_path: Path) -> None:
     for options, near in (({"model": str(tmp_path)}, "a folder that holds modules.json"),
                           ({"model": str(MODEL), "device": "tpu9"}, "device=cpu")):
-        with pytest.raises(ValueError, match=f"^reward_options of semantic: model=.* cannot be loaded on .*{near}$") as error:
-            load(["semantic"], None, {"semantic": options})
-        assert "\n" not in str(error.value)
+        with pytest.raises(ValueError, match=f"^reward_options of semantic: model=.* cannot be loaded on .*{near}$"):
+            load(["semantic"], None, {"semantic": options})  # .* matches no line break

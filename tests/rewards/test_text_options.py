@@ -49,7 +49,8 @@ NAMED = "must be lists of terms by name; nearest valid value: {symptoms: [fever,
      "pairs=['a', 'a'] must be two of the groups; nearest valid value: ['first', 'second']"),
     ("semantic", {"model": "x", "threshold": 1.5}, "threshold=1.5 must be from 0 to 1; nearest valid value: 1"),
     ("semantic", {"model": "x", "threshold": -0.1}, "threshold=-0.1 must be from 0 to 1; nearest valid value: 0"),
-    ("semantic", {"model": "x", "threshold": float("nan")}, "threshold=nan must be from 0 to 1; nearest valid value: 0"),
+    ("semantic", {"model": "x", "threshold": float("nan")},
+     "threshold=nan must be from 0 to 1; nearest valid value: 0"),
     ("semantic", {"model": "x", "threshold": "high"},
      "threshold='high' must be from 0 to 1; nearest valid value: 0.7"),
     ("semantic", {"model": "x", "threshold": True}, "threshold=True must be from 0 to 1; nearest valid value: 0.7"),
@@ -73,16 +74,17 @@ def test_an_option_that_the_reader_does_not_take_is_refused_with_those_it_takes(
     name: str, options: dict, known: str
 ) -> None:
     option, = options
-    with pytest.raises(ValueError, match=rf"^reward_options=\{{{name}: \{{{option}: ...\}}\}}: must be one of {known}$"):
+    line = f"reward_options={{{name}: {{{option}: ...}}}}: must be one of {known}"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         load([name], None, {name: options})
 
 
-def test_a_stemmer_that_is_not_installed_or_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    snowball = pytest.importorskip("snowballstemmer", reason="snowballstemmer is not installed")
+def test_a_stemmer_that_is_not_installed_or_not_known_is_refused() -> None:
+    pytest.importorskip("snowballstemmer", reason="snowballstemmer is not installed")
     with pytest.raises(ValueError, match="stemmer='klingon' must be none or one of .*english, .*; nearest valid"):
         load(["keywords"], None, {"keywords": {"stemmer": "klingon"}})
-    assert load(["keywords"], None, {"keywords": {"stemmer": "german", "terms": ["Haus"]}})["keywords"](["Hauses"]) == [1]
-    assert "german" in snowball.algorithms()
+    german = load(["keywords"], None, {"keywords": {"stemmer": "german", "terms": ["Haus"]}})
+    assert german["keywords"](["Hauses"]) == [1.0]
 
 
 @pytest.mark.parametrize(("name", "options", "package"), [

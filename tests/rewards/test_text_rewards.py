@@ -93,6 +93,7 @@ def test_a_negation_that_belongs_to_a_term_denies_nothing() -> None:
 def test_a_question_parts_the_sentences_around_it() -> None:
     pair = {"a": ["fever"], "b": ["flu"]}
     assert told("contexts", groups=pair)(["She has a fever. Is it hot? It is a flu."]) == [0.0]
+    assert told("contexts", groups=pair)(["Is it a fever? It is a flu."]) == [0.0]
     assert told("contexts", groups=pair, within=100)(["She has a fever. Is it hot? It is a flu."]) == [1.0]
 
 
@@ -151,16 +152,17 @@ def test_the_last_message_of_a_conversation_is_scored_and_what_is_no_text_earns_
 
 
 def test_a_run_s_process_calls_them_with_options_and_columns() -> None:
+    names = [f"rewards.text:{one.__name__}" for one in WORDS]
     options = {"contexts": {"pairs": [["symptoms", "diagnosis"], ["diagnosis", "treatment"]]}}
     with starting() as start:
-        pool = start(*(f"rewards.text:{one.__name__}" for one in WORDS), weights=[0.5, 0.5, 1.0], reward_options=options)
+        pool = start(*names, weights=[0.5, 0.5, 1.0], reward_options=options)
         pool.check_columns(["prompt", "terms", "groups"])
         found = score(pool, SOUND, "fever, flu, syrup", terms=[["fever", "flu"]] * 2, groups=[GROUPS] * 2)
     assert found.total == [2.0, 1.0] and not found.failures  # 0.5 + 0.5 + 1; a list has all words, in no context
 
 
-PIECES = ["fever", "flu", "no", "not", "isn't", "is", "ruled out", ".", "!", "?", ";", ": ", "\n", "\u2028", "Dr.", "'s",
-          "\u2019", "-", "|", "**", "\ud800", "\u0301", "\u202e", "\x00", "ﬁ", "İ", "9.5", "and", "the", "\U0001f912"]
+PIECES = ["fever", "flu", "no", "not", "isn't", "is", "ruled out", ".", "!", "?", ";", ": ", "\n", "\u2028", "Dr.",
+          "'s", "\u2019", "-", "**", "\ud800", "\u0301", "\u202e", "\x00", "ﬁ", "İ", "9.5", "and", "the", "\U0001f912"]
 
 
 def test_no_text_raises_and_every_reward_is_a_share() -> None:
@@ -174,8 +176,9 @@ def test_no_text_raises_and_every_reward_is_a_share() -> None:
         assert all(0 <= value <= 1 for value in values) and len({*values}) > 1
 
 
-@pytest.mark.parametrize("piece", [".", ".)", "a's-", "dr. ", "e.g.", "not ", "isn't was ", "fever ", "the fever a flu ",
-                                   "The fever is not a flu. ", "\n", "?! ", ": "], ids=ascii)
+@pytest.mark.parametrize("piece", [
+    ".", ".)", "a's-", "dr. ", "e.g.", "not ", "isn't was ", "fever ", "the fever a flu ", "The fever is not a flu. ",
+    "\n", "?! ", ": "], ids=ascii)
 def test_a_text_of_four_times_the_length_takes_about_four_times_as_long(piece: str) -> None:
     one = told("contexts", groups={"a": ["fever"], "b": ["flu"]}, within=100)
 

@@ -78,7 +78,7 @@ thread.join(); print("held")
 
 IMPORTED = """
 import sys
-for name in ("numpy", "torch", "pip", "rewards", "grpo", "data", "train", "psutil", "yaml"):
+for name in ("numpy", "torch", "pip", "rewards", "grpo", "data", "train", "psutil", "yaml", "plain", "judge"):
     try:
         __import__(name)
         print("ESCAPED", name)
@@ -92,6 +92,8 @@ ATTACKS = [
       for path in ("/etc/passwd", "/proc/self/mem", "/proc/sys/kernel/core_pattern", "/dev/mem", "/dev/null")),
     *(Attack(f"list {path}", tried(f"__import__('os').listdir({path!r})[0]")) for path in LISTED),
     *(Attack(name, tried(line)) for name, line in WRITE.items()),
+    Attack("list installed packages", tried("__import__('os').listdir(__import__('json').__path__[0] + "
+                                            "'/../site-packages')[0]")),
     Attack("every file that can be seen", WHOLE), Attack("through a symbolic link", LINKED),
     Attack("a link that changes while it is opened", RACED), Attack("import what is not Python's", IMPORTED),
 ]

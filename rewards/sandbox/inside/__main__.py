@@ -22,7 +22,7 @@ KINDS = {"script": program.script, "functions": program.functions, "test": judge
 
 def main() -> None:
     """Serve until the other side closes the socket."""
-    sys.path.pop(0)  # a program's own `import plain` is not ours
+    sys.path.pop(0)
     os.environ.clear()
     control = socket.socket(fileno=int(sys.argv[1]))
     control.send(b"ready")
@@ -50,6 +50,10 @@ def main() -> None:
 def bury(ended: int, child: int, report: int) -> None:
     """Tell how a child ended; it has ended."""
     os.close(ended)
+    try:
+        os.killpg(child, signal.SIGKILL)  # what it started, where no namespace ended with it
+    except ProcessLookupError:
+        pass
     _, status = os.waitpid(child, 0)
     os.write(report, str(os.waitstatus_to_exitcode(status)).encode())
     os.close(report)
@@ -84,6 +88,8 @@ def run(order: dict, files: list[int]) -> None:
     code = 1
     try:
         confine_by(order, files)
+        for ours in ("confine", "judge", "plain", "program"):
+            del sys.modules[ours]  # a program's `import plain` does not give it ours
         KINDS[order["kind"]]()
         code = 0
     except SystemExit as leaving:

@@ -113,4 +113,5 @@ def test_no_descriptor_is_left_open_here(box) -> None:
     for _ in range(20):
         run(box, "print(1)")
         passes(box, "def add(a, b): return 5", forgeries.TEST, SOON, [])
+        passes(box, "import os\nos._exit(0)", forgeries.TEST, SOON, [])
     assert len(os.listdir("/proc/self/fd")) == before

@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from boxes import SOON, boxed, run
 
@@ -93,12 +94,14 @@ def test_a_box_that_ended_says_so(box) -> None:
 
 def test_a_box_that_ends_during_a_program_takes_it_along() -> None:
     with boxed() as other:
+        before = len(os.listdir("/proc/self/fd"))
         process = Process(other, "script", SOON, {"source": "import time\nprint(1, flush=True)\ntime.sleep(99)"})
         while not process.output:
             process._step()
         other.close()
         with pytest.raises(Broken):
             process.finish()
+        assert len(os.listdir("/proc/self/fd")) == before - 1  # without the box's socket
 
 
 # -- a machine that cannot ---------------------------------------------------------------------------------------------
@@ -150,6 +153,16 @@ def test_only_limits_are_had_where_they_are_asked_for_by_name() -> None:
         assert layers.seen(box) == {"namespaces": False, "seccomp": False, "limits": True}
     with pytest.raises(ValueError, match="code_sandbox='none': must be one of full, process; nearest valid value: f"):
         layers.opened("none")
+
+
+def test_what_a_program_under_limits_alone_started_ends_with_it() -> None:
+    source = "import subprocess, sys\nprint(subprocess.Popen(['sleep', '98.7654']).pid)"
+    with layers.opened("process") as box:
+        number = int(run(box, source).output)
+        deadline = time.monotonic() + 5
+        while psutil.pid_exists(number) and psutil.Process(number).status() != "zombie":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 # -- the filter --------------------------------------------------------------------------------------------------------
