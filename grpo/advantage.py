@@ -11,6 +11,7 @@ import torch
 
 from grpo.options.refusal import nearest, refuse
 
+ESTIMATORS = ("grpo", "rloo", "reinforce_plus_plus_baseline", "pass_at_k")
 SCALES = ("group", "batch", "none")
 GATES = ("none", "outcome")
 AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
@@ -154,3 +155,72 @@ def gate_advantages(advantage_BG: torch.Tensor, right_BG: torch.Tensor, *, gate:
     if gate == "none":
         return advantage_BG
     return torch.where(right_BG.any(dim=1, keepdim=True), advantage_BG, 0.0)
+
+
+def leave_one_out_advantages(reward_BG: torch.Tensor) -> torch.Tensor:
+    """Compare each reward with the mean of the others of its group: RLOO, arXiv 2402.14740.
+
+        A_bg = r_bg - mean_{j != g} r_bj = (r_bg - mean_g r_bg) n / (n - 1)        n scored completions
+
+    The baseline of a completion does not depend on it, so the policy gradient has no bias. That of `group_advantages`
+    with scale="none" is (n - 1) / n of it. With rewards (1, 0, 0, 0) the winner gets 1 - 0 = 1, a loser 0 - 1/3.
+
+    >>> leave_one_out_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[ 1.0000, -0.3333, -0.3333, -0.3333]])
+
+    float32; NaN is a completion that is not scored, as for `group_advantages`, and so are the groups that get 0.
+    """
+    num_B1 = (~reward_BG.isnan()).sum(dim=1, keepdim=True)
+    return group_advantages(reward_BG, scale="none") * num_B1 / (num_B1 - 1).clamp(min=1)
+
+
+def whitened_advantages(
+    advantage_BG: torch.Tensor, scored_BG: torch.Tensor, *, mean: float, std: float, eps: float = 1e-8
+) -> torch.Tensor:
+    """Centre and scale centred rewards by all tokens of the global batch: REINFORCE++ with baseline, arXiv 2501.03262.
+
+        A_bg = (a_bg - mean) / sqrt(std^2 + eps)        a_bg = r_bg - mean_g r_bg
+
+    `mean` and `std` (sample std) are over tokens that count, of all ranks: a completion of 10 tokens is in them ten
+    times, as in verl. One scale for all groups leaves a group that agrees almost, and would be scaled up by its own
+    std, as small as it is. A group of equal rewards has a = 0 but not A = 0, where long completions pull the mean away
+    from 0. The centred rewards (0.75, -0.25, -0.25, -0.25) of 1, 1, 1 and 1 tokens have mean 0 and std 0.5:
+
+    >>> a_BG = torch.tensor([[0.75, -0.25, -0.25, -0.25]])
+    >>> whitened_advantages(a_BG, torch.ones(1, 4, dtype=torch.bool), mean=0.0, std=0.5)
+    tensor([[ 1.5000, -0.5000, -0.5000, -0.5000]])
+
+    Exactly 0 where a completion is not scored (False in `scored_BG`), and everywhere if std is 0.
+    """
+    white_BG = (advantage_BG - mean) / math.sqrt(std**2 + eps)
+    return torch.where(scored_BG & (std > 0), white_BG, 0.0)
+
+
+def pass_at_k_advantages(right_BG: torch.Tensor, scored_BG: torch.Tensor, *, k: int) -> torch.Tensor:
+    """Reward k completions together, 1 if any of them is right, and give each the mean over all its sets of k.
+
+        R      = 1 - C(w, k) / C(n, k)        pass@k of n completions, w of them wrong
+        right  A = (1 - R) / std              std = sqrt(R (1 - R))
+        wrong  A = (1 - R - C(w - 1, k - 1) / C(n - 1, k - 1)) / std
+
+    PASS@k training, arXiv 2508.10751, equations 14 and 15. A completion learns from what a set of k would have missed
+    without it, so problems that are mostly right teach little, and different ways to an answer stay alive. With one
+    right of four and k = 2: R = 1 - 3/6 = 0.5, std 0.5; right (1 - 0.5) / 0.5 = 1, wrong (1 - 0.5 - 2/3) / 0.5 = -1/3.
+
+    >>> right_BG = torch.tensor([[True, False, False, False]])
+    >>> pass_at_k_advantages(right_BG, torch.ones_like(right_BG), k=2)
+    tensor([[ 1.0000, -0.3333, -0.3333, -0.3333]])
+
+    Only scored completions count, in n and w. float32, [B, G]; exactly 0 where a completion is not scored, and in a
+    group with R 0 or 1 (all wrong, or fewer than k wrong), or of fewer than k.
+    """
+    advantage_BG = torch.zeros(right_BG.shape)
+    for b in range(len(right_BG)):
+        n, wrong = int(scored_BG[b].sum()), int((scored_BG[b] & ~right_BG[b]).sum())
+        if not k <= wrong < n:
+            continue
+        missed = math.comb(wrong, k) / math.comb(n, k)  # 1 - R
+        std = math.sqrt(missed * (1 - missed))
+        of_wrong = missed - math.comb(wrong - 1, k - 1) / math.comb(n - 1, k - 1)
+        advantage_BG[b] = torch.where(right_BG[b], missed / std, of_wrong / std)
+    return torch.where(scored_BG, advantage_BG, 0.0)

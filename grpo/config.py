@@ -128,8 +128,14 @@ class Config:
     # Loss
     loss_type: str = option(
         "dapo", "What the sum of token losses is divided by: dapo tokens of the step; grpo tokens of each completion, "
-        "then completions; dr_grpo completions times max_completion_length.", choices=("dapo", "grpo", "dr_grpo"),
+        "then completions; dr_grpo completions times max_completion_length. Another loss than the clip: cispo (as "
+        "dapo), sapo, geo_mean (as grpo).", choices=("dapo", "grpo", "dr_grpo", "cispo", "sapo", "geo_mean"),
         not_offered={"bnpo": "its mean is over a micro-batch, so it depends on how the batch is split"})
+    adv_estimator: str = option(
+        "grpo", "What a reward is compared with: grpo its group; rloo the others of its group; "
+        "reinforce_plus_plus_baseline its group, then all tokens; pass_at_k what pass_k completions reach together.",
+        choices=("grpo", "rloo", "reinforce_plus_plus_baseline", "pass_at_k"))
+    pass_k: int = option(4, "The k of adv_estimator pass_at_k.", unit="completions", within="[1, inf)")
     scale_rewards: str = option(
         "group", "Standard deviation that advantages are divided by; none is Dr. GRPO.",
         choices=("group", "batch", "none"))
@@ -140,16 +146,40 @@ class Config:
         "none", "outcome: a group without a right completion has advantage 0, so that other rewards than "
         "outcome_reward teach nothing there.", choices=("none", "outcome"))
     beta: float = option(0.04, "Coefficient of the KL to the reference policy.", within="[0, inf)")
+    target_kl: float | None = option(
+        None, "KL that beta is moved towards, from its value at the start; none: it stays.", unit="nats per token",
+        within="(0, inf)")
+    kl_horizon: float = option(
+        10000.0, "In so many completions beta moves by a fifth at most.", unit="completions", within="(0, inf)")
     kl_estimator: str = option(
         "k3_unbiased", "KL estimator; k3: the paper's; k3_unbiased: its value with the true KL's gradient; exact: sums "
         "over the vocabulary.", choices=("k1", "k2", "k3", "k3_unbiased", "exact"))
     epsilon: float = option(0.2, "The ratio is clipped at 1 - epsilon.", within="(0, 1)")
-    epsilon_high: float | None = option(None, "The ratio is clipped at 1 + this; none: epsilon.", within="(0, inf)")
+    epsilon_high: float | None = option(
+        None, "The ratio is clipped at 1 + this, with cispo at this; none: epsilon.", within="(0, inf)")
+    delta: float | None = option(
+        None, "Second clip: no ratio counts more than this, where A < 0 too (dual clip).", within="(1, inf)")
+    importance_sampling_level: str = option(
+        "token", "The ratio is of each token, or of the whole completion: sequence is GSPO, with loss_type grpo.",
+        choices=("token", "sequence"))
+    sapo_temperature_pos: float = option(1.0, "Steepness of sapo's gate where A > 0.", within="(0, inf)")
+    sapo_temperature_neg: float = option(1.05, "Steepness of sapo's gate elsewhere.", within="(0, inf)")
+    entropy_coef: float = option(0.0, "The mean entropy of the tokens is rewarded with this factor.", within="[0, inf)")
+    use_adaptive_entropy: bool = option(False, "entropy_coef moves by entropy_coef_delta a step.")
+    entropy_target: float = option(0.2, "Above it there is no bonus.", unit="nats per token", within="[0, inf)")
+    entropy_coef_min: float = option(0.0, "Smallest adaptive entropy_coef.", within="[0, inf)")
+    entropy_coef_max: float = option(1.0, "Largest adaptive entropy_coef.", within="[0, inf)")
+    entropy_coef_delta: float = option(0.005, "Step of an adaptive entropy_coef.", within="[0, inf)")
+    top_entropy_quantile: float = option(
+        1.0, "Share of the step's tokens, those of highest entropy, that have a policy loss.", within="[0, 1]")
     rollout_correction: str = option(
-        "none", "Weigh each token's policy loss by trainer / sampler probability: truncated at the cap, or masked: 0 "
-        "above it.", choices=("none", "truncated", "masked"))
+        "none", "Weigh each token's policy loss by trainer / sampler probability, its own or (sequence_) that of its "
+        "completion: truncated at the bounds, or masked: 0 beyond them.",
+        choices=("none", "truncated", "masked", "sequence_truncated", "sequence_masked"))
     rollout_correction_cap: float = option(
         2.0, "Largest weight of rollout_correction.", within="[1, inf)", why="where the two agree the weight is 1")
+    rollout_correction_floor: float = option(
+        0.0, "Smallest weight of rollout_correction.", within="[0, 1]", why="where the two agree the weight is 1")
     mask_truncated_completions: bool = option(False, "Leave truncated completions out of the loss.")
 
     # Optimizer

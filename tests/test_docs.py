@@ -100,7 +100,7 @@ def imported(path: Path) -> list[str]:
 
 
 def test_each_file_of_the_algorithm_imports_only_files_above_it_and_rooms() -> None:
-    assert len(ALGORITHM) == 7 and ALGORITHM[-1] == "grpo/step.py"
+    assert len(ALGORITHM) == 8 and ALGORITHM[-1] == "grpo/step.py"
     rooms = [f"grpo.{path.parent.name}" for path in (ROOT / "grpo").glob("*/__init__.py")]
     above: list[str] = []
     for file in ALGORITHM:
@@ -110,9 +110,18 @@ def test_each_file_of_the_algorithm_imports_only_files_above_it_and_rooms() -> N
         above.append(file.removesuffix(".py").replace("/", "."))
 
 
+def test_each_function_of_a_variant_stands_at_the_line_that_its_row_links() -> None:
+    links = re.findall(r"\[`(\w+)`\]\(\.\./(\S+?)#L(\d+)\)", (ROOT / "docs" / "variants.md").read_text())
+    assert len(links) > 20
+    for name, file, line in links:
+        lines = (ROOT / file).read_text().splitlines()
+        defined, = [number for number, text in enumerate(lines, 1) if text.startswith(f"def {name}(")]
+        assert (name, int(line)) == (name, defined)
+
+
 def test_readme_is_short_and_says_how_long_the_algorithm_is() -> None:
     assert README.count("\n") <= 170
-    said, = re.findall(r"about ([\d,]+) lines in seven files", README)
+    said, = re.findall(r"about ([\d,]+) lines in eight files", README)
     lines = sum((ROOT / file).read_text().count("\n") for file in ALGORITHM)
     assert float(said.replace(",", "")) == pytest.approx(lines, rel=0.05), lines
 

@@ -11,8 +11,7 @@ CHECKPOINT_ARGUMENTS = ("use_reentrant", "preserve_rng_state")
 
 def check_combinations(config: Any) -> None:
     """Refuse with ValueError the options of a grpo.config.Config that do not go together."""
-    if config.epsilon_high < config.epsilon:
-        refuse("epsilon_high", config.epsilon_high, f"must be at least epsilon={config.epsilon}", config.epsilon)
+    _check_loss(config)
     if config.doctor and (config.resume or config.plan):
         refuse("doctor", True, "looks at the start of a run, and takes neither resume nor plan", False)
     if config.max_steps == 0:
@@ -55,6 +54,33 @@ def check_combinations(config: Any) -> None:
         if key not in CHECKPOINT_ARGUMENTS or type(value) is not bool:
             refuse("gradient_checkpointing_kwargs", {key: value},
                    f"must hold true or false for {' or '.join(CHECKPOINT_ARGUMENTS)}", "{use_reentrant: false}")
+
+
+def _check_loss(config: Any) -> None:
+    if config.loss_type == "cispo" and config.epsilon_high < 1:
+        refuse("epsilon_high", config.epsilon_high, "is the largest weight itself with loss_type=cispo, and must be at "
+               "least 1, the weight on policy", 5.0)
+    if config.epsilon_high < config.epsilon:
+        refuse("epsilon_high", config.epsilon_high, f"must be at least epsilon={config.epsilon}", config.epsilon)
+    if config.delta is not None and config.delta < 1 + config.epsilon_high:
+        refuse("delta", config.delta, f"must be at least 1 + epsilon_high={config.epsilon_high}, the first clip",
+               1 + config.epsilon_high)
+    if config.target_kl is not None and config.beta == 0:
+        refuse("target_kl", config.target_kl, "needs a beta above 0 to begin with", "none, or beta=0.04")
+    if config.entropy_coef_min > config.entropy_coef_max:
+        refuse("entropy_coef_min", config.entropy_coef_min,
+               f"must be at most entropy_coef_max={config.entropy_coef_max}", config.entropy_coef_max)
+    if config.loss_type == "geo_mean":  # has a completion's mean of ratios already
+        for name, token in (("importance_sampling_level", "token"), ("top_entropy_quantile", 1.0)):
+            if getattr(config, name) != token:
+                refuse(name, getattr(config, name), "needs a loss of tokens, and that of loss_type=geo_mean is of "
+                       "completions", token)
+    if config.adv_estimator != "grpo" and config.multi_objective_aggregation != "sum_then_normalize":
+        refuse("multi_objective_aggregation", config.multi_objective_aggregation,
+               f"has advantages of its own, and so has adv_estimator={config.adv_estimator}", "sum_then_normalize")
+    if config.adv_estimator == "pass_at_k" and config.pass_k > config.num_generations:
+        refuse("pass_k", config.pass_k, f"must be at most num_generations={config.num_generations}",
+               config.num_generations)
 
 
 def _check_outcome(config: Any) -> None:

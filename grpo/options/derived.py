@@ -16,8 +16,14 @@ from rewards.loading import BUILT_IN
 
 InForce = Callable[[str], Any]
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
+ENTROPY = [f"entropy_{name}" for name in ("target", "coef_min", "coef_max", "coef_delta")]
 ANSWERS = ["num_generations_eval", "eval_temperature"]
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
+# TRL's modes of importance sampling, for what vLLM samples, and this sampler's.
+MODES = {"token_truncate": "truncated", "token_mask": "masked", "sequence_truncate": "sequence_truncated",
+         "sequence_mask": "sequence_masked"}
+VLLM = ("use_vllm", *(f"vllm_importance_sampling_{name}" for name in ("correction", "mode", "clip_max", "clip_min")))
+UNBOUNDED = 1e9  # above exp(20), the largest weight there is
 
 GENERATED = {"wordproblems", "programs", "clinical_notes", None}  # None: no other dataset for the evaluation
 
@@ -39,6 +45,24 @@ def switches(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]
     if corrected is not None:
         set_once(values, "kl_estimator", "k3_unbiased" if corrected else "k3", f"use_bias_correction_kl={corrected}")
     return []
+
+
+def correction(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """vllm_importance_sampling_mode is rollout_correction, with its bounds, unless vLLM or the correction is off."""
+    given = {name: values.pop(name) for name in VLLM if name in values}
+    notes = ["use_vllm=True has no effect: completions come from this project's own sampler (see rollout_slots, "
+             "rollout_weights)"] if given.get("use_vllm") else []
+    off = [f"{name} is False" for name in VLLM[:2] if given.get(name) is False]
+    mode = given.get("vllm_importance_sampling_mode")
+    if off or mode is None:
+        why = off[0] if off else "vllm_importance_sampling_mode is not given"
+        return notes + [f"{name}={given[name]!r} has no effect: {why}" for name in VLLM[2:]
+                        if given.get(name) is not None]
+    set_once(values, "rollout_correction", MODES[mode], f"vllm_importance_sampling_mode={mode}")
+    cap, floor = given.get("vllm_importance_sampling_clip_max", 3.0), given.get("vllm_importance_sampling_clip_min")
+    set_once(values, "rollout_correction_cap", UNBOUNDED if cap is None else cap, "vllm_importance_sampling_clip_max")
+    set_once(values, "rollout_correction_floor", floor or 0.0, "vllm_importance_sampling_clip_min")
+    return notes
 
 
 def length(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
@@ -172,6 +196,7 @@ def resume(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
 # The steps, each with the names that must be right before it.
 STEPS: dict[Callable[[dict[str, Any], InForce, int], list[str]], tuple[str, ...]] = {
     switches: ("torch_dtype", "lora_dropout", "kl_estimator"),
+    correction: ("rollout_correction", "rollout_correction_cap", "rollout_correction_floor"),
     length: ("max_completion_length", "max_prompt_length"),
     batch: (*SIZES, "num_generations", "prompts_per_step"),
     floor: ("learning_rate", "min_lr"),
@@ -188,7 +213,19 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
         "beta=0 leaves the KL out of the loss": (value_of("beta") == 0, ["kl_estimator"]),
         "multi_objective_aggregation=normalize_then_sum has its own scale": (
             value_of("multi_objective_aggregation") == "normalize_then_sum", ["scale_rewards"]),
-        "rollout_correction is none": (value_of("rollout_correction") == "none", ["rollout_correction_cap"]),
+        f"adv_estimator={value_of('adv_estimator')} has its own scale": (
+            value_of("adv_estimator") != "grpo", ["scale_rewards"]),
+        "adv_estimator is not pass_at_k": (value_of("adv_estimator") != "pass_at_k", ["pass_k"]),
+        f"loss_type={value_of('loss_type')} has no such clip": (
+            value_of("loss_type") in ("cispo", "sapo"),
+            ["epsilon", *(["epsilon_high"] if value_of("loss_type") == "sapo" else [])]),
+        "only the clip of loss_type dapo, grpo and dr_grpo has a second one": (
+            value_of("loss_type") in ("cispo", "sapo", "geo_mean"), ["delta"]),
+        "use_adaptive_entropy is false": (not value_of("use_adaptive_entropy"), ENTROPY),
+        "target_kl is none": (value_of("target_kl") is None, ["kl_horizon"]),
+        "loss_type is not sapo": (value_of("loss_type") != "sapo", ["sapo_temperature_pos", "sapo_temperature_neg"]),
+        "rollout_correction is none": (
+            value_of("rollout_correction") == "none", ["rollout_correction_cap", "rollout_correction_floor"]),
         "use_peft=False trains every weight": (not value_of("use_peft"), LORA_SHAPE),
         "adapter_name_or_path brings its own": (value_of("adapter_name_or_path") is not None, LORA_SHAPE),
         "max_steps ends the run": (value_of("max_steps") > 0, ["num_train_epochs"]),

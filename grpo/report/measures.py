@@ -9,7 +9,7 @@ import torch
 from grpo.advantage import group_statistics
 from grpo.distributed import gather_objects, global_max, global_sum
 from grpo.health.pulse import pulse
-from grpo.loss import correction_weight, ratio_stats
+from grpo.ratio import correction_weight, ratio_stats
 from grpo.types import Batch, Rollout
 from rewards.workers.pool import Scored
 
@@ -40,11 +40,16 @@ class Clock:
 
 def global_std(value_N: torch.Tensor) -> float:
     """Sample standard deviation over the values of all ranks, sqrt(sum (x - mean)^2 / (N - 1)). Collective."""
-    value_N = value_N.double()
-    sums = global_sum({"num": float(len(value_N)), "total": float(value_N.sum())})
+    return global_moments(value_N, torch.ones_like(value_N))[1]
+
+
+def global_moments(value_N: torch.Tensor, num_N: torch.Tensor) -> tuple[float, float]:
+    """Mean and sample std of the values of all ranks, value n counted num_N[n] times. Collective: every rank."""
+    value_N, num_N = value_N.double(), num_N.double()
+    sums = global_sum({"num": float(num_N.sum()), "total": float((num_N * value_N).sum())})
     mean = sums["total"] / max(sums["num"], 1)  # first: a difference of sums of squares would lose digits
-    squares = global_sum({"squares": float(((value_N - mean) ** 2).sum())})["squares"]
-    return math.sqrt(squares / max(sums["num"] - 1, 1))
+    squares = global_sum({"squares": float((num_N * (value_N - mean) ** 2).sum())})["squares"]
+    return mean, math.sqrt(squares / max(sums["num"] - 1, 1))
 
 
 def is_right(reward_BG: torch.Tensor, parts: dict[str, list[float]], outcome_reward: str | None) -> torch.Tensor:
@@ -135,12 +140,14 @@ class Tally:
     Args:
         advantage_U: of all ranks' completions; the masks of the micro-batches say which of them this rank counts.
         sampler_logprob_UT: nats, what the sampler reported.
+        level, correction: `importance_sampling_level` and `rollout_correction`.
     """
 
     def __init__(self, advantage_U: torch.Tensor, sampler_logprob_UT: torch.Tensor, *, epsilon: float,
-                 epsilon_high: float, num_iterations: int) -> None:
+                 epsilon_high: float, num_iterations: int, level: str = "token", correction: str = "none") -> None:
         self.advantage_U, self.sampler_logprob_UT = advantage_U, sampler_logprob_UT
         self.epsilon, self.epsilon_high, self.num_iterations = epsilon, epsilon_high, num_iterations
+        self.level, self.correction = level, correction
         self.sums: dict[str, torch.Tensor] = {}
         self.maxima: dict[str, torch.Tensor] = {}
 
@@ -157,7 +164,7 @@ class Tally:
             first: bool) -> None:
         """Measure one micro-batch of one iteration; the last three tensors are read in the first iteration only."""
         stats = ratio_stats(logprob_UT, old_logprob_UT, self.advantage_U, batch.mask_UT, epsilon=self.epsilon,
-                            epsilon_high=self.epsilon_high)
+                            epsilon_high=self.epsilon_high, level=self.level)
         self._add("loss", loss)
         self._add("clip_share_low", stats.num_clipped_low)
         self._add("clip_share_high", stats.num_clipped_high)
@@ -178,11 +185,12 @@ class Tally:
         self._add("advantage_mass", advantage_UT.abs().sum())
         self._add("sampler_gap_mean", gap_UT.sum())
         self._raise("sampler_gap_max", gap_UT.max())
-        if weight_UT is not None:  # a weight below the uncapped one has been capped, or masked to 0
-            uncapped_UT = correction_weight(
-                logprob_UT, self.sampler_logprob_UT, batch.mask_UT, correction="truncated", cap=math.inf)
+        if weight_UT is not None:  # another weight than the unbounded one has met a bound
+            unbounded_UT = correction_weight(
+                logprob_UT, self.sampler_logprob_UT, batch.mask_UT, correction=self.correction, cap=math.inf)
+            bounded_UT = (weight_UT < unbounded_UT) | (weight_UT > unbounded_UT)
             self._add("correction_weight_mean", counted(weight_UT).sum())
-            self._add("correction_capped_share", (weight_UT < uncapped_UT).sum())
+            self._add("correction_capped_share", (batch.mask_UT & bounded_UT).sum())
 
     def metrics(self, num_tokens: float) -> dict[str, float]:
         """The update's metrics over all ranks: kl is NaN without a reference, a correction's two need a correction.

@@ -111,7 +111,8 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric("mean over tokens of -sum_v p_v log p_v at the sampling temperature", "nats", "falls slowly",
         "exploration collapsed: lower learning_rate, or raise epsilon_high or beta; rises instead: the policy falls "
         "apart, lower learning_rate", (Range(low=0.1, of="the start"),)),
-    "loss": Metric("clipped policy loss + beta * kl, summed over tokens / global denominator", "1", "near 0",
+    "loss": Metric("policy loss + beta * kl, summed over tokens / global denominator, - entropy_coef * entropy", "1",
+        "near 0",
         "on policy its value is near 0 by construction (advantages sum to 0): read reward and surrogate"),
     "surrogate": Metric("sum of A * logprob / sum of |A|, over tokens", "nats", "any sign, moves",
         "exactly 0: all advantages are 0; its gradient is the on-policy gradient"),
@@ -119,9 +120,14 @@ METRICS: dict[str, Metric] = {
         "0: nothing is trained, check lora_target_modules; large: lower learning_rate; null: not finite, skipped_steps "
         "says what to do", (Range(low=1e-6, when="with a signal", patience=1), Range(high=10))),
     "learning_rate": Metric("rate of this update, after the schedule", "1", "", ""),
+    "beta": Metric("coefficient of the KL in this update; absent without target_kl", "1", "settles",
+        "grows without end: lower learning_rate, or raise target_kl"),
+    "entropy_coef": Metric("coefficient of the entropy bonus in this update, 0 above entropy_target; absent without "
+        "use_adaptive_entropy", "1", "", "at entropy_coef_max: raise that, or entropy_coef_delta"),
     "clip_share_low": Metric("share of tokens with ratio < 1 - epsilon and A < 0", "share", "",
         "high: lower num_iterations or learning_rate", (Range(0, 0, "on policy"), Range(high=0.2, when="off policy"))),
-    "clip_share_high": Metric("share of tokens with ratio > 1 + epsilon_high and A > 0", "share", "",
+    "clip_share_high": Metric(
+        "share of tokens with ratio > 1 + epsilon_high (cispo: > epsilon_high) and A > 0", "share", "",
         "high: lower num_iterations or learning_rate", (Range(0, 0, "on policy"), Range(high=0.2, when="off policy"))),
     "ratio_max": Metric("max over tokens of exp(logprob - old logprob)", "1", "",
         "on policy: a bug, old and new are not scored alike; off policy: lower num_iterations or learning_rate",
@@ -145,8 +151,9 @@ METRICS: dict[str, Metric] = {
     "correction_weight_mean": Metric("mean over tokens of the weight of rollout_correction, as applied; absent if none",
         "1", "", "raise rollout_correction_cap, or close the gap: sampler_gap_mean", (Range(0.99, 1.01),)),
     "correction_capped_share": Metric(
-        "share of tokens with exp(trainer logprob - sampler logprob) > rollout_correction_cap; absent if none", "share",
-        "", "raise rollout_correction_cap, or close the gap: sampler_gap_mean", (Range(high=0.01),)),
+        "share of tokens with exp(trainer logprob - sampler logprob), or that of their completion, beyond "
+        "rollout_correction_cap or rollout_correction_floor; absent if none", "share", "",
+        "raise rollout_correction_cap, or close the gap: sampler_gap_mean", (Range(high=0.01),)),
     "skipped_steps": Metric("updates of this run skipped because the gradient was not finite", "steps", "stays 0",
         "look at its batch in the folder skipped; lower learning_rate, or torch_dtype=float32",
         (Range(high=1, of="the step before", patience=1),)),

@@ -114,11 +114,11 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         model.gradient_checkpointing_enable({"use_reentrant": False, **(config.gradient_checkpointing_kwargs or {})})
     return Run(
         asked=asked, config=config, output_dir=Path(config.output_dir), device=device, engine=engine, decoder=decoder,
-        tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples,
-        test_examples=test_examples, rewards=rewards, peft_config=peft_config, sources=sources,
+        tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples, test_examples=test_examples,
+        rewards=rewards, peft_config=peft_config, sources=sources, num_steps=num_steps, num_slots=room.num_slots,
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
-        num_steps=num_steps, num_slots=room.num_slots, ledger=ledger, left_out=left_out,
-        limit=TokenLimit(
+        coefficients=checkpoint.record(resume_from).get("coefficients", {}) if resume_from else {},
+        ledger=ledger, left_out=left_out, limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
         announcement=announce(config, device, engine, decoder, ledger, {

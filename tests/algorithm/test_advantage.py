@@ -230,4 +230,4 @@ def test_groups_worked_by_hand_in_words():
 
 
 def test_examples_in_the_docstring_hold():
-    assert doctest.testmod(grpo.advantage) == (0, 8) and doctest.testmod(grpo.report.tokens.worked) == (0, 1)
+    assert doctest.testmod(grpo.advantage) == (0, 13) and doctest.testmod(grpo.report.tokens.worked) == (0, 1)

@@ -25,10 +25,11 @@ def alone(monkeypatch):
     monkeypatch.setattr(measures, "global_sum", lambda values: values)
 
 
-def compared(reward_BG, parts, weights=(1.0, 1.0), **options):
+def compared(reward_BG, parts, weights=(1.0, 1.0), num_tokens_BG=None, **options):
     """Advantages and metrics of these totals and parts, by name."""
     run = SimpleNamespace(config=Config(**options), rewards=SimpleNamespace(weights=list(weights)))
-    return compare(run, torch.tensor(reward_BG), Scored([], parts, {}))
+    num_tokens_BG = torch.ones_like(torch.tensor(reward_BG)) if num_tokens_BG is None else torch.tensor(num_tokens_BG)
+    return compare(run, torch.tensor(reward_BG), Scored([], parts, {}), num_tokens_BG)
 
 
 # Both functions agree in the first group, and one of them is silent about the second.
@@ -45,6 +46,22 @@ def test_normalised_one_by_one_a_group_in_which_two_rewards_agree_counts_more(al
     # GRPO makes both full size: 1 / (sqrt(2) + 1e-4), 0.5 / (sqrt(0.5) + 1e-4).
     torch.testing.assert_close(
         compared(REWARDS, PARTS)[0], torch.tensor([[1.0, -1.0], [1.0, -1.0]]) * 0.5**0.5, atol=2e-4, rtol=0)
+
+
+def test_rloo_and_pass_at_k_take_the_place_of_the_groups_std(alone):
+    # rloo: 2 - 0 and 1 - 0. pass_at_k with k = 1 is GRPO with the population std, of right answers: 0.5 / 0.5.
+    assert compared(REWARDS, PARTS, adv_estimator="rloo")[0].tolist() == [[2.0, -2.0], [1.0, -1.0]]
+    advantage_BG, _ = compared(REWARDS, PARTS, adv_estimator="pass_at_k", pass_k=1, num_generations=2)
+    assert advantage_BG.tolist() == [[1.0, -1.0], [1.0, -1.0]]
+
+
+def test_reinforce_plus_plus_whitens_over_the_tokens_of_all_that_is_scored(alone):
+    # Centred 1, -1, 0.5, -0.5 of 1, 1, 2 and 4 tokens: mean (1 - 1 + 1 - 2) / 8 = -0.125; squared distances 1.265625 +
+    # 0.765625 + 2 * 0.390625 + 4 * 0.140625 = 3.375, over 7.
+    advantage_BG, _ = compared(REWARDS, PARTS, adv_estimator="reinforce_plus_plus_baseline",
+                               num_tokens_BG=[[1, 1], [2, 4]])
+    expected_BG = torch.tensor([[1.125, -0.875], [0.625, -0.375]]) / (3.375 / 7) ** 0.5
+    torch.testing.assert_close(advantage_BG, expected_BG)
 
 
 def test_a_weight_acts_after_a_reward_s_own_scale_and_before_the_batch_s(alone):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.advantage import AGGREGATIONS, GATES, SCALES
+from grpo.advantage import AGGREGATIONS, ESTIMATORS, GATES, SCALES
 from grpo.config import Config
-from grpo.loss import CORRECTIONS, KL_ESTIMATORS, LOSS_TYPES
+from grpo.loss import KL_ESTIMATORS, LOSS_TYPES
 from grpo.options.option import options
 from grpo.options.recipe import ForeignNames, renamed
+from grpo.ratio import CORRECTIONS, LEVELS
 from grpo.run.command import load
 from grpo.sampler.linear import FORMS
 from kernels.choice import IMPLEMENTATIONS
@@ -192,7 +193,7 @@ def test_help_lists_every_option_and_needs_no_torch():
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in options(Config) | options(ForeignNames) | renamed(Config):
         assert f"--{name} " in shown
-    assert "--use_vllm" not in shown
+    assert "--vllm_mode" not in shown
 
 
 def test_each_choice_of_the_algorithm_is_one_that_the_code_knows():
@@ -200,6 +201,8 @@ def test_each_choice_of_the_algorithm_is_one_that_the_code_knows():
         "loss_type": set(LOSS_TYPES),
         "kl_estimator": {*KL_ESTIMATORS, "exact"},  # exact: a sum over the vocabulary, by the log-prob kernel
         "scale_rewards": set(SCALES),
+        "adv_estimator": set(ESTIMATORS),
+        "importance_sampling_level": set(LEVELS),
         "advantage_gate": set(GATES),
         "multi_objective_aggregation": set(AGGREGATIONS),
         "reward_failure": set(FAILURES),

@@ -44,7 +44,8 @@ LOADED: dict[str, dict[str, Any]] = {
         "torch_dtype": "bfloat16", "prompts_per_step": 1},
     "unsloth-arguments": {"max_prompt_length": 512, "prompts_per_step": 4, "max_grad_norm": 0.1},
     "trl-script": {
-        "kl_estimator": "k3", "epsilon_high": 0.28, "warmup_steps": 0.1, "run_name": "first", "prompts_per_step": 8},
+        "kl_estimator": "k3", "epsilon_high": 0.28, "warmup_steps": 0.1, "run_name": "first", "prompts_per_step": 8,
+        "rollout_correction": "truncated", "rollout_correction_cap": 3.0},
     "trl-zero": {
         "deepspeed": {"zero_optimization": {"stage": 3, "overlap_comm": True}}, "lora_dropout": 0.0,
         "ddp_timeout": 3600, "resume": False, "prompts_per_step": 4},
@@ -129,22 +130,22 @@ def test_there_are_recipes_of_each_family() -> None:
 
 
 def test_a_recipe_with_four_conflicts_is_one_message_that_names_the_four(place: Path) -> None:
-    lines = refused(place, top_p=0.9, use_vllm=True, importance_sampling_level="sequence", loss_type="bnpo",
+    lines = refused(place, top_p=0.9, use_vllm=True, sync_ref_model=True, loss_type="bnpo",
                     optim="lion_8bit", beta=0.1)
     assert lines == [
         "top_p=0.9 is not offered: truncated sampling biases the ratio (eval.py has top_p); nearest valid value: 1",
-        "importance_sampling_level='sequence' is not offered: the ratio is one of tokens; nearest valid value: token",
+        "sync_ref_model=True is not offered: the reference stays the policy of step 0; nearest valid value: False",
         "loss_type='bnpo' is not offered: its mean is over a micro-batch, so it depends on how the batch is split; "
         "nearest valid value: dapo",
         "optim='lion_8bit' is not offered: the optimizer is AdamW; nearest valid value: adamw_torch"]
 
 
 def test_mistakes_of_every_kind_from_file_and_command_line_are_told_together(place: Path) -> None:
-    lines = refused(place, "--beta", "-1", "--delta", "2", num_generation=8, per_device_train_batch_size=8,
+    lines = refused(place, "--beta", "-1", "--use_dora", "true", num_generation=8, per_device_train_batch_size=8,
                     steps_per_generation=2, lr_scheduler_kwargs={"power": 2}, reward_funcs=["acuracy", "len_reward"],
                     deepspeed={"zero_optimization": {"stage": 2}}, seed="one", resume_from_checkpoint="elsewhere")
     assert [re.match(r"(unknown option )?\w+", line).group() for line in lines] == [
-        "unknown option num_generation", "lr_scheduler_kwargs", "seed", "beta", "delta", "steps_per_generation",
+        "unknown option num_generation", "lr_scheduler_kwargs", "seed", "beta", "use_dora", "steps_per_generation",
         "reward_funcs", "resume_from_checkpoint", "zero_stage"]  # each key alone, then what several say together
     assert "reward_funcs='acuracy' must be format, correctness, " in lines[6]
     assert lines[6].endswith("path/to/file.py:function or module:function; nearest valid value: accuracy_reward")

@@ -35,7 +35,7 @@ def check_groups_compare_on_two_ranks_as_on_one() -> None:
         run = config(multi_objective_aggregation=aggregation, scale_rewards="batch")
         advantage_BG, metrics = compare(
             SimpleNamespace(config=run, rewards=SimpleNamespace(weights=weights)), reward_BG[mine],
-            Scored([], parts, {}))
+            Scored([], parts, {}), torch.ones(2, 3))
         term_FBG = reward_terms(
             part_FBG, torch.tensor(weights), torch.ones(4, 3, dtype=torch.bool), aggregation=aggregation)
         whole_BG = group_advantages(term_FBG.sum(dim=0), scale="batch")
