@@ -171,7 +171,9 @@ def gradient(
         if config.beta > 0 and config.kl_estimator == "exact":
             kl_UT = batch.scatter(scores.kl_K)
         elif config.beta > 0:
-            kl_UT = kl_divergence(current_UT, work.ref_logprob_UT, estimator=config.kl_estimator)
+            # Masked here, too: in the gradient of k2's square, 0 * NaN of a token that does not count would be NaN.
+            scored_UT = (torch.where(batch.mask_UT, one, 0.0) for one in (current_UT, work.ref_logprob_UT))
+            kl_UT = kl_divergence(*scored_UT, estimator=config.kl_estimator)
         if config.rollout_correction != "none":
             weight_UT = correction_weight(
                 current_UT if first else old_logprob_UT,  # of the policy that sampled, in every iteration

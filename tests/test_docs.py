@@ -33,10 +33,11 @@ OPTIONS |= set(re.findall(r'add\("--(\w+)"', (ROOT / "recipes" / "launch" / "sag
 OPTIONS |= set(re.findall(r'"--(\w+)"', (ROOT / "data" / "gsm8k.py").read_text()))
 FOLDERS = ("grpo", "kernels", "rewards", "data")
 BELOW = ("grpo.config", "grpo.distributed", "kernels", "rewards", "data")  # the rooms below, besides those of grpo
+OPTIONS |= {"against", "html", "markdown"}  # of tests/conformance
 TORCHRUN = {"nproc_per_node", "nnodes", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "help"}
-# Of sbatch, docker, deepspeed, accelerate, rewards.sandbox and grpo.report.tokens.
+# Of sbatch, docker, deepspeed, accelerate, pip, rewards.sandbox and grpo.report.tokens.
 OTHERS = {"nodes", "gpus-per-node", "signal", "gpus", "shm-size", "init", "stop-timeout", "num_gpus",
-          "num_accelerators", "num_processes", "multi_gpu", "cpu", "security-opt", "check", "step"}
+          "num_accelerators", "num_processes", "multi_gpu", "cpu", "security-opt", "check", "step", "no-deps", "target"}
 # The files of the algorithm in reading order: README's first table of files.
 TABLE = README.partition("## What is where")[2].partition("[train.py]")[0]
 ALGORITHM = re.findall(r"^\| \[(\S+\.py)\]\(", TABLE, re.M)
