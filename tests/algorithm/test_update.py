@@ -213,14 +213,33 @@ def test_the_threshold_is_over_the_tokens_of_all_ranks_that_count(monkeypatch):
 
 
 @pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
-def test_a_completion_is_weighed_as_a_whole_and_the_share_that_met_a_bound_is_told(split):
-    # trainer / sampler 0.5 * 3 = 1.5 of two tokens, over the cap 1.25; 0.4 / 0.4 = 1 of one token.
+@pytest.mark.parametrize(("correction", "cap", "floor", "weight", "share"), [
+    # trainer / sampler 0.5 * 3 = 1.5 of two tokens, over the cap 1.25 or below 2; 0.4 / 0.4 = 1 of one token
+    ("sequence_truncated", 1.25, 0.0, [1.25, 1.25], 2 / 3), ("sequence_truncated", 2.0, 0.0, [1.5, 1.5], 0.0),
+    ("truncated", 4.0, 0.75, [0.75, 3.0], 1 / 3), ("masked", 4.0, 0.75, [0.0, 3.0], 1 / 3),
+])
+def test_both_bounds_of_a_weight_act_and_the_share_that_met_one_is_told(correction, cap, floor, weight, share, split):
     engine, work = TableEngine(torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log()), work_of(split)
-    config = Config(rollout_correction="sequence_truncated", rollout_correction_cap=1.25, beta=0.0)
+    config = Config(rollout_correction=correction, rollout_correction_cap=cap, rollout_correction_floor=floor, beta=0.0)
     metrics = move(engine, work, config, 1.0)
-    torch.testing.assert_close(engine.grads[0], torch.tensor([[-1.25, -1.25], [1.0, 0.0]]) / 3)
-    assert metrics["correction_weight_mean"] == pytest.approx(3.5 / 3)
-    assert metrics["correction_capped_share"] == pytest.approx(2 / 3)
+    torch.testing.assert_close(engine.grads[0], torch.tensor([[-weight[0], -weight[1]], [1.0, 0.0]]) / 3)
+    assert metrics["correction_weight_mean"] == pytest.approx((sum(weight) + 1) / 3)
+    assert metrics["correction_capped_share"] == pytest.approx(share)
+
+
+def test_a_clip_of_completions_is_counted_by_their_ratios():
+    # Log-ratios 0.15 and -0.05, mean 0.05, above the clip at log 1.04: both tokens of the good completion.
+    class Uneven(TableEngine):
+        def step(self, learning_rate):
+            norm = super().step(learning_rate)
+            self.logprob_UT = (self.logprob_UT.detach() + torch.tensor([0.1, -0.1])).requires_grad_()
+            return norm
+
+    options = dict(num_iterations=2, beta=0.0, epsilon=0.04)
+    for level, counted in (("sequence", 2), ("token", 1)):
+        config = Config(importance_sampling_level=level, **options)
+        metrics = move(Uneven(torch.zeros(2, 2)), work_of([[0, 1]]), config, 1.0)
+        assert metrics["clip_share_high"] == pytest.approx(counted / 3 / 2), level
 
 
 @pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
