@@ -329,11 +329,11 @@ def test_a_color_is_the_stronger_the_farther_a_token_is_from_nothing():
         plain = dict(place=1, text="a", sampler=0.95, old=0.95, new=0.95, ratio=1.0, clip="", kl=0.0, entropy=0.0)
         return Token(**plain | dict(policy=0.0, kl_pull=0.0, share=0.0) | changed)
 
-    tokens = [token(), token(new=0.005, share=0.4), token(new=0.3, share=-0.2), token(ratio=1.15, kl=2.0),
-              token(ratio=0.85, kl=0.5, entropy=1.0), token(clip="above", ratio=3.0), token(new=None)]
+    tokens = [token(), token(new=0.005, share=0.4), token(new=0.3, share=-0.2), token(ratio=1.16, kl=2.0),
+              token(ratio=0.84, kl=0.5, entropy=1.0), token(clip="above", ratio=3.0), token(new=None)]
     classes = shades(tokens, 0.2, 0.3)
-    # surprise below 0.9, 0.5, 0.1 and 0.01; half of the hardest pull is the third of four levels, downwards; 0.15 of
-    # 0.3 too, 0.15 of 0.2 the fourth; a quarter of the largest KL the second
+    # surprise below 0.9, 0.5, 0.1 and 0.01; half of the hardest pull is the third of four levels, downwards; 0.16 of
+    # 0.3 too, 0.16 of 0.2 the fourth; a quarter of the largest KL the second
     assert [classes(one) for one in tokens] == [
         "t", "t pu4 su4", "t pd3 su2", "t ru3 ku4", "t rd4 ku2 eu4", "t ru4 x", "t m"]
 
