@@ -22,6 +22,7 @@ from tests.conformance.findings import FINDINGS, Finding
 from tests.conformance.page import cell, markdown
 
 COMMAND = "python -m tests.conformance.compare"
+INSTALL = "pip install --no-deps --target .peers -r tests/conformance/adapters/requirements.txt"
 ADAPTERS = Path(__file__).parent / "adapters"
 IMPLEMENTATIONS = ("ours.py", "peer_trl.py", "peer_verl.py", "peer_openrlhf.py")
 MISTAKES = ("ClipOfWholeCompletions", "NegatedTwice", "ComparedAcrossPrompts", "NeverReduced", "StdOfTheOthers",
@@ -116,7 +117,10 @@ def page(record: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Try everything, and write record and page."""
+    """Try everything, and write record and page; 2 where the peers are not installed."""
+    if not (ROOT / ".peers").is_dir():
+        print(f"error: there is no folder .peers; first: {INSTALL}", file=sys.stderr)
+        return 2
     # A process each: peers patch libraries, and some stand in for packages that others look for.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         implementations = list(pool.map(tried, IMPLEMENTATIONS))
