@@ -79,8 +79,9 @@ def main() -> None:
             f"{each[0][2]:,} | {each[0][2] / max(1, kept * 16 * LENGTH):.0f} |" for kept, each in found.items()]
     page = f"""# What keeping tokens costs
 
-`python -m benchmarks.tokens`, commit {commit()}, {machine()}. The shipped model in float32 with LoRA, 4 prompts of 16
-completions of {LENGTH} tokens, one rank, one thread. Medians of {NUM_REPEATS} in CPU seconds of the process.
+`python -m benchmarks.tokens`, commit {commit()}, {machine()}.
+The shipped model in float32 with LoRA, 4 prompts of 16 completions of {LENGTH} tokens, one rank, one thread. Medians of
+{NUM_REPEATS} in CPU seconds of the process.
 
 | keep_tokens | update, s | lines and file, s | bytes of a step | bytes of a token |
 |---|---|---|---|---|
