@@ -7,8 +7,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from ranks import ROOT
+from transformers import AutoTokenizer
 
-from data import load_examples, programs
+from data import load_examples, programs, warmup
 from data.code import file_of, with_tests
 
 HUMAN_EVAL = {
@@ -131,3 +133,10 @@ def test_some_answers_of_the_warm_up_are_right_and_some_are_not() -> None:
         answer = programs.mixed_answer(problem, rng=rng)
         counts[answer == programs.PROGRAM.format(code=problem.code)] += 1
     assert 80 < counts[True] < 160
+
+
+def test_the_shipped_tokenizer_is_the_one_that_the_command_builds_and_the_model_is_small() -> None:
+    folder = ROOT / "data" / "tiny_coder"
+    built = warmup.build_tokenizer(programs.every_word())
+    assert built.get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 2_000_000
