@@ -15,7 +15,21 @@ from rewards.arguments import with_options
 from rewards.values import blame, shown
 
 # Imported only where they are asked for: some need a library.
-BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math:correctness_reward"}
+BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math:correctness_reward",
+            "keywords": "rewards.text:keywords", "keyword_groups": "rewards.text:keyword_groups",
+            "contexts": "rewards.text:contexts", "semantic": "rewards.text:semantic",
+            "code_format": "rewards.code:code_format", "code_runs": "rewards.code:code_runs",
+            "code_tests": "rewards.code:code_tests",
+            "math_verify": "rewards.latex:math_verify", "reasoning_gym": "rewards.gym:reasoning_gym",
+            **{name: f"rewards.trl:{name}" for name in (
+                "accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", "get_cosine_scaled_reward",
+                "get_repetition_penalty_reward", "get_soft_overlong_punishment")},
+            **{name: f"rewards.open_r1:{name}" for name in (
+                "tag_count_reward", "len_reward", "think_answer_format_reward")}}
+# What some of them need besides, each an extra of setup.cfg; of the first the version that rewards/gym.py knows.
+EXTRAS = {"reasoning_gym": "reasoning-gym==0.1.25", **dict.fromkeys((
+    "math_verify", "accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward", "len_reward"),
+    "math-verify")}
 _FOLDERS: list[Path] = []  # of the reward files that were imported
 
 
@@ -43,11 +57,12 @@ def load(reward_funcs: list[str], reward_weights: list[float] | None = None,
     if len(functions) < len(found):
         names = [name for name, _ in found]
         raise ValueError(f"reward_funcs={reward_funcs}: metrics need different names, these are {names}; rename one")
-    for name, values in (reward_options or {}).items():
+    given = reward_options or {}
+    for name in given:
         if name not in functions:
             raise ValueError(f"reward_options={name!r}: must be one of reward_funcs: {', '.join(functions)}")
-        functions[name] = with_options(name, functions[name], values)
-    return functions
+    return {name: with_options(name, function, given.get(name, {}))
+            if name in given or hasattr(function, "read_options") else function for name, function in functions.items()}
 
 
 def metric_name(name: str) -> str:
@@ -87,6 +102,8 @@ def _place(module: ModuleType) -> str:
 
 
 def _find(name: str) -> Callable[..., Any]:
+    if name in EXTRAS:
+        _check_extra(name, *EXTRAS[name].split("=="))
     place, _, attribute = BUILT_IN.get(name, name).rpartition(":")
     is_file = place.endswith(".py")
     if not is_file and not all(map(str.isidentifier, place.split("."))):
@@ -108,6 +125,19 @@ def _find(name: str) -> Callable[..., Any]:
         raise ValueError(f"reward_funcs={name!r}: {attribute!r} is a class, whose call makes an object; nearest valid "
                          f"value: {place}:my_reward, with my_reward = {attribute}(...) there")
     return function
+
+
+def _check_extra(name: str, package: str, version: str = "") -> None:
+    """Refuse a function whose package is not there, or there in another version than the one that is needed."""
+    from importlib import metadata  # here, as few need it
+
+    try:
+        found = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        found = ""
+    if not found or version and found != version:
+        raise ValueError(f"reward_funcs={name!r}: needs the package {EXTRAS[name]}, and {found or 'none'} is installed "
+                         f"here; nearest valid: pip install {EXTRAS[name]}")
 
 
 def _import_file(file: Path) -> ModuleType:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from math import nan
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LONGEST_REASON = 200  # characters of an exception's message
 LONGEST_VALUE = 40  # characters of a value in a message
@@ -72,6 +72,11 @@ def shown(value: Any) -> str:
     except Exception:  # an integer of 5,000 digits, lists in lists a thousand deep
         text = type(value).__name__
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def refuse(name: str, value: Any, rule: str, nearest: Any) -> NoReturn:
+    """Raise ValueError with one line: an option, what it was set to, what it must be, what is near."""
+    raise ValueError(f"{name}={shown(value)} {rule}; nearest valid value: {nearest}")
 
 
 def blame(error: BaseException) -> str:

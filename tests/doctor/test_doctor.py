@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 import train
 from grpo import update
 from grpo.advantage import group_advantages
-from grpo.config import load
 from grpo.doctor import at_rest, problems, trial
 from grpo.doctor.finding import Finding
+from grpo.run.command import load
 from grpo.run.parts import Run
 from grpo.saving import checkpoint
 from grpo.step import my_prompts, sample

@@ -2,15 +2,16 @@
 
 ARGUMENTS = [
     ("a column changes an option", "        named -= function.keywords.keys()\n", "        pass\n"),
-    ("options are not set", "return functools.partial(function, **options)", "return function"),
+    ("options are not set", "return functools.partial(function, **(reader(**options) if reader else options))",
+     "return function"),
     ("any option is known", "if option not in known:", "if False:"),
-    ("completions may be an option", "known = [one for one in _named(function) if one not in ARGUMENTS]",
-     "known = _named(function)"),
+    ("completions may be an option", "_named(reader or function) if one not in ARGUMENTS]",
+     "_named(reader or function)]"),
 ]
 
 LOADING = [
-    ("options of functions that are not there", "if name not in functions:", "if False:"),
-    ("options are dropped", "functions[name] = with_options(name, functions[name], values)", "pass"),
+    ("options of functions that are not there", "        if name not in functions:\n", "        if False:\n"),
+    ("options are dropped", "with_options(name, function, given.get(name, {}))", "function"),
 ]
 
 POOL = [

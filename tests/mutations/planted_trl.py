@@ -26,7 +26,7 @@ MEASURES = [
      "global_std(reward_BG.nan_to_num().flatten())"),
     ("one alone is a group", "compared_B = scored_BG.sum(dim=1) > 1", "compared_B = scored_BG.sum(dim=1) > 0"),
     ("a mean of nothing is 0", "if sums[number] else math.nan", "if sums[number] else 0.0"),
-    ("right without a reward", "return correct_BG & ~reward_BG.isnan()", "return correct_BG"),
+    ("right without a reward", "return right_BG & ~reward_BG.isnan()", "return right_BG"),
     ("the unscored are wrong", "(right_BG | ~scored_BG).all(dim=1)", "right_BG.all(dim=1)"),
     ("the share of the scored", '(sums["completions"] - sums["scored"])', 'sums["scored"]'),
     ("failures over the scored", 'for name in part) / sums["completions"]', 'for name in part) / sums["scored"]'),
@@ -142,8 +142,6 @@ LOADING = [
 ]
 
 STEP = [
-    ("the batch's std with the unscored", "global_std(reward_BG[~reward_BG.isnan()])",
-     "global_std(reward_BG.nan_to_num().flatten())"),
     ("columns not written", "        if extra:  # of log_extra\n", "        if False:\n"),
     ("all are scored", "return ~self.reward_BG.flatten().isnan()",
      "return self.reward_BG.flatten() == self.reward_BG.flatten()[-1]"),

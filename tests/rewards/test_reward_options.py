@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from reward_pools import score, starting
 
-from grpo.config import load
+from grpo.run.command import load
 from rewards import loading
 
 SOURCE = '''

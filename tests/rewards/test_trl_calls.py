@@ -17,7 +17,7 @@ from reward_pools import score, starting
 
 import train
 from data.rows import RESERVED
-from grpo.config import load
+from grpo.run.command import load
 from rewards import loading
 from rewards.arguments import ARGUMENTS, check_columns
 from rewards.loading import name_of
@@ -107,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"{FILE}:scaled", ["missing a required argument: 'factor'"]),
         (f"{FILE}:TooLong", ["'TooLong' is a class", "trl_rewards.py:my_reward, with my_reward = TooLong(...)"]),
         ("no_such_package.rewards:f", ["ModuleNotFoundError: No module named 'no_such_package'"]),
-        ("my-rewards:f", ["must be format, correctness, path/to/file.py:function or module:function"]),
+        ("my-rewards:f", ["must be format, correctness, ", ", path/to/file.py:function or module:function"]),
     ],
 )
 def test_a_function_that_cannot_be_called_is_refused_in_one_line_before_the_model_loads(
@@ -155,6 +155,7 @@ def first(completions, log_extra):
         log_extra("shared", [value])
     return [0.0, 0.0]
 def second(completions, log_extra): log_extra("shared", [0, 0])
+def takes_a_share(completions, log_metric): log_metric("phantom_advantage_share/mine", 1.0)
 '''
 
 
@@ -173,7 +174,9 @@ def test_a_note_that_cannot_be_kept_fails_where_it_is_made(tmp_path: Path) -> No
         "logs_one_for_two": "logged 1 values in the column 'half'; log_extra needs one for each of 2 completions",
         "logs_a_number": "raised TypeError: log_extra('half', 1): needs a name and a list (notes.py:9)",
         "second": "raised ValueError: log_extra('shared', ...): first logs this column; nearest valid value: "
-                  "'second_shared' (notes.py:14)"}
+                  "'second_shared' (notes.py:14)",
+        "takes_a_share": "raised ValueError: log_metric('phantom_advantage_share/mine', ...): the trainer has a metric "
+                         "of this name; nearest valid value: 'my_mine' (notes.py:15)"}
     assert found.metrics == {} and found.extra == {"shared": [0.5, None]}
 
 
