@@ -1,7 +1,7 @@
 """Do the claims notice? `python -m tests.conformance.mutations` plants mistakes in our own code.
 
 Each row of planted.py is made alone in a copy of the project. All claims are tried on our adapter, and all but those
-about two ranks on its two other settings. A mistake is caught by each claim that fails then; each claim must catch one.
+about two ranks on its other settings. A mistake is caught by each claim that fails then; each claim must catch one.
 The result goes to benchmarks/results/conformance-mutations.json and .md.
 """
 
@@ -24,7 +24,7 @@ from tests.conformance.planted import PLANTED
 from tests.mutations.run import copy_project, planted_source, warm_up
 
 COMMAND = "python -m tests.conformance.mutations"
-SETTINGS = ("ours.py", "ours.py:PAPER", "ours.py:DR_GRPO")
+SETTINGS = ("ours.py", "ours.py:PAPER", "ours.py:DR_GRPO", "ours.py:GSPO", "ours.py:RLOO")
 Statuses = dict[str, dict[str, str]]  # by setting and claim
 
 

@@ -14,7 +14,7 @@ ADVANTAGE = [
     ("population std", "reward_BG.std(dim=1, keepdim=True)", "reward_BG.std(dim=1, keepdim=True, correction=0)"),
     ("variance for std", "reward_BG.std(dim=1, keepdim=True)", "reward_BG.var(dim=1, keepdim=True)"),
     ("the batch's std", "(std_B1 + eps)", "(reward_BG.std() + eps)"),
-    ("another eps", "eps: float = 1e-4", "eps: float = 1e-6"),
+    ("another eps", 'scale: str = "group", eps: float = 1e-4', 'scale: str = "group", eps: float = 1e-6'),
     ("the batch's mean", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.mean()"),
     ("mean over prompts", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.mean(dim=0, keepdim=True)"),
     ("sum for mean", "reward_BG.mean(dim=1, keepdim=True)", "reward_BG.sum(dim=1, keepdim=True)"),
@@ -31,6 +31,8 @@ ADVANTAGE = [
     ("an unscored completion counts as 0 in the mean", "= scored.mean(), scored.std()",
      "= scored.sum() / len(reward_BG[b]), scored.std()"),
     ("divides although the scale is none", 'if scale == "group":', 'if scale != "batch":'),
+    ("RLOO with the mean of all", "* num_B1 / (num_B1 - 1).clamp(min=1)", ""),
+    ("RLOO divides by 0", "(num_B1 - 1).clamp(min=1)", "(num_B1 - 1)"),
 ]
 
 LOSS = [
@@ -47,10 +49,12 @@ LOSS = [
     ("one epsilon for both bounds", "clamp(1 - epsilon, 1 + epsilon_high)", "clamp(1 - epsilon, 1 + epsilon)"),
     ("no lower bound", "clamp(1 - epsilon, 1 + epsilon_high)", "clamp(max=1 + epsilon_high)"),
     ("no upper bound", "clamp(1 - epsilon, 1 + epsilon_high)", "clamp(min=1 - epsilon)"),
-    ("the ratio of a whole completion", "mask_NT).exp()\n    # where()",
-     "mask_NT).sum(dim=1, keepdim=True).expand_as(mask_NT).exp()\n    # where()"),
-    ("the geometric mean of a completion", "mask_NT).exp()\n    # where()",
-     "mask_NT).sum(dim=1, keepdim=True).div(mask_NT.sum(dim=1, keepdim=True)).expand_as(mask_NT).exp()\n    # where()"),
+    ("the ratio of a whole completion", "ratio_NT = log_ratio_NT.exp()",
+     "ratio_NT = log_ratio_NT.sum(dim=1, keepdim=True).expand_as(mask_NT).exp()"),
+    ("the mean over a completion", "level=importance_sampling_level)", 'level="sequence")'),
+    ("GSPO's ratio is a token's", "level=importance_sampling_level)", 'level="token")'),
+    ("delta is forgotten", "ratio_NT if delta is None else ratio_NT.clamp(max=delta)", "ratio_NT"),
+    ("delta bounds good tokens, too", "ratio_NT.clamp(max=delta)", "ratio_NT.clamp(max=1.1)"),
     ("advantages not masked", "advantage_NT = torch.where(mask_NT, advantage_N[:, None], 0.0)",
      "advantage_NT = advantage_N[:, None]"),
     ("mask shifted by one", "torch.where(mask_NT, advantage_N[:, None]",
@@ -61,15 +65,6 @@ LOSS = [
      "torch.where(mask_NT, advantage_N[:, None] + 0.1"),
     ("advantages over their mean size", "torch.where(mask_NT, advantage_N[:, None]",
      "torch.where(mask_NT, advantage_N[:, None] / advantage_N.abs().mean().clamp(min=1e-9)"),
-    ("log-ratios not masked", "torch.where(mask_NT, logprob_NT - old_logprob_NT, 0.0)", "logprob_NT - old_logprob_NT"),
-    ("log-ratios neither masked nor bounded",
-     "log_ratio_NT = torch.where(mask_NT, logprob_NT - old_logprob_NT, 0.0)\n"
-     "    return log_ratio_NT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)", "return logprob_NT - old_logprob_NT"),
-    ("log-ratios not bounded", "log_ratio_NT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)", "log_ratio_NT"),
-    ("bounded at 50", "MAX_LOG_RATIO = 20.0", "MAX_LOG_RATIO = 50.0"),
-    ("the policy gets no gradient", "mask_NT, logprob_NT - old_logprob_NT",
-     "mask_NT, logprob_NT.detach() - old_logprob_NT"),
-    ("sign of the log-ratio", "mask_NT, logprob_NT - old_logprob_NT", "mask_NT, old_logprob_NT - logprob_NT"),
     ("sign of the KL", "loss_NT + beta * torch.where", "loss_NT - beta * torch.where"),
     ("beta forgotten", "loss_NT + beta * torch.where", "loss_NT + torch.where"),
     ("the KL times the advantage", "loss_NT + beta * torch.where", "loss_NT + beta * advantage_NT.abs() * torch.where"),
@@ -88,7 +83,8 @@ LOSS = [
      "return (2 * loss_N - loss_N.detach()).sum() / denominator"),
     ("grpo divides by the padded length", "mask_NT.sum(dim=1).clamp(min=1)", "mask_NT.shape[1]"),
     ("0 / 0 where a completion does not count", "mask_NT.sum(dim=1).clamp(min=1)", "mask_NT.sum(dim=1)"),
-    ("dr_grpo divides by the length", 'if loss_type == "grpo":', 'if loss_type != "dapo":'),
+    ("dr_grpo divides by the length", "if loss_type in MEAN_OF_COMPLETIONS:",
+     'if loss_type != "dapo":'),
     ("dapo divides by sequences", '"dapo": num_tokens', '"dapo": num_sequences'),
     ("grpo divides by tokens", '"grpo": num_sequences', '"grpo": num_tokens'),
     ("dr_grpo forgets the sequences", "max_completion_length * num_sequences}", "max_completion_length}"),
@@ -111,6 +107,21 @@ LOSS = [
     ("k3_unbiased has the gradient of k1", "k3_NT.detach() + (k2_NT - k2_NT.detach())",
      "k3_NT.detach() + (d_NT - d_NT.detach())"),
     ("k3_unbiased has both gradients", "k3_NT.detach() + (k2_NT - k2_NT.detach())", "k3_NT + (k2_NT - k2_NT.detach())"),
+]
+
+RATIO = [
+    ("log-ratios not masked", "torch.where(mask_NT, logprob_NT - old_logprob_NT, 0.0)", "logprob_NT - old_logprob_NT"),
+    ("log-ratios neither masked nor bounded",
+     "log_ratio_NT = torch.where(mask_NT, logprob_NT - old_logprob_NT, 0.0)\n"
+     "    log_ratio_NT = log_ratio_NT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)",
+     "log_ratio_NT = logprob_NT - old_logprob_NT"),
+    ("log-ratios not bounded", "log_ratio_NT = log_ratio_NT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)", "pass"),
+    ("bounded at 50", "MAX_LOG_RATIO = 20.0", "MAX_LOG_RATIO = 50.0"),
+    ("the policy gets no gradient", "mask_NT, logprob_NT - old_logprob_NT",
+     "mask_NT, logprob_NT.detach() - old_logprob_NT"),
+    ("sign of the log-ratio", "mask_NT, logprob_NT - old_logprob_NT", "mask_NT, old_logprob_NT - logprob_NT"),
+    ("GSPO's mean over the padded length", "mask_NT.sum(dim=1, keepdim=True).clamp(min=1)", "mask_NT.shape[1]"),
+    ("GSPO's sum for its mean", " / mask_NT.sum(dim=1, keepdim=True).clamp(min=1)", ""),
 ]
 
 KERNEL = [
@@ -138,13 +149,13 @@ UPDATE = [
      "scored_UT = (one for one in"),
     ("reference and policy swapped", "for one in (current_UT, work.ref_logprob_UT))",
      "for one in (work.ref_logprob_UT, current_UT))"),
-    ("everything counts", "work.advantage_U, batch.mask_UT, loss_type=config.loss_type,",
-     "work.advantage_U, torch.ones_like(batch.mask_UT), loss_type=config.loss_type,"),
-    ("the old policy is forgotten", "current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, loss_type",
-     "current_UT, None, work.advantage_U, batch.mask_UT, loss_type"),
+    ("everything counts", "work.advantage_U, batch.mask_UT, denominator",
+     "work.advantage_U, torch.ones_like(batch.mask_UT), denominator"),
+    ("the old policy is forgotten", "current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, denominator",
+     "current_UT, None, work.advantage_U, batch.mask_UT, denominator"),
     ("a micro-batch's own denominator", "denominator=work.denominator, kl_NT",
      "denominator=float(batch.mask_UT.sum().clamp(min=1)), kl_NT"),
-    ("the reference's weight is 1", "beta=config.beta, weight_NT", "beta=1.0, weight_NT"),
+    ("the reference's weight is 1", "beta=beta, weight_NT", "beta=1.0, weight_NT"),
     ("each rank knows its own completions only", "zip(*gather_objects((rollout, advantage_N, scored_N)))",
      "zip(*[(rollout, advantage_N, scored_N)])"),
     ("each rank takes all completions", "rank=rank(), num_ranks=world_size())", "rank=0, num_ranks=1)"),
@@ -170,6 +181,7 @@ ADAPTER = [
 ]
 
 _GROUPS = [
-    ("grpo/advantage.py", ADVANTAGE), ("grpo/loss.py", LOSS), ("kernels/reference.py", KERNEL),
-    ("grpo/update.py", UPDATE), ("grpo/trainer/engine.py", ENGINE), ("tests/conformance/adapters/ours.py", ADAPTER)]
+    ("grpo/advantage.py", ADVANTAGE), ("grpo/loss.py", LOSS), ("grpo/ratio.py", RATIO),
+    ("kernels/reference.py", KERNEL), ("grpo/update.py", UPDATE), ("grpo/trainer/engine.py", ENGINE),
+    ("tests/conformance/adapters/ours.py", ADAPTER)]
 PLANTED = [Planted(file, (), *row) for file, rows in _GROUPS for row in rows]

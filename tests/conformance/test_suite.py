@@ -45,11 +45,15 @@ def test_there_are_at_least_sixty_claims_that_judge_and_each_says_all_that_a_rea
         assert re.search(r"\d", claim.by_hand) or claim.names, claim.name
 
 
-@pytest.mark.parametrize("settings", ["PAPER", "DR_GRPO"])
-def test_our_other_losses_hold_too_and_only_their_conventions_differ(settings: str) -> None:
+@pytest.mark.parametrize(("settings", "convention", "named"), [
+    ("PAPER", "mean over", "completions, then tokens"),
+    ("DR_GRPO", "mean over", "a constant: 1 / 16 for 2 completions"),
+    ("GSPO", "the ratio", "the mean over a completion (GSPO)"), ("RLOO", "dual clip", "at 3"),
+])
+def test_our_other_losses_hold_too_and_only_their_conventions_differ(settings, convention, named) -> None:
     found = list(outcomes(load(f"{ADAPTERS / 'ours.py'}:{settings}"), ALONE))
     assert failed(found) == []
-    assert {one.claim.name: one.found for one in found}["mean over"] != "tokens"
+    assert {one.claim.name: one.found for one in found}[convention] == named
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

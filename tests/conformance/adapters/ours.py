@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from grpo import distributed
-from grpo.advantage import group_advantages
+from grpo.advantage import group_advantages, leave_one_out_advantages
 from grpo.config import Config
 from grpo.loss import kl_divergence, loss_denominator
 from grpo.report.measures import Tally
@@ -71,6 +71,8 @@ class Ours:
         self.CONVENTIONS = CONVENTIONS | conventions
 
     def advantages(self, rewards: torch.Tensor) -> torch.Tensor:
+        if self.config.adv_estimator == "rloo":
+            return leave_one_out_advantages(rewards)
         return group_advantages(rewards, scale=self.config.scale_rewards)
 
     def kl(self, logprob: torch.Tensor, ref_logprob: torch.Tensor) -> torch.Tensor:
@@ -151,7 +153,16 @@ DR_GRPO = Ours(
     {"standard deviation": "none: divided by nothing", "estimator": "k2", "bounded at": "not bounded",
      "mean over": "a constant: 1 / 16 for 2 completions", "completions that do not count": "counted"},
     loss_type="dr_grpo", scale_rewards="none", kl_estimator="k2")
-# A file's functions are those of the default options; `ours.py:PAPER` and `ours.py:DR_GRPO` are the others.
+GSPO = Ours(
+    "ours, GSPO",
+    {"the ratio": "the mean over a completion (GSPO)", "mean over": "completions, then tokens",
+     "completions that do not count": "counted"},
+    loss_type="grpo", importance_sampling_level="sequence")
+RLOO = Ours(
+    "ours, RLOO with dual clip",
+    {"standard deviation": "none, and the mean is of the others (RLOO)", "dual clip": "at 3"},
+    adv_estimator="rloo", delta=3.0)
+# A file's functions are those of the default options; `ours.py:PAPER` and so on are the others.
 NAME, CLIP, BETA, CONVENTIONS = DEFAULT.NAME, DEFAULT.CLIP, DEFAULT.BETA, DEFAULT.CONVENTIONS
 advantages, kl, loss, batch_loss = DEFAULT.advantages, DEFAULT.kl, DEFAULT.loss, DEFAULT.batch_loss
 score, rank_gradient = DEFAULT.score, DEFAULT.rank_gradient
