@@ -21,5 +21,6 @@ setup(
     package_dir={"grpo._project": ".", "grpo._project.recipes": "recipes",
                  **{f"grpo._project.{name}": name.replace(".", "/") for name in inside}},
     package_data={"grpo": ["py.typed"], "grpo._project.recipes": ["*.yaml"],
-                  "grpo._project.data": ["tiny_qwen2/*"], "grpo._project.kernels": ["*.json"]},
+                  "grpo._project.data": ["tiny_qwen2/*", "tiny_coder/*"], "grpo._project.kernels": ["*.json"],
+                  "grpo._project.rewards.sandbox": ["inside/*.py"]},
 )

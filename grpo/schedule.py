@@ -1,4 +1,7 @@
-"""Which prompts and which learning rate belong to a step: functions of its number alone, so resuming needs no state."""
+"""Which prompts and which learning rate belong to a step: functions of its number alone, so resuming needs no state.
+
+Coefficients that follow a metric are the exception: each is a function of the one before, and a checkpoint has it.
+"""
 
 import math
 
@@ -47,3 +50,27 @@ def learning_rate(step: int, *, peak: float, scheduler: str, warmup_ratio: float
     if scheduler == "cosine_with_min_lr":
         return min_lr + (peak - min_lr) * cosine
     return peak * {"constant": 1.0, "linear": 1 - x, "cosine": cosine}[scheduler]
+
+
+def next_beta(beta: float, kl: float, *, target: float, horizon: float, num_completions: int) -> float:
+    """The KL's coefficient after a step whose mean KL was `kl` nats a token: arXiv 1909.08593 section 2.2, as in verl.
+
+        beta' = beta (1 + clip(kl / target - 1, -0.2, 0.2) num_completions / horizon)
+
+    It stays where kl is not finite, as in a skipped step.
+    """
+    if not math.isfinite(kl):
+        return beta
+    return beta * (1 + min(max(kl / target - 1, -0.2), 0.2) * num_completions / horizon)
+
+
+def next_entropy_coef(coef: float, entropy: float, *, target: float, delta: float, low: float, high: float) -> float:
+    """The entropy bonus's coefficient after a step of mean entropy `entropy`, nats: Skywork-OR1, arXiv 2505.22312.
+
+        c' = min(c + delta, high) where entropy <= target, else max(c - delta, low)
+
+    As in TRL; the bonus acts only in a step after one with entropy <= target. It stays where entropy is not finite.
+    """
+    if not math.isfinite(entropy):
+        return coef
+    return min(coef + delta, high) if entropy <= target else max(coef - delta, low)

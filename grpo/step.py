@@ -3,26 +3,39 @@
 `grpo_step` is the whole step; `collect` has its numbers 1 to 3, which `--doctor` needs too.
 """
 
-import sys
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
-from data.conversation import for_rewards
 from data.example import Example
-from grpo.advantage import gate_advantages, group_advantages
+from grpo.advantage import (
+    gate_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    pass_at_k_advantages,
+    reward_terms,
+    whitened_advantages,
+)
 from grpo.distributed import gather_objects, rank, world_size
 from grpo.health.pulse import pulse
 from grpo.health.stop_request import stop_request
-from grpo.options.refusal import spelled_out
-from grpo.report.measures import Clock, global_std, is_right, logged_metrics, reward_metrics, rollout_metrics
+from grpo.report.measures import (
+    Clock,
+    global_moments,
+    global_std,
+    is_right,
+    logged_metrics,
+    reward_metrics,
+    rollout_metrics,
+)
 from grpo.run.parts import Run
+from grpo.run.scoring import rewards_of
 from grpo.sampler.generate import generate
 from grpo.schedule import learning_rate, prompts_of_step
 from grpo.types import Rollout
-from grpo.update import Update, ask_reference, move, prepare
-from rewards.pool import Scored
+from grpo.update import Update, ask_reference, choose_tokens, coefficients_of, move, prepare, state_after
+from rewards.workers.pool import Scored
 
 PATIENCE_S = 5  # a sampling phase that takes longer shows how far it is
 
@@ -85,19 +98,24 @@ def grpo_step(run: Run, step: int) -> Step:
     end_if_rewards_fail(config.max_reward_failures, collected, step)
     # The completions of all ranks are dealt out again, so that every rank has the same amount of work.
     work = prepare(collected.rollout, collected.advantage_BG.flatten(), collected.scored_N, config, run.limit)
+    work.coefficients = coefficients_of(config, run.coefficients)
     # 4. Ask the reference: what would the policy of step 0 say of them?
     clock.enter("reference")
     if config.beta > 0:
         ask_reference(run.engine, work, config)
     # 5. Move the policy.
     clock.enter("update")
+    if config.top_entropy_quantile < 1:
+        choose_tokens(run.engine, work, config.top_entropy_quantile)
     rate = learning_rate(
         step, peak=config.learning_rate, scheduler=config.lr_scheduler_type, warmup_ratio=config.warmup_ratio,
         warmup_steps=config.warmup_steps, min_lr=config.min_lr, total=run.num_steps)
     moved = move(run.engine, work, config, rate)
     clock.enter("log")
     metrics = collected.metrics | moved | rollout_metrics(collected.rollout, clock)
-    metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps}
+    metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps, **work.coefficients}
+    entropy = moved["entropy"] if work.entropy is None else work.entropy
+    run.coefficients.update(state_after(config, run.coefficients, kl=moved["kl"], entropy=entropy))
     return Step(metrics=metrics, collected=collected, update=work)
 
 
@@ -121,13 +139,10 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
     # 3. Compare: how much better than its group is each completion?
     clock.enter("advantage")
     reward_BG = torch.tensor(scored.total).view(len(examples), config.num_generations)
-    right_BG = is_right(reward_BG, scored.parts)
-    batch_std = global_std(reward_BG[~reward_BG.isnan()]) if config.scale_rewards == "batch" else None
-    advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=batch_std)
-    advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
+    advantage_BG, metrics = compare(run, reward_BG, scored, counted_tokens(run, rollout).view(reward_BG.shape))
     return Collected(
         examples=examples, rollout=rollout, reward_BG=reward_BG, scored=scored, advantage_BG=advantage_BG,
-        metrics=reward_metrics(reward_BG, scored, right_BG, advantage_BG), logged=logged_metrics(scored.metrics))
+        metrics=metrics, logged=logged_metrics(scored.metrics))
 
 
 def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
@@ -164,19 +179,43 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Sco
         stop_request.leave()
 
     asked = [example for example in examples for _ in range(run.config.num_generations)]  # once for each completion
-    columns = {name: [one.columns[name] for one in asked] for name in asked[0].columns if name != "prompt"}
-    pairs = [for_rewards(one.prompt, text) for one, text in zip(asked, rollout.text, strict=True)]
-    completion_ids = [ids_T[:length].tolist() for ids_T, length in zip(rollout.token_NT, rollout.length_N)]
-    scored = run.rewards.score(
-        prompts=[prompt for prompt, _ in pairs], completions=[text for _, text in pairs],
-        completion_ids=completion_ids, columns=columns, trainer_state=run.trainer_state(step),
-        seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
-    fate = "they get 0" if run.config.reward_failure == "zero" else "they are left out"
-    for name, (count, reason) in scored.failures.items():
-        # On a new line: the progress bar is on the current one.
-        print(f"\n[rank {rank()} step {step}] warning: reward function {name!r} failed on {count} of {len(asked)} "
-              f"completions ({spelled_out(reason)})" + (f": {fate}" if count else ""), file=sys.stderr, flush=True)
-    return scored
+    return rewards_of(run, asked, rollout, step, seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
+
+
+def compare(
+    run: Run, reward_BG: torch.Tensor, scored: Scored, num_tokens_BG: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Advantages, [B, G] float32, and the metrics of rewards and groups over all ranks. Collective: every rank.
+
+    `reward_BG` has the totals of `scored`, and `num_tokens_BG` the tokens that count in the loss with a reward.
+    """
+    config, scored_BG = run.config, ~reward_BG.isnan()
+    right_BG = is_right(reward_BG, scored.parts, config.outcome_reward)
+    part_FBG = torch.tensor(list(scored.parts.values())).view(-1, *reward_BG.shape)
+    term_FBG = reward_terms(
+        part_FBG, torch.tensor(run.rewards.weights), scored_BG, aggregation=config.multi_objective_aggregation)
+    compared_BG, scale = reward_BG, config.scale_rewards
+    if config.multi_objective_aggregation == "normalize_then_sum":  # whose scale is the batch's, as in TRL
+        compared_BG, scale = term_FBG.sum(dim=0), "batch"
+    if config.adv_estimator == "rloo":
+        advantage_BG = leave_one_out_advantages(reward_BG)
+    elif config.adv_estimator == "reinforce_plus_plus_baseline":
+        centred_BG = group_advantages(reward_BG, scale="none")
+        mean, std = global_moments(centred_BG[scored_BG], num_tokens_BG[scored_BG])
+        advantage_BG = whitened_advantages(centred_BG, scored_BG, mean=mean, std=std)
+    elif config.adv_estimator == "pass_at_k":
+        advantage_BG = pass_at_k_advantages(right_BG, scored_BG, k=config.pass_k)
+    else:
+        batch_std = global_std(compared_BG[scored_BG]) if scale == "batch" else None
+        advantage_BG = group_advantages(compared_BG, scale=scale, batch_std=batch_std)
+    advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
+    return advantage_BG, reward_metrics(
+        reward_BG, scored, right_BG, term_FBG=term_FBG, compared_BG=compared_BG, advantage_BG=advantage_BG)
+
+
+def counted_tokens(run: Run, rollout: Rollout) -> torch.Tensor:
+    """[N] int64, tokens of each completion in the loss if it has a reward."""
+    return torch.where(rollout.truncated_N & run.config.mask_truncated_completions, 0, rollout.length_N)
 
 
 def end_if_rewards_fail(limit: float, collected: Collected, step: int) -> None:

@@ -6,7 +6,7 @@ Axes, one letter each; a tensor's name ends in its axes:
     G  completions per prompt                             H  hidden size
     N  completions, N = B * G, prompt-major: n = b*G+g    L  tokens of one packed batch
     U  completions of all ranks together                  K  scored tokens of one packed batch
-    T  completion tokens, padded to the longest
+    T  completion tokens, padded to the longest           F  reward functions
 
 Sampling, rewards and advantages are each rank's own: N. The update is over all of them: U, which is the N of the
 Rollout that `packing.merge` makes. On one rank U = N. The loss works on any completions and calls them N.

@@ -4,6 +4,7 @@ The loss of a packed batch is a sum over its tokens divided by a number that bel
 completions are split over packed batches and ranks changes no gradient.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,12 +12,19 @@ import torch
 
 from grpo.config import Config
 from grpo.distributed import gather_objects, global_max, rank, world_size
-from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss
+from grpo.loss import kl_divergence, loss_denominator, mean_entropy, policy_loss, top_entropy_mask
 from grpo.packing import merge, pack
+from grpo.ratio import correction_weight
 from grpo.report.measures import Tally
+from grpo.report.tokens.record import TokenRecord, chosen
+from grpo.schedule import next_beta, next_entropy_coef
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit, retry
 from grpo.types import Batch, Rollout
+
+# What policy_loss takes under the same names as the run's options.
+LOSS_OPTIONS = ("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "sapo_temperature_pos",
+                "sapo_temperature_neg")
 
 
 @dataclass(kw_only=True)
@@ -33,6 +41,10 @@ class Update:
     micro_batches: list[Batch] = field(default_factory=list)  # this rank's; every rank has the same number
     ref_logprob_UT: torch.Tensor | None = None  # 0.0 where this rank does not score; None if beta is 0
     ref_hidden: list[torch.Tensor] = field(default_factory=list)  # [K, H] for each packed batch, for the exact KL
+    tokens: TokenRecord = field(default_factory=TokenRecord)  # what the token page shows; no part of the gradient
+    learns_UT: torch.Tensor | None = None  # bool, of all ranks, tokens with a policy loss; None: all that count
+    entropy: float | None = None  # mean over those tokens; None: over all, which is a metric
+    coefficients: dict[str, float] = field(default_factory=dict)  # beta and entropy_coef, where they are not config's
 
     def evidence(self) -> tuple[dict[str, torch.Tensor], dict[str, list]]:
         """What the gradient was computed from, by name: the tensors, and the rest."""
@@ -62,9 +74,11 @@ def prepare(
     num_tokens = int(rollout.length_N[keep_U].sum())
     denominator = loss_denominator(config.loss_type, num_tokens=num_tokens, num_sequences=len(keep_U),
                                    max_completion_length=config.max_completion_length)
+    num_generations = len(rollout.text) // len(rollout.prompt_ids)
     work = Update(
         rollout=rollout, keep_U=keep_U, limit=limit, advantage_U=advantage_U.to(limit.device),
-        sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens)
+        sampler_logprob_UT=rollout.sampler_logprob_NT.to(limit.device), denominator=denominator, num_tokens=num_tokens,
+        tokens=TokenRecord(chosen(advantage_U, config.keep_tokens, num_generations).to(limit.device)))
     fill(work)
     return work
 
@@ -95,6 +109,24 @@ def ask_reference(engine: Engine, work: Update, config: Config) -> None:
             work.ref_hidden.append(scores.hidden_KH)
 
 
+def choose_tokens(engine: Engine, work: Update, quantile: float) -> None:
+    """Only this share of the step's tokens, those of highest entropy, gets a policy loss; the KL is of all.
+
+    Collective: every rank, before the first gradient of a step.
+    """
+    # A forward pass of its own: the threshold is over all micro-batches of all ranks, or it would depend on the split.
+    entropy_UT = torch.zeros_like(work.sampler_logprob_UT)
+    for batch in work.micro_batches:
+        with torch.no_grad():
+            scores = engine(batch, entropy=True)
+        entropy_UT += torch.where(batch.mask_UT, batch.scatter(scores.entropy_K), 0.0)
+    entropy_UT = sum(gather_objects(entropy_UT.cpu()))  # a token is scored on one rank, and adds 0 on the others
+    place_T = torch.arange(entropy_UT.shape[1])
+    counts_UT = (place_T < work.rollout.length_N[:, None]) & work.keep_U[:, None]
+    work.learns_UT = top_entropy_mask(entropy_UT, counts_UT, quantile=quantile).to(work.limit.device)
+    work.entropy = float(entropy_UT[work.learns_UT.cpu()].mean())
+
+
 def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> dict[str, float]:
     """`num_iterations` optimizer steps on the batch; the metrics over all ranks. Collective: every rank, once per step.
 
@@ -102,10 +134,13 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
     1 and whose gradient is right. Later iterations compare with those first log-probabilities.
     """
     old_logprob_UT: torch.Tensor | None = None
-    tally = Tally(work.advantage_U, work.sampler_logprob_UT, epsilon=config.epsilon,
-                  epsilon_high=config.epsilon_high, num_iterations=config.num_iterations)
+    high = config.epsilon_high - 1 if config.loss_type == "cispo" else config.epsilon_high  # cispo's bounds the ratio
+    tally = Tally(work.advantage_U, work.sampler_logprob_UT, epsilon=config.epsilon, epsilon_high=high,
+                  num_iterations=config.num_iterations, level=config.importance_sampling_level,
+                  correction=config.rollout_correction)
     grad_norm = 0.0
     for _ in range(config.num_iterations):
+        work.tokens.begin()
         logprob_UT = retry(
             partial(gradient, engine, work, config, tally, old_logprob_UT),
             shorten=partial(start_again, engine, work, config, tally, tally.copy()), batches=work.micro_batches)
@@ -125,25 +160,35 @@ def gradient(
     `old_logprob_UT` is what the first iteration returned, None in the first.
     """
     first = old_logprob_UT is None
+    options = {name: getattr(config, name) for name in LOSS_OPTIONS}
+    beta, entropy_coef = (work.coefficients.get(name, getattr(config, name)) for name in ("beta", "entropy_coef"))
     logprob_UT = torch.zeros_like(work.sampler_logprob_UT)
     for index, batch in enumerate(work.micro_batches):
         ref_hidden_KH = work.ref_hidden[index] if work.ref_hidden else None
-        scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=first)
+        scores = engine(batch, ref_hidden_KH=ref_hidden_KH, entropy=first or entropy_coef > 0)
         current_UT = batch.scatter(scores.logprob_K)
         kl_UT = weight_UT = None
         if config.beta > 0 and config.kl_estimator == "exact":
             kl_UT = batch.scatter(scores.kl_K)
         elif config.beta > 0:
-            kl_UT = kl_divergence(current_UT, work.ref_logprob_UT, estimator=config.kl_estimator)
+            # Masked here, too: in the gradient of k2's square, 0 * NaN of a token that does not count would be NaN.
+            scored_UT = (torch.where(batch.mask_UT, one, 0.0) for one in (current_UT, work.ref_logprob_UT))
+            kl_UT = kl_divergence(*scored_UT, estimator=config.kl_estimator)
         if config.rollout_correction != "none":
             weight_UT = correction_weight(
                 current_UT if first else old_logprob_UT,  # of the policy that sampled, in every iteration
                 work.sampler_logprob_UT, batch.mask_UT, correction=config.rollout_correction,
-                cap=config.rollout_correction_cap)
+                cap=config.rollout_correction_cap, floor=config.rollout_correction_floor)
         loss = policy_loss(
-            current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, loss_type=config.loss_type,
-            epsilon=config.epsilon, epsilon_high=config.epsilon_high, denominator=work.denominator, kl_NT=kl_UT,
-            beta=config.beta, weight_NT=weight_UT)
+            current_UT, old_logprob_UT, work.advantage_U, batch.mask_UT, denominator=work.denominator, kl_NT=kl_UT,
+            beta=beta, weight_NT=only_learning(weight_UT, work.learns_UT), **options)
+        if entropy_coef > 0:
+            entropy_UT, learns_UT = batch.scatter(scores.entropy_K), batch.mask_UT
+            num_learning: float | torch.Tensor = work.num_tokens
+            if work.learns_UT is not None:
+                learns_UT, num_learning = learns_UT & work.learns_UT, work.learns_UT.sum()
+            loss = loss - entropy_coef * mean_entropy(entropy_UT, learns_UT, num_learning)
+        work.tokens.add(batch, loss, current_UT, kl_UT=kl_UT, entropy_K=scores.entropy_K, weight_UT=weight_UT)
         engine.backward(loss, last=index == len(work.micro_batches) - 1)
         tally.add(batch, loss.detach(), current_UT.detach(), old_logprob_UT, entropy_K=scores.entropy_K, kl_UT=kl_UT,
                   weight_UT=weight_UT, first=first)
@@ -151,11 +196,45 @@ def gradient(
     return logprob_UT
 
 
+def coefficients_of(config: Config, state: dict[str, float]) -> dict[str, float]:
+    """beta and entropy_coef of a step, where an option makes them move; `state` is what `state_after` returned last."""
+    now = {}
+    if config.target_kl is not None:
+        now["beta"] = state.get("beta", config.beta)
+    if config.use_adaptive_entropy:
+        low = state.get("entropy", math.inf) <= config.entropy_target
+        now["entropy_coef"] = state.get("entropy_coef", config.entropy_coef) if low else 0.0
+    return now
+
+
+def state_after(config: Config, state: dict[str, float], *, kl: float, entropy: float) -> dict[str, float]:
+    """What the coefficients of later steps depend on, after a step with these means over its tokens, in nats."""
+    after = {}
+    if config.target_kl is not None:
+        after["beta"] = next_beta(
+            state.get("beta", config.beta), kl, target=config.target_kl, horizon=config.kl_horizon,
+            num_completions=config.prompts_per_step * config.num_generations)
+    if config.use_adaptive_entropy:
+        after["entropy"] = entropy
+        after["entropy_coef"] = next_entropy_coef(
+            state.get("entropy_coef", config.entropy_coef), entropy, target=config.entropy_target,
+            delta=config.entropy_coef_delta, low=config.entropy_coef_min, high=config.entropy_coef_max)
+    return after
+
+
+def only_learning(weight_UT: torch.Tensor | None, learns_UT: torch.Tensor | None) -> torch.Tensor | None:
+    """The weights of tokens, 0 where one does not learn; None for all 1."""
+    if learns_UT is None:
+        return weight_UT
+    return learns_UT.float() if weight_UT is None else torch.where(learns_UT, weight_UT, 0.0)
+
+
 def start_again(
     engine: Engine, work: Update, config: Config, tally: Tally, before: tuple, longest: int
 ) -> list[Batch]:
     """After running out of memory: drop the partial gradient and pack batches shorter than the `longest`."""
     tally.restore(before)
+    work.tokens.start_again()
     engine.discard()
     work.limit.halve(longest)
     fill(work)

@@ -22,7 +22,7 @@ from typing import Any
 from rewards.values import as_json, as_list, shown
 
 ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")
-PARTS = "rewards/"  # the trainer's metrics of single functions begin so
+PARTS = ("rewards/", "phantom_advantage_share/")  # the trainer's metrics of single functions begin so
 Call = Callable[..., Any]
 
 
@@ -58,7 +58,7 @@ class Notes:
             raise TypeError(f"log_metric({shown(name)}, ...): needs a name")
         if name in self.taken or name.startswith(PARTS):
             raise ValueError(f"log_metric({name!r}, ...): the trainer has a metric of this name; nearest valid value: "
-                             f"'my_{name.removeprefix(PARTS)}'")
+                             f"'my_{name.rpartition('/')[2]}'")
         number = float(value)
         self.metrics.setdefault(name, []).append(number if isfinite(number) else None)
 
@@ -102,13 +102,48 @@ def call(function: Call, arguments: dict[str, Any], state: dict[str, Any], notes
     return _loop().run(_awaited(values)) if inspect.isawaitable(values) else values
 
 
+def reads_options(reader: Call) -> Callable[[Call], Call]:
+    """Of a function with a reader: the reader is called with its options, once, and returns arguments.
+
+    The reader raises ValueError with one line for an option that is none. It may set arguments that no option names.
+    """
+    def mark(function: Call) -> Call:
+        function.read_options = reader  # type: ignore[attr-defined]
+        return function
+    return mark
+
+
+def with_options(name: str, function: Call, options: dict[str, Any]) -> Call:
+    """The function with these arguments set, which no column of the same name can change.
+
+    Raises:
+        ValueError: the function has no such argument by name, or we give it, or its reader refuses the value.
+    """
+    reader = getattr(function, "read_options", None)
+    if not isinstance(options, dict):
+        raise ValueError(f"reward_options={{{name}: {shown(options)}}}: must be arguments by name, such as "
+                         f"{{{name}: {{threshold: 0.5}}}}")
+    known = [one for one in _named(reader or function) if one not in ARGUMENTS]
+    for option in options:
+        if option not in known:
+            near = "".join(f"; nearest valid value: {one}" for one in get_close_matches(str(option), known, n=1))
+            raise ValueError(f"reward_options={{{name}: {{{option}: ...}}}}: must be one of "
+                             f"{', '.join(known) or 'none'}{near}")
+    try:
+        return functools.partial(function, **(reader(**options) if reader else options))
+    except ValueError as error:
+        raise ValueError(f"reward_options of {name}: {error}") from None
+
+
 def chosen(function: Call, offered: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a function takes."""
+    """Those of the arguments that a function takes; what a partial has set stays."""
     offered = {**offered, "prompt": offered["prompts"]}
+    named = set(_named(function))
     parameters = _signature(function).parameters.values()
-    named = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
     if any(one.kind == one.VAR_KEYWORD for one in parameters):
         named |= offered.keys() - {"prompt"}
+    if isinstance(function, functools.partial):
+        named -= function.keywords.keys()
     return {name: value for name, value in offered.items() if name in named}
 
 
@@ -122,7 +157,13 @@ def check_columns(functions: dict[str, Call], columns: list[str]) -> None:
             near = get_close_matches(str(error).partition("'")[2].partition("'")[0], offered, n=1)
             hint = f"; nearest valid value: {near[0]}" if near else ""
             raise ValueError(f"reward function {name!r}: {error}; it can have {', '.join(offered)}: rename a column of "
-                             f"the dataset, or the argument{hint}") from None
+                             f"the dataset, or the argument, or give it in reward_options{hint}") from None
+
+
+def _named(function: Call) -> list[str]:
+    """The arguments that a function takes by name."""
+    parameters = _signature(function).parameters.values()
+    return [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
 
 
 def _signature(function: Call) -> inspect.Signature:

@@ -11,20 +11,37 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rewards.math import correctness_reward, format_reward
+from rewards.arguments import with_options
 from rewards.values import blame, shown
 
-BUILT_IN: dict[str, Callable[..., Any]] = {"format": format_reward, "correctness": correctness_reward}
+# Imported only where they are asked for: some need a library.
+BUILT_IN = {"format": "rewards.math:format_reward", "correctness": "rewards.math:correctness_reward",
+            "keywords": "rewards.text:keywords", "keyword_groups": "rewards.text:keyword_groups",
+            "contexts": "rewards.text:contexts", "semantic": "rewards.text:semantic",
+            "code_format": "rewards.code:code_format", "code_runs": "rewards.code:code_runs",
+            "code_tests": "rewards.code:code_tests",
+            "math_verify": "rewards.latex:math_verify", "reasoning_gym": "rewards.gym:reasoning_gym",
+            **{name: f"rewards.trl:{name}" for name in (
+                "accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", "get_cosine_scaled_reward",
+                "get_repetition_penalty_reward", "get_soft_overlong_punishment")},
+            **{name: f"rewards.open_r1:{name}" for name in (
+                "tag_count_reward", "len_reward", "think_answer_format_reward")}}
+# What some of them need besides, each an extra of setup.cfg; of the first the version that rewards/gym.py knows.
+EXTRAS = {"reasoning_gym": "reasoning-gym==0.1.25", **dict.fromkeys((
+    "math_verify", "accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward", "len_reward"),
+    "math-verify")}
 _FOLDERS: list[Path] = []  # of the reward files that were imported
 
 
-def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> dict[str, Callable[..., Any]]:
+def load(reward_funcs: list[str], reward_weights: list[float] | None = None,
+         reward_options: dict[str, dict[str, Any]] | None = None) -> dict[str, Callable[..., Any]]:
     """Find the reward functions, and refuse with ValueError what is missing, fails to import or does not fit together.
 
     Args:
-        reward_funcs: each "format", "correctness", "path/to/file.py:function" or "module:function". What stands for
+        reward_funcs: each a name of BUILT_IN, "path/to/file.py:function" or "module:function". What stands for
             `function` may be anything that can be called: an async function, a partial, an object with __call__.
         reward_weights: one factor per function; None means 1.0 for each.
+        reward_options: by metric name, arguments with which the function is called besides ours and the columns.
 
     Returns functions by metric name, to be called by `rewards.arguments.call`.
     """
@@ -36,10 +53,16 @@ def load(reward_funcs: list[str], reward_weights: list[float] | None = None) -> 
     if not all(isfinite(weight) for weight in weights):
         raise ValueError(f"reward_weights={weights}: every weight must be a finite number, such as 1.0")
     found = [(metric_name(name), _find(name)) for name in reward_funcs]
-    if len(dict(found)) < len(found):
+    functions = dict(found)
+    if len(functions) < len(found):
         names = [name for name, _ in found]
         raise ValueError(f"reward_funcs={reward_funcs}: metrics need different names, these are {names}; rename one")
-    return dict(found)
+    given = reward_options or {}
+    for name in given:
+        if name not in functions:
+            raise ValueError(f"reward_options={name!r}: must be one of reward_funcs: {', '.join(functions)}")
+    return {name: with_options(name, function, given.get(name, {}))
+            if name in given or hasattr(function, "read_options") else function for name, function in functions.items()}
 
 
 def metric_name(name: str) -> str:
@@ -55,8 +78,8 @@ def name_of(function: str | Callable[..., Any]) -> str:
     """
     if isinstance(function, str):
         return function
-    for name, built_in in BUILT_IN.items():
-        if function is built_in:
+    for name, place in BUILT_IN.items():
+        if place == f"{getattr(function, '__module__', None)}:{getattr(function, '__name__', None)}":
             return name
     own = sys.modules.get(getattr(function, "__module__", ""))
     for module in (own, *list(sys.modules.values())):  # an object or a partial may have its name in any
@@ -79,9 +102,9 @@ def _place(module: ModuleType) -> str:
 
 
 def _find(name: str) -> Callable[..., Any]:
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    place, _, attribute = name.rpartition(":")
+    if name in EXTRAS:
+        _check_extra(name, *EXTRAS[name].split("=="))
+    place, _, attribute = BUILT_IN.get(name, name).rpartition(":")
     is_file = place.endswith(".py")
     if not is_file and not all(map(str.isidentifier, place.split("."))):
         nearest = f"{name}:FUNCTION" if name.endswith(".py") else get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]
@@ -102,6 +125,19 @@ def _find(name: str) -> Callable[..., Any]:
         raise ValueError(f"reward_funcs={name!r}: {attribute!r} is a class, whose call makes an object; nearest valid "
                          f"value: {place}:my_reward, with my_reward = {attribute}(...) there")
     return function
+
+
+def _check_extra(name: str, package: str, version: str = "") -> None:
+    """Refuse a function whose package is not there, or there in another version than the one that is needed."""
+    from importlib import metadata  # here, as few need it
+
+    try:
+        found = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        found = ""
+    if not found or version and found != version:
+        raise ValueError(f"reward_funcs={name!r}: needs the package {EXTRAS[name]}, and {found or 'none'} is installed "
+                         f"here; nearest valid: pip install {EXTRAS[name]}")
 
 
 def _import_file(file: Path) -> ModuleType:

@@ -1,7 +1,7 @@
 r"""Rewards for problems whose answer is one number: does the completion state it in the right shape, and is it right?
 
-Both functions have TRL's signature and never raise for any text. A completion is a text, or TRL's conversational form:
-a list of {"role", "content"} messages. The first answer line counts, even without a number: nobody may guess twice.
+Both functions have TRL's signature and never raise for any text. The first answer line counts, even without a number:
+nobody may guess twice.
 """
 
 import re
@@ -9,6 +9,7 @@ from fractions import Fraction
 from math import inf
 from typing import Any
 
+from rewards.completion import text_of
 from rewards.number import parse_number
 
 FORMAT_REWARD = 0.5
@@ -42,7 +43,7 @@ def is_right(answer: Fraction | None, truth: Fraction | None) -> bool:
 
 def answer_number(completion: Any) -> Fraction | None:
     """The number on the first answer line of a completion; None if there is no such line or no number on it."""
-    line = ANSWER_LINE.search(_text(completion))
+    line = ANSWER_LINE.search(text_of(completion))
     return parse_number(line[1]) if line else None
 
 
@@ -53,10 +54,3 @@ def gold_number(gold: Any) -> Fraction | None:
     if isinstance(gold, (int, float)):
         return Fraction(gold) if abs(gold) < inf else None  # NaN is not less either
     return parse_number(str(gold).rpartition("####")[2].strip().removeprefix("The final answer is"))
-
-
-def _text(completion: Any) -> str:
-    """The text of a completion; of a conversation, its last message; empty if that has no text."""
-    if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
-        completion = completion[-1].get("content")
-    return completion if isinstance(completion, str) else ""

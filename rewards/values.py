@@ -7,7 +7,7 @@ from decimal import Decimal
 from math import nan
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LONGEST_REASON = 200  # characters of an exception's message
 LONGEST_VALUE = 40  # characters of a value in a message
@@ -74,6 +74,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
+def refuse(name: str, value: Any, rule: str, nearest: Any) -> NoReturn:
+    """Raise ValueError with one line: an option, what it was set to, what it must be, what is near."""
+    raise ValueError(f"{name}={shown(value)} {rule}; nearest valid value: {nearest}")
+
+
 def blame(error: BaseException) -> str:
     """One line on an exception that a user's code raised: "ValueError: its message (my_rewards.py:12)"."""
     try:
@@ -92,5 +97,6 @@ def blame(error: BaseException) -> str:
 
 def _is_on_the_way(file: str) -> bool:
     """Does the file stand between us and the user's code: one of ours, of the import system, of asyncio?"""
-    between = (Path(__file__).parent, STANDARD_LIBRARY / "importlib", STANDARD_LIBRARY / "asyncio")
+    ours = Path(__file__).parent
+    between = (ours, ours / "workers", STANDARD_LIBRARY / "importlib", STANDARD_LIBRARY / "asyncio")
     return file.startswith("<frozen importlib") or Path(file).parent in between

@@ -58,8 +58,8 @@ def at_rest() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def begin(generated: None) -> Iterator[Callable]:
     """Builds runs of train.py in this process, from its options; what runs their rewards ends with the file's tests."""
-    from grpo.config import load
     from grpo.run.build import build
+    from grpo.run.command import load
 
     runs = []
 
@@ -75,7 +75,7 @@ def begin(generated: None) -> Iterator[Callable]:
 @pytest.fixture(scope="module")
 def one_pool() -> Iterator[None]:
     """The runs of a file's tests have one process for the same rewards: most of a refusal's time is its start."""
-    from grpo.run import build
+    from grpo.run import scoring
 
     pools = {}
 
@@ -86,9 +86,9 @@ def one_pool() -> Iterator[None]:
             pool.end, pool.close = pool.close, lambda: None
         return pools[key]
 
-    RewardPool, build.RewardPool = build.RewardPool, shared
+    RewardPool, scoring.RewardPool = scoring.RewardPool, shared
     yield
-    build.RewardPool = RewardPool
+    scoring.RewardPool = RewardPool
     for pool in pools.values():
         pool.end()
 

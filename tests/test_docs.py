@@ -20,6 +20,7 @@ from grpo.advantage import group_advantages
 from grpo.config import Config
 from grpo.options import export
 from grpo.options.recipe import ForeignNames
+from grpo.report.tokens.worked import EXAMPLE, worked
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,10 +33,11 @@ OPTIONS |= set(re.findall(r'add\("--(\w+)"', (ROOT / "recipes" / "launch" / "sag
 OPTIONS |= set(re.findall(r'"--(\w+)"', (ROOT / "data" / "gsm8k.py").read_text()))
 FOLDERS = ("grpo", "kernels", "rewards", "data")
 BELOW = ("grpo.config", "grpo.distributed", "kernels", "rewards", "data")  # the rooms below, besides those of grpo
+OPTIONS |= {"against", "html", "markdown"}  # of tests/conformance
 TORCHRUN = {"nproc_per_node", "nnodes", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "help"}
-# Of sbatch, docker, deepspeed and accelerate.
+# Of sbatch, docker, deepspeed, accelerate, pip, rewards.sandbox and grpo.report.tokens.
 OTHERS = {"nodes", "gpus-per-node", "signal", "gpus", "shm-size", "init", "stop-timeout", "num_gpus",
-          "num_accelerators", "num_processes", "multi_gpu", "cpu"}
+          "num_accelerators", "num_processes", "multi_gpu", "cpu", "security-opt", "check", "step", "no-deps", "target"}
 # The files of the algorithm in reading order: README's first table of files.
 TABLE = README.partition("## What is where")[2].partition("[train.py]")[0]
 ALGORITHM = re.findall(r"^\| \[(\S+\.py)\]\(", TABLE, re.M)
@@ -99,7 +101,7 @@ def imported(path: Path) -> list[str]:
 
 
 def test_each_file_of_the_algorithm_imports_only_files_above_it_and_rooms() -> None:
-    assert len(ALGORITHM) == 7 and ALGORITHM[-1] == "grpo/step.py"
+    assert len(ALGORITHM) == 8 and ALGORITHM[-1] == "grpo/step.py"
     rooms = [f"grpo.{path.parent.name}" for path in (ROOT / "grpo").glob("*/__init__.py")]
     above: list[str] = []
     for file in ALGORITHM:
@@ -109,9 +111,18 @@ def test_each_file_of_the_algorithm_imports_only_files_above_it_and_rooms() -> N
         above.append(file.removesuffix(".py").replace("/", "."))
 
 
+def test_each_function_of_a_variant_stands_at_the_line_that_its_row_links() -> None:
+    links = re.findall(r"\[`(\w+)`\]\(\.\./(\S+?)#L(\d+)\)", (ROOT / "docs" / "variants.md").read_text())
+    assert len(links) > 20
+    for name, file, line in links:
+        lines = (ROOT / file).read_text().splitlines()
+        defined, = [number for number, text in enumerate(lines, 1) if text.startswith(f"def {name}(")]
+        assert (name, int(line)) == (name, defined)
+
+
 def test_readme_is_short_and_says_how_long_the_algorithm_is() -> None:
     assert README.count("\n") <= 170
-    said, = re.findall(r"about ([\d,]+) lines in seven files", README)
+    said, = re.findall(r"about ([\d,]+) lines in eight files", README)
     lines = sum((ROOT / file).read_text().count("\n") for file in ALGORITHM)
     assert float(said.replace(",", "")) == pytest.approx(lines, rel=0.05), lines
 
@@ -165,8 +176,10 @@ def test_the_speed_of_sampling_on_a_gpu_is_the_one_on_file() -> None:
 
 
 def test_the_worked_example_is_what_the_code_says() -> None:
-    (winner, *losers), = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist()
-    assert f"{winner:.4f}" in README and f"{losers[0]:.4f}".replace("-", "−") in README
+    """README and the docstring of group_advantages have word for word what `worked` computes, as has the token page."""
+    assert group_advantages(torch.tensor([EXAMPLE]))[0].tolist() == pytest.approx(worked(EXAMPLE).advantages, abs=1e-6)
+    for shown in (README, group_advantages.__doc__):
+        assert " ".join(shown.replace("**", "").split()).count(worked(EXAMPLE).text) == 1
 
 
 def test_the_page_on_recipes_is_the_one_that_the_table_gives() -> None:

@@ -10,15 +10,16 @@ from ranks import ROOT
 
 PACKAGES = ("grpo", "kernels", "rewards", "data")
 EVERYWHERE = {"types", "distributed", "options/refusal"}  # of grpo, for every room
-RUN = {"config", "options", "advantage", "loss", "packing", "schedule", "sampler", "trainer", "loading", "memory",
-       "report", "evaluation", "saving", "health", "update", "rewards", "data", "kernels"}
+RUN = {"config", "options", "advantage", "ratio", "loss", "packing", "schedule", "sampler", "trainer", "loading",
+       "memory", "report", "evaluation", "saving", "health", "update", "rewards", "data", "kernels"}
 # Whoever stands on the left may import what stands on the right.
 MAY_IMPORT = {
     "types": {"data"},
     "distributed": set(),
     "options": {"rewards"},
     "advantage": set(),
-    "loss": set(),
+    "ratio": set(),
+    "loss": {"ratio"},
     "schedule": set(),
     "packing": set(),
     "config": {"options", "rewards"},
@@ -30,8 +31,8 @@ MAY_IMPORT = {
     "saving": {"trainer", "config", "options", "data"},
     "evaluation": {"sampler", "rewards", "data"},
     "memory": {"loading", "trainer", "sampler", "packing", "config", "options", "kernels"},
-    "report": {"evaluation", "advantage", "loss", "config", "options", "rewards", "health", "trainer"},
-    "update": {"loss", "packing", "trainer", "report", "config"},
+    "report": {"evaluation", "advantage", "ratio", "loss", "config", "options", "rewards", "health", "trainer"},
+    "update": {"ratio", "loss", "schedule", "packing", "trainer", "report", "config"},
     "run": RUN,
     "export": {"loading", "evaluation", "report", "saving", "memory", "packing", "run", "config", "options", "data"},
     "step": {"run", "update", "advantage", "schedule", "sampler", "report", "health", "rewards", "data"},

@@ -77,8 +77,8 @@ class Trainer(NamedTuple):
 
 def import_ours() -> tuple[Any, Any, Any]:
     """What `ours` calls."""
-    from grpo.config import load
     from grpo.run.build import build
+    from grpo.run.command import load
     from grpo.step import grpo_step
 
     return load, build, grpo_step

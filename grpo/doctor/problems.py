@@ -9,14 +9,23 @@ from data.example import Example
 from data.prompts import COMPLETION
 from grpo.doctor.chat import chat_template, ends_turn
 from grpo.doctor.finding import Finding, judge
+from grpo.doctor.programs import PROGRAM_REWARDS, sandbox, solutions
 from grpo.health.pulse import pulse
+from grpo.report.measures import RIGHT
 from grpo.run.parts import Run
-from rewards.loading import BUILT_IN
-from rewards.math import ANSWER_LINE, CORRECTNESS_REWARD, FORMAT_REWARD, gold_number
-from rewards.pool import Scored
+from rewards.math import (
+    ANSWER_LINE,
+    CORRECTNESS_REWARD,
+    FORMAT_REWARD,
+    correctness_reward,
+    format_reward,
+    gold_number,
+)
+from rewards.workers.pool import Scored
 
 SAMPLE = 64  # problems that are tokenized and scored
 LEFT_OUT_SHARE = 0.1
+FUNCTIONS = {"format": format_reward, "correctness": correctness_reward}  # these need no process of their own
 HIGHEST = {"format": FORMAT_REWARD, "correctness": CORRECTNESS_REWARD}
 NONSENSE = ("", " zq vlorp, 7 ## xx")
 
@@ -25,7 +34,7 @@ def of_problems(run: Run, *, own_rewards: bool) -> list[Finding]:
     """All of these checks; with `own_rewards` the user's own rewards are called too."""
     examples = sample(run)
     return [*end_of_text(run), *prompts(run, examples), chat_template(run, examples), *repetitions(run),
-            *rewards(run, examples, own=own_rewards)]
+            *sandbox(run), *rewards(run, examples, own=own_rewards)]
 
 
 def sample(run: Run) -> list[Example]:
@@ -94,9 +103,11 @@ def repetitions(run: Run) -> list[Finding]:
 
 
 def gold_completion(example: Example) -> str:
-    """A completion that is right: the dataset's own where it ends in the answer line, else that line alone."""
+    """A completion that is right: the dataset's own where it ends in the answer line or needs none, else that line."""
+    if example.columns.get("tests") and example.columns.get("solution"):
+        return f" {example.columns['solution']}"
     line = ANSWER_LINE.search(example.answer)
-    if line and line.end() == len(example.answer):
+    if line and line.end() == len(example.answer) or example.answer and not example.final_answer:
         return f" {example.answer}"
     return COMPLETION.format(reasoning="", final_answer=example.final_answer or 1)
 
@@ -114,13 +125,14 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
             return run.rewards.score(
                 prompts=[prompt for prompt, _ in pairs], completions=completions, completion_ids=ids, columns=columns,
                 trainer_state=run.trainer_state(0), on_wait=pulse.progress)
-        parts = {name: BUILT_IN[name](completions, **columns) for name in run.config.reward_funcs if name in BUILT_IN}
+        parts = {name: FUNCTIONS[name](completions, **columns) for name in run.config.reward_funcs if name in FUNCTIONS}
         weight = dict(zip(run.config.reward_funcs, run.rewards.weights))
         total = [sum(weight[name] * value_N[n] for name, value_N in parts.items()) for n in range(len(examples))]
         return Scored(total, parts, {})
 
     gold, again, *wrong = ask(gold_completion), ask(gold_completion), *(ask(lambda _, t=text: t) for text in NONSENSE)
-    findings, known = [], any(example.final_answer for example in examples)
+    findings = []
+    known = any(example.final_answer or example.answer or example.columns.get("solution") for example in examples)
     failed = {name: failure for scored in (gold, again, *wrong) for name, failure in scored.failures.items()}
     for name, value_N in gold.parts.items():
         wrong_N = [value for scored in wrong for value in scored.parts[name]]
@@ -128,12 +140,16 @@ def rewards(run: Run, examples: list[Example], *, own: bool) -> list[Finding]:
             findings.append(judge(f"reward {name}", f"failed on {failed[name][0]} of {len(examples)} completions: "
                                   f"{failed[name][1]}", fail="reward_funcs=a function that gives any text a finite "
                                   "number, or None"))
-        elif name in BUILT_IN:
+        elif name in FUNCTIONS:
             findings.append(_built_in(run, name, examples, value_N, wrong_N))
+        elif name in PROGRAM_REWARDS:
+            findings.append(solutions(name, value_N, wrong_N, known=known))
         else:
             findings.append(_users_own(name, value_N, again.parts[name], wrong_N, known=known))
     if not gold.parts:
         return []
+    if known and run.config.outcome_reward in gold.parts:
+        findings.append(_outcome(run.config.outcome_reward, gold.parts[run.config.outcome_reward]))
     mean, most = _mean(gold.total), max(_mean(scored.total) for scored in wrong)
     level = "fail" if "correctness" in gold.parts else "warn"
     cure = "reward_weights with which a right answer earns most" if known and most > mean else ""
@@ -163,6 +179,14 @@ def _users_own(name: str, value_N: list[float], again_N: list[float], wrong_N: l
         warn="reward_funcs=a function of its arguments alone" if random
         else f"reward_weights with little for {name}, or a right answer earns less than nonsense"
         if known and means[1] > means[0] else "")
+
+
+def _outcome(name: str, value_N: list[float]) -> Finding:
+    """With an outcome on another scale nothing would ever be right, and advantage_gate would take every advantage."""
+    right = sum(value >= RIGHT for value in value_N)
+    return judge("outcome", f"{right} of {len(value_N)} gold answers are right, {name} gives them {RIGHT:g} or more",
+                 warn="" if right else f"outcome_reward=a function that gives {RIGHT:g} where an answer is right, with "
+                 "reward_weights 0 if it shall only say so")
 
 
 def _mean(values: list[float]) -> float:

@@ -5,10 +5,10 @@ number at the end of any words. If only the strict score rises, the model has le
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,17 @@ from rewards.math import correctness_reward, format_reward, gold_number, is_righ
 from rewards.number import last_number
 
 
+class Judged(NamedTuple):
+    """What a judge says of one completion: fields of an Answer."""
+
+    strict: bool
+    lenient: bool
+    format: bool
+
+
+Judge = Callable[[list[Example], Rollout], list[Judged]]  # of N completions, given each one's problem
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One completion of one held-out problem, scored."""
@@ -31,16 +42,16 @@ class Answer:
     question: str  # without template or examples; the prompt where the dataset gives only that
     final_answer: str  # the gold answer
     completion: str
-    strict: bool  # the answer line is there and its number is right
+    strict: bool  # the answer line is there and its number is right; or outcome_reward says that it is right
     lenient: bool  # strict, or the last number of the completion is right
-    format: bool  # the answer line is there
+    format: bool  # the answer line is there; or a reward whose name has "format" in it is above 0
     truncated: bool  # max_completion_length ended the completion
 
 
 def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: list[Example], prompts: list[list[int]], *,
              num_samples: int = 1, temperature: float = 0.0, top_p: float = 1.0, seed: int, max_completion_length: int,
              stop_token_ids: set[int], stop_strings: list[str], prompt_index: list[int] | None = None,
-             num_slots: int | None = None, progress: str | None = None) -> list[Answer]:
+             num_slots: int | None = None, progress: str | None = None, judge: Judge | None = None) -> list[Answer]:
     """Answer every example of this rank `num_samples` times, and score the answers. Makes no collective call.
 
     Args:
@@ -49,6 +60,7 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
         prompt_index: place of each example in the set of all ranks; None: 0, 1, 2, ...
         num_slots: completions decoded at the same time; None: all.
         progress: label of a progress bar.
+        judge: says what is right; None: `by_number`.
 
     ValueError for several greedy samples, or a prompt that leaves no room for its completion.
     """
@@ -65,7 +77,13 @@ def evaluate(decoder: Decoder, tokenizer: PreTrainedTokenizerBase, examples: lis
             max_completion_length=max_completion_length, temperature=temperature, top_p=top_p,
             stop_token_ids=stop_token_ids, stop_strings=stop_strings, seed=seed, step=0, prompt_index=indices,
             num_slots=num_slots, bar=bar)
-    return _score(rollout, examples, indices, num_samples)
+    asked = [example for example in examples for _ in range(num_samples)]
+    judged = (judge or by_number)(asked, rollout)
+    return [
+        Answer(index=indices[n // num_samples], question=example.title, final_answer=example.final_answer,
+               completion=rollout.text[n], **judged[n]._asdict(), truncated=bool(rollout.truncated_N[n]))
+        for n, example in enumerate(asked)
+    ]
 
 
 def check_gold(option: str, dataset: str, gold_of_place: Iterable[tuple[str, Any]], *, needed_by: str,
@@ -93,18 +111,13 @@ def check_room(prompts: list[list[int]], indices: list[int], max_completion_leng
             f"exceeds the model's context of {context} tokens; nearest valid value: {max(context - length, 0)}")
 
 
-def _score(rollout: Rollout, examples: list[Example], indices: list[int], num_samples: int) -> list[Answer]:
-    asked = [pair for pair in zip(indices, examples, strict=True) for _ in range(num_samples)]
-    gold = [example.final_answer for _, example in asked]
-    texts = [for_rewards(example.prompt, text)[1] for (_, example), text in zip(asked, rollout.text, strict=True)]
-    correct, formatted = correctness_reward(texts, gold), format_reward(texts)
-    return [
-        Answer(index=index, question=example.title, final_answer=gold[n],
-               completion=rollout.text[n], strict=correct[n] > 0,
-               lenient=correct[n] > 0 or last_number_right(rollout.text[n], gold[n]),
-               format=formatted[n] > 0, truncated=bool(rollout.truncated_N[n]))
-        for n, (index, example) in enumerate(asked)
-    ]
+def by_number(asked: list[Example], rollout: Rollout) -> list[Judged]:
+    """The judge of problems whose answer is a number."""
+    gold = [example.final_answer for example in asked]
+    texts = [for_rewards(example.prompt, text)[1] for example, text in zip(asked, rollout.text, strict=True)]
+    rows = zip(correctness_reward(texts, gold), format_reward(texts), rollout.text, gold, strict=True)
+    return [Judged(right > 0, right > 0 or last_number_right(text, answer), formatted > 0)
+            for right, formatted, text, answer in rows]
 
 
 def last_number_right(completion: str, final_answer: str) -> bool:

@@ -241,7 +241,8 @@ class Ledger:
             return number * rows + 4 * (tiles * tile + rows * (2 + half * (2 if exact else 1)))
         sums = (24 if exact else 12) * num_tokens * -(-self.config.vocab_size // FUSED_BLOCK)
         hybrid = 4 * FUSED_TILE * (2 if exact else 1)
-        if not self.trains_head() and not exact:
+        bonus = self.run.entropy_coef > 0 or self.run.use_adaptive_entropy  # whose gradient needs the logits again
+        if not self.trains_head() and not exact and not bonus:
             return 2 * number * rows + sums + 4 * hidden * FUSED_BLOCK + 2 * FUSED_TILE + hybrid
         words = max(2048, 2 * FUSED_TILE // max(num_tokens, 1))
         return number * rows + max(sums + hybrid, 4 * rows + (6 * num_tokens + 4 * hidden) * words)

@@ -9,13 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grpo.options import foreign
 from grpo.options.option import default_of, options
 from grpo.options.refusal import Mistakes, collecting, nearest, refuse
+from rewards.loading import BUILT_IN
 
 InForce = Callable[[str], Any]
 LORA_SHAPE = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"]
+ENTROPY = [f"entropy_{name}" for name in ("target", "coef_min", "coef_max", "coef_delta")]
 ANSWERS = ["num_generations_eval", "eval_temperature"]
 SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size", "steps_per_generation")
+# TRL's modes of importance sampling, for what vLLM samples, and this sampler's.
+MODES = {"token_truncate": "truncated", "token_mask": "masked", "sequence_truncate": "sequence_truncated",
+         "sequence_mask": "sequence_masked"}
+VLLM = ("use_vllm", *(f"vllm_importance_sampling_{name}" for name in ("correction", "mode", "clip_max", "clip_min")))
+UNBOUNDED = 1e9  # above exp(20), the largest weight there is
+
+GENERATED = {"wordproblems", "programs", "clinical_notes", None}  # None: no other dataset for the evaluation
 
 
 def set_once(values: dict[str, Any], name: str, value: Any, source: str) -> None:
@@ -35,6 +45,24 @@ def switches(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]
     if corrected is not None:
         set_once(values, "kl_estimator", "k3_unbiased" if corrected else "k3", f"use_bias_correction_kl={corrected}")
     return []
+
+
+def correction(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
+    """vllm_importance_sampling_mode is rollout_correction, with its bounds, unless vLLM or the correction is off."""
+    given = {name: values.pop(name) for name in VLLM if name in values}
+    notes = ["use_vllm=True has no effect: completions come from this project's own sampler (see rollout_slots, "
+             "rollout_weights)"] if given.get("use_vllm") else []
+    off = [f"{name} is False" for name in VLLM[:2] if given.get(name) is False]
+    mode = given.get("vllm_importance_sampling_mode")
+    if off or mode is None:
+        why = off[0] if off else "vllm_importance_sampling_mode is not given"
+        return notes + [f"{name}={given[name]!r} has no effect: {why}" for name in VLLM[2:]
+                        if given.get(name) is not None]
+    set_once(values, "rollout_correction", MODES[mode], f"vllm_importance_sampling_mode={mode}")
+    cap, floor = given.get("vllm_importance_sampling_clip_max", 3.0), given.get("vllm_importance_sampling_clip_min")
+    set_once(values, "rollout_correction_cap", UNBOUNDED if cap is None else cap, "vllm_importance_sampling_clip_max")
+    set_once(values, "rollout_correction_floor", floor or 0.0, "vllm_importance_sampling_clip_min")
+    return notes
 
 
 def length(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
@@ -90,18 +118,64 @@ def floor(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
 
 
 def rewards(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
-    """Reward functions of other projects are refused here, together with the other conflicts of their recipe."""
-    names = [name for name in in_force("reward_funcs") if ":" not in name and ".py" not in name]
-    if {*names} <= {"format", "correctness"}:
-        return []  # without the import
-    from rewards.loading import BUILT_IN
+    """Reward functions under their names here: those of open-r1, and dotted paths as TRL has them.
 
-    unknown = [name for name in names if name not in BUILT_IN]
+    Others are refused here, together with the other conflicts of their recipe.
+    """
+    given = in_force("reward_funcs")
+    names, notes = _from_open_r1(given)
+    for index, name in enumerate(names):
+        if "." in name and ":" not in name and ".py" not in name:
+            names[index] = ":".join(name.rsplit(".", 1))
+            notes.append(f"reward_funcs: {name} is {names[index]} here")
+    unknown = [name for name in names if ":" not in name and ".py" not in name and name not in BUILT_IN]
     if unknown:
         own = "path/to/file.py:function"
         refuse("reward_funcs", unknown[0] if len(unknown) == 1 else unknown,
                f"must be {', '.join(BUILT_IN)}, {own} or module:function", nearest(unknown[0], BUILT_IN) or own)
-    return []
+    if names != given:
+        values["reward_funcs"] = names
+    return notes + _overlong(values, in_force, is_theirs=names != given)
+
+
+def _from_open_r1(given: list[str]) -> tuple[list[str], list[str]]:
+    """Names of reward functions where open-r1's are replaced by those here, and the line that says so.
+
+    A name that both have is open-r1's if only it has all the others; a list with names of each is refused.
+    """
+    theirs = [name for name in given if name in foreign.OPEN_R1 or name in foreign.OPEN_R1_OTHERS]
+    both = [name for name in theirs if name in BUILT_IN]
+    if theirs == both:
+        return [*given], []
+    if both and theirs != given:
+        refuse("reward_funcs", both[0], f"is of this project or of open-r1: {', '.join(given)} are names of each",
+               foreign.OPEN_R1.get(both[0], both[0]))
+    for name in theirs:
+        if name in foreign.OPEN_R1_OTHERS:
+            why, near = foreign.OPEN_R1_OTHERS[name]
+            refuse("reward_funcs", name, f"of open-r1 is not offered: it {why}", near)
+    names = [foreign.OPEN_R1.get(name, name) for name in given]
+    here = ", ".join(f"{name} is {foreign.OPEN_R1[name]}" for name in theirs)
+    return names, [f"reward_funcs, as open-r1 names them: {here}"]
+
+
+def _overlong(values: dict[str, Any], in_force: InForce, *, is_theirs: bool) -> list[str]:
+    """max_completion_len and soft_punish_cache are arguments of open-r1's soft_overlong_punishment."""
+    name = foreign.OPEN_R1["soft_overlong_punishment"]
+    given = {key: value for key in foreign.OVERLONG if (value := values.pop(key, None)) is not None}
+    if name not in in_force("reward_funcs"):
+        return [f"{key}={value} has no effect: soft_overlong_punishment is not in reward_funcs"
+                for key, value in given.items() if value != foreign.OVERLONG[key]]
+    options = in_force("reward_options") or {}
+    own = options.get(name, {})
+    for key, value in given.items():
+        if isinstance(own, dict) and own.get(key, value) != value:
+            refuse(f"reward_options of {name}: {key}", own[key], f"contradicts {key}={value}", value)
+    wanted = (foreign.OVERLONG if is_theirs else {}) | given
+    if not wanted or not isinstance(own, dict):
+        return []
+    values["reward_options"] = options | {name: wanted | own}
+    return [f"{name}: {', '.join(f'{key}={value}' for key, value in (wanted | own).items())}"]
 
 
 def resume(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
@@ -122,10 +196,11 @@ def resume(values: dict[str, Any], in_force: InForce, ranks: int) -> list[str]:
 # The steps, each with the names that must be right before it.
 STEPS: dict[Callable[[dict[str, Any], InForce, int], list[str]], tuple[str, ...]] = {
     switches: ("torch_dtype", "lora_dropout", "kl_estimator"),
+    correction: ("rollout_correction", "rollout_correction_cap", "rollout_correction_floor"),
     length: ("max_completion_length", "max_prompt_length"),
     batch: (*SIZES, "num_generations", "prompts_per_step"),
     floor: ("learning_rate", "min_lr"),
-    rewards: ("reward_funcs",),
+    rewards: ("reward_funcs", "reward_options", *foreign.OVERLONG),
     resume: ("output_dir",),
 }
 
@@ -136,7 +211,21 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
     value_of = (defaults | values).__getitem__
     reasons = {
         "beta=0 leaves the KL out of the loss": (value_of("beta") == 0, ["kl_estimator"]),
-        "rollout_correction is none": (value_of("rollout_correction") == "none", ["rollout_correction_cap"]),
+        "multi_objective_aggregation=normalize_then_sum has its own scale": (
+            value_of("multi_objective_aggregation") == "normalize_then_sum", ["scale_rewards"]),
+        f"adv_estimator={value_of('adv_estimator')} has its own scale": (
+            value_of("adv_estimator") != "grpo", ["scale_rewards"]),
+        "adv_estimator is not pass_at_k": (value_of("adv_estimator") != "pass_at_k", ["pass_k"]),
+        f"loss_type={value_of('loss_type')} has no such clip": (
+            value_of("loss_type") in ("cispo", "sapo"),
+            ["epsilon", *(["epsilon_high"] if value_of("loss_type") == "sapo" else [])]),
+        "only the clip of loss_type dapo, grpo and dr_grpo has a second one": (
+            value_of("loss_type") in ("cispo", "sapo", "geo_mean"), ["delta"]),
+        "use_adaptive_entropy is false": (not value_of("use_adaptive_entropy"), ENTROPY),
+        "target_kl is none": (value_of("target_kl") is None, ["kl_horizon"]),
+        "loss_type is not sapo": (value_of("loss_type") != "sapo", ["sapo_temperature_pos", "sapo_temperature_neg"]),
+        "rollout_correction is none": (
+            value_of("rollout_correction") == "none", ["rollout_correction_cap", "rollout_correction_floor"]),
         "use_peft=False trains every weight": (not value_of("use_peft"), LORA_SHAPE),
         "adapter_name_or_path brings its own": (value_of("adapter_name_or_path") is not None, LORA_SHAPE),
         "max_steps ends the run": (value_of("max_steps") > 0, ["num_train_epochs"]),
@@ -149,12 +238,15 @@ def silenced(values: dict[str, Any], cls: type) -> list[str]:
         "neither load_best_model_at_end nor early_stopping_patience is set": (
             not (value_of("load_best_model_at_end") or value_of("early_stopping_patience")),
             ["metric_for_best_model"]),
+        "no function of reward_funcs runs programs": (
+            not {"code_runs", "code_tests"} & {*value_of("reward_funcs")}, ["code_sandbox"]),
         "no tracker in report_to shows it": (
             not {"mlflow", "wandb", "trackio"} & {*value_of("report_to")}, ["run_name"]),
         "gradient_checkpointing is off": (
             value_of("gradient_checkpointing") == "false", ["gradient_checkpointing_kwargs"]),
-        "wordproblems have their own columns": (
-            {value_of("train_dataset_id_or_path"), value_of("test_dataset_id_or_path")} <= {"wordproblems", None},
+        "generated data has its own columns": (
+            all(data in GENERATED or data.startswith("reasoning_gym:") for data in (
+                value_of("train_dataset_id_or_path"), value_of("test_dataset_id_or_path"))),
             ["dataset_config", "prompt_column", "answer_column"]),
         "apply_chat_template is false": (
             value_of("apply_chat_template") == "false", ["chat_template", "chat_template_kwargs"]),

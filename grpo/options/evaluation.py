@@ -22,7 +22,7 @@ class Settings:
     model: str = option("data/tiny_qwen2", "Model folder or Hub name.")
     adapter: str | None = option(None, "Folder of a PEFT adapter to put on the model.")
     compare_base: bool = option(False, "Also score the model without the adapter, and test the difference.")
-    data: str = option("wordproblems", "wordproblems, a dataset file or folder, or a Hub name.")
+    data: str = option("wordproblems", "wordproblems, reasoning_gym:NAME?..., a dataset file or folder, or a Hub name.")
     split: str = option("test", "Split of the dataset.")
     dataset_config: str | None = option(None, "Configuration of a dataset from the Hub that has several.")
     prompt_column: str = option("prompt", "Column with a ready prompt: a text, or a list of messages.")

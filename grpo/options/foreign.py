@@ -19,7 +19,10 @@ SAME = """
     logging_steps report_to run_name save_strategy save_steps save_total_limit seed ddp_timeout deepspeed
     eval_strategy eval_steps num_generations_eval metric_for_best_model load_best_model_at_end
     trust_remote_code max_prompt_length num_generations max_completion_length temperature beta num_iterations epsilon
-    epsilon_high reward_funcs reward_weights scale_rewards loss_type mask_truncated_completions min_lr
+    epsilon_high reward_funcs reward_weights multi_objective_aggregation scale_rewards loss_type
+    mask_truncated_completions min_lr delta importance_sampling_level sapo_temperature_pos sapo_temperature_neg
+    entropy_coef use_adaptive_entropy entropy_target entropy_coef_min entropy_coef_max entropy_coef_delta
+    top_entropy_quantile
     model_name_or_path model_revision tokenizer_name_or_path torch_dtype use_peft lora_r lora_alpha lora_dropout
     lora_target_modules lora_modules_to_save load_in_4bit dataset_config system_prompt chat_template
     chat_template_kwargs
@@ -41,7 +44,7 @@ RENAMED = {
 # Why a key has no effect: its names, each with the value (or a tuple of values) that needs no word.
 HARMLESS: dict[str, dict[str, Any]] = {
     "completions come from this project's own sampler (see rollout_slots, rollout_weights)": {
-        "use_vllm": False, "vllm_mode": "colocate", "vllm_model_impl": "vllm", "vllm_enable_sleep_mode": False,
+        "vllm_mode": "colocate", "vllm_model_impl": "vllm", "vllm_enable_sleep_mode": False,
         "vllm_server_base_url": None, "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000,
         "vllm_server_timeout": 240, "vllm_group_port": 51216, "vllm_gpu_memory_utilization": 0.3,
         "vllm_max_model_length": None, "vllm_max_model_len": None, "vllm_tensor_parallel_size": 1,
@@ -51,11 +54,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "ds3_gather_for_generation": True, "remote_gen_model_url": None, "remote_gen_model_port": None,
         "fast_inference": False, "gpu_memory_utilization": None, "max_lora_rank": None,
     },
-    "it corrects what vLLM samples; rollout_correction corrects this sampler": {
-        "vllm_importance_sampling_correction": True, "vllm_importance_sampling_mode": "sequence_mask",
-        "vllm_importance_sampling_clip_max": 3.0, "vllm_importance_sampling_clip_min": None,
-        "vllm_importance_sampling_cap": None,
-    },
+    "vllm_importance_sampling_clip_max is its name in TRL 1.16": {"vllm_importance_sampling_cap": None},
     "nothing is pushed to the Hub; the trained weights stay in output_dir": {
         "push_to_hub": False, "hub_token": None, "hub_private_repo": None, "hub_model_id": None,
         "hub_strategy": "every_save", "hub_always_push": False, "hub_revision": None, "hub_model_revision": "main",
@@ -129,25 +128,20 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "fp16_backend": "auto", "jit_mode_eval": False, "use_ipex": False, "use_legacy_prediction_loop": False,
         "max_tool_calling_iterations": None, "callbacks": [],
     },
-    "only TRL's losses sapo and vespo have it": {
-        "sapo_temperature_neg": 1.05, "sapo_temperature_pos": 1.0, "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0,
-        "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
+    "only TRL's loss vespo has it": {
+        "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
     },
-    "only sync_ref_model or use_adaptive_entropy has it, and neither is offered": {
-        "ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512, "entropy_coef_min": 0.0, "entropy_coef_max": 1.0,
-        "entropy_coef_delta": 0.005, "entropy_target": 0.2,
-    },
+    "only sync_ref_model has it, which is not offered": {"ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 512},
     "NF4 always has double quantisation, and is computed with and stored in torch_dtype": {
         "use_bnb_nested_quant": True, "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": None,
         "bnb_4bit_compute_dtype": None,
     },
-    "it is an argument of open-r1's reward functions; your own are in your own file": {
+    "it is an argument of reward functions of open-r1 that are not offered; those here have reward_options": {
         "cosine_min_value_wrong": 0.0, "cosine_max_value_wrong": -0.5, "cosine_min_value_correct": 0.5,
         "cosine_max_value_correct": 1.0, "cosine_max_len": 1000, "repetition_n_grams": 3,
         "repetition_max_penalty": -1.0, "code_language": "python", "code_eval_test_batch_size": 1,
         "code_eval_scoring_mode": "weighted_sum", "parallel_code_exec_per_proc": 2, "code_provider": "e2b",
-        "ioi_provider": "piston", "e2b_router_url": None, "morph_router_url": None, "max_completion_len": 16384,
-        "soft_punish_cache": 4096,
+        "ioi_provider": "piston", "e2b_router_url": None, "morph_router_url": None,
     },
 }
 
@@ -163,12 +157,7 @@ CONFLICTS: dict[str, dict[str, Any]] = {
         "adafactor": False, "optim_args": None, "optim_target_modules": None,
     },
     "float16 would need its gradients scaled; bf16 or dtype=float32 are without that": {"fp16": False},
-    "the ratio is one of tokens": {"importance_sampling_level": "token"},
-    "the ratio has two clips, epsilon and epsilon_high": {"delta": None},
-    "rewards are weighted and added, and their sum is compared with the group": {
-        "multi_objective_aggregation": "sum_then_normalize"},
     "the reference stays the policy of step 0": {"sync_ref_model": False},
-    "the loss has no entropy in it": {"entropy_coef": 0, "use_adaptive_entropy": False, "top_entropy_quantile": 1},
     "rollout_correction weighs tokens, and nothing masks whole completions by their KL": {
         "off_policy_mask_threshold": None},
     "there is no mixture of experts": {"router_aux_loss_coef": (None, 0)},
@@ -199,6 +188,22 @@ INSTEAD = {
         "AdamW with both averages in float32, which is the same equation without the rounding, and more memory")
     | {"paged_adamw_32bit": "AdamW, with its averages where ZeRO puts them",
        "adamw_hf": "torch's AdamW, which adds adam_epsilon after the bias correction"},
+}
+
+# What open-r1 calls reward functions that are offered here, and their names here.
+OPEN_R1 = {
+    "accuracy": "accuracy_reward", "format": "think_answer_format_reward", "tag_count": "tag_count_reward",
+    "length": "len_reward", "soft_overlong_punishment": "get_soft_overlong_punishment",
+}
+OVERLONG = {"max_completion_len": 16384, "soft_punish_cache": 4096}  # arguments of the last one, by its defaults there
+# Its other reward functions: why they are not offered, and the nearest that is.
+_REMOTE = ("has its programs run elsewhere, by a service", "path/to/file.py:function")
+OPEN_R1_OTHERS = {
+    "cosine": ("counts characters, and gives 1 where it cannot read the solution", "get_cosine_scaled_reward"),
+    "repetition_penalty": ("counts words, not tokens", "get_repetition_penalty_reward"),
+    "reasoning_steps": ("counts words such as First and Next", "path/to/file.py:function"),
+    "code_format": ("needs the tags think and answer around the code", "think_answer_format_reward"),
+    **dict.fromkeys(("code", "binary_code", "ioi_code", "cf_code"), _REMOTE),
 }
 
 # What TRL 1.16 has where a recipe is silent, and this project has not.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from grpo.options import foreign
-from grpo.options.derived import LORA_SHAPE, SIZES, STEPS, set_once, silenced
+from grpo.options.derived import LORA_SHAPE, MODES, SIZES, STEPS, set_once, silenced
 from grpo.options.option import check, convert, default_of, kind_of, option, options
 from grpo.options.refusal import SHORT, Mistakes, collecting, nearest, refuse
 from grpo.options.strict_yaml import read_yaml
@@ -39,7 +39,19 @@ class ForeignNames:
     lr_scheduler_kwargs: dict | None = option(None, "min_lr or min_lr_rate, of cosine_with_min_lr.")
     min_lr_rate: float | None = option(None, "min_lr as a share of learning_rate.", within="[0, 1]")
     use_bias_correction_kl: bool | None = option(None, "true means kl_estimator k3_unbiased, false k3.")
+    use_vllm: bool | None = option(None, "false means rollout_correction none; completions come from our own sampler.")
+    vllm_importance_sampling_correction: bool | None = option(None, "false means rollout_correction none.")
+    vllm_importance_sampling_mode: str | None = option(
+        None, "rollout_correction of this sampler: truncated, masked, sequence_truncated or sequence_masked.",
+        choices=MODES)
+    vllm_importance_sampling_clip_max: float | None = option(
+        None, "rollout_correction_cap, with a mode; 3 where it is not given, as in TRL.", within="[1, inf)")
+    vllm_importance_sampling_clip_min: float | None = option(
+        None, "rollout_correction_floor, with a mode.", within="[0, 1]")
     disable_dropout: bool | None = option(None, "true means lora_dropout 0.")
+    max_completion_len: int | None = option(
+        None, "Of open-r1's soft_overlong_punishment: goes to reward_options.", unit="tokens", within="[1, inf)")
+    soft_punish_cache: int | None = option(None, "The same.", unit="tokens", within="[0, inf)")
     resume_from_checkpoint: str | None = option(
         None, "true, or output_dir or its newest checkpoint, means resume.")
 
@@ -54,6 +66,9 @@ SPELLINGS: dict[str, dict[str, Any]] = {
 DECIDES = dict.fromkeys(SIZES, "prompts_per_step") | {
     "bf16": "torch_dtype", "max_seq_length": "max_prompt_length", "lr_scheduler_kwargs": "min_lr",
     "min_lr_rate": "min_lr", "use_bias_correction_kl": "kl_estimator", "disable_dropout": "lora_dropout",
+    "vllm_importance_sampling_correction": "rollout_correction", "vllm_importance_sampling_mode": "rollout_correction",
+    "vllm_importance_sampling_clip_max": "rollout_correction_cap",
+    "vllm_importance_sampling_clip_min": "rollout_correction_floor",
     "resume_from_checkpoint": "resume", "warmup_steps": "warmup_ratio"}
 
 
@@ -220,6 +235,8 @@ def _left_out(recipe: dict[str, Any], values: dict[str, Any], in_force: Callable
     differing = [f"{name}={in_force(name)} ({theirs})" for name, theirs in foreign.DEFAULTS.items()
                  if name not in values and name not in idle]
     notes = [f"not in the recipe, with TRL's other defaults in brackets: {', '.join(differing)}"] if differing else []
+    if "format" in in_force("reward_funcs") and "reward_funcs" in recipe:
+        notes.append("reward_funcs: format is this project's answer line; open-r1's is think_answer_format_reward")
     if recipe.get("lr_scheduler_type") == "constant" and (in_force("warmup_ratio") or in_force("warmup_steps")):
         notes.append("lr_scheduler_type='constant' warms up here; that of transformers does not")
     return notes

@@ -11,8 +11,8 @@ DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz")
 # What a run writes to output_dir, and a second run there would write over. The first are weights and results; of a run
 # that ended before its first checkpoint there are only the others.
 RESULTS = ("checkpoints", "adapter", "model", "summary.json")
-WRITTEN = (*RESULTS, "config.yaml", "run.json", "report.html", "metrics.jsonl", "completions.jsonl", "evaluation",
-           "skipped", "trackers.json")
+WRITTEN = (*RESULTS, "config.yaml", "run.json", "report.html", "metrics.jsonl", "completions.jsonl", "tokens.jsonl",
+           "evaluation", "skipped", "trackers.json")
 LAUNCHER = ("RANK", "WORLD_SIZE")
 PROJECT = Path(importlib.util.find_spec("data").origin).parents[1]  # of a checkout, or as pip installed it
 READ = ("model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",

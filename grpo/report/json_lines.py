@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 2**18  # bytes
+START = b'{"step": '  # of every line that JsonLines writes for a Log
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -30,6 +31,20 @@ def read_newest(path: Path) -> list[dict[str, Any]]:
         if size >= length or len({row["step"] for row in whole}) > 1:
             return [row for row in whole if row["step"] == whole[-1]["step"]]
         size *= 2
+
+
+def steps_of(path: Path) -> list[int]:
+    """The steps that a file has lines of, in order. Parses none of them."""
+    with path.open("rb") as file:
+        heads = [line[:40].partition(b",")[0] for line in file if line.startswith(START) and line.endswith(b"\n")]
+    return sorted({int(head.removeprefix(START)) for head in heads})
+
+
+def read_step(path: Path, step: int) -> list[dict[str, Any]]:
+    """The objects of one step, without broken lines; parses no others."""
+    with path.open("rb") as file:
+        lines = [line for line in file if line.startswith(START + f"{step},".encode())]
+    return [json.loads(line) for line in lines if _step_of(line) is not None]
 
 
 class JsonLines:
@@ -80,4 +95,6 @@ def _step_of(line: bytes) -> int | None:
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,7 +26,10 @@ class Log:
 
     def __init__(self, output_dir: Path, *, report_to: list[str], total_steps: int, first_step: int,
                  settings: dict[str, Any], logging_steps: int = 1) -> None:
-        self.files = {name: JsonLines(output_dir / f"{name}.jsonl", first_step) for name in ("metrics", "completions")}
+        names = ["metrics", "completions"]
+        # Also where a resumed run keeps none any more: what follows its checkpoint is of a course that was left.
+        names += ["tokens"] if settings["keep_tokens"] or (output_dir / "tokens.jsonl").exists() else []
+        self.files = {name: JsonLines(output_dir / f"{name}.jsonl", first_step) for name in names}
         self.watch = Watch(settings)
         for record in read(output_dir / "metrics.jsonl"):
             self.watch.look(record)  # a resumed run knows its first steps and does not repeat its warnings
@@ -67,6 +70,10 @@ class Log:
         rows = [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
         self.files["completions"].append([{"step": step, **row} for row in rows])
         self.newest = (step, (self.newest[1] if self.newest and self.newest[0] == step else []) + rows)
+
+    def write_tokens(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Append one object per completion whose tokens are kept to `tokens.jsonl`."""
+        self.files["tokens"].append([{"step": step, **row} for row in rows])
 
     def keep(self, paths: list[Path]) -> None:
         """Give the trackers the files that the run leaves, and its newest completions."""

@@ -91,10 +91,10 @@ def shortened(text: str) -> str:
     return text if len(text) <= MOST else f"{text[:MOST]} ... ({len(text):,} characters)"
 
 
-def page(title: str, body: Sequence[str]) -> str:
-    """A whole HTML page; the parts of the body are HTML already."""
+def page(title: str, body: Sequence[str], style: str = "") -> str:
+    """A whole HTML page; the parts of the body are HTML already, `style` is CSS besides STYLE."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head += f"<title>{escaped(title)}</title><style>{STYLE}</style>"
+    head += f"<title>{escaped(title)}</title><style>{STYLE}{style}</style>"
     content = "\n".join([f"<h1>{escaped(title)}</h1>", *body])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{content}</body></html>\n'
 

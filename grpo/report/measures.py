@@ -9,9 +9,14 @@ import torch
 from grpo.advantage import group_statistics
 from grpo.distributed import gather_objects, global_max, global_sum
 from grpo.health.pulse import pulse
-from grpo.loss import correction_weight, ratio_stats
+from grpo.ratio import correction_weight, ratio_stats
 from grpo.types import Batch, Rollout
-from rewards.pool import Scored
+from rewards.workers.pool import Scored
+
+# A completion is right from this value of the outcome on, before its weight: full marks. With "above 0" a program that
+# passes one test of ten would be right, and a partial reward would open the gate. The largest value seen depends on the
+# batch. More than 1 is right too, as many functions give 2.0 for a right answer; a share of tests stays a share.
+RIGHT = 1.0
 
 
 class Clock:
@@ -35,44 +40,67 @@ class Clock:
 
 def global_std(value_N: torch.Tensor) -> float:
     """Sample standard deviation over the values of all ranks, sqrt(sum (x - mean)^2 / (N - 1)). Collective."""
-    value_N = value_N.double()
-    sums = global_sum({"num": float(len(value_N)), "total": float(value_N.sum())})
+    return global_moments(value_N, torch.ones_like(value_N))[1]
+
+
+def global_moments(value_N: torch.Tensor, num_N: torch.Tensor) -> tuple[float, float]:
+    """Mean and sample std of the values of all ranks, value n counted num_N[n] times. Collective: every rank."""
+    value_N, num_N = value_N.double(), num_N.double()
+    sums = global_sum({"num": float(num_N.sum()), "total": float((num_N * value_N).sum())})
     mean = sums["total"] / max(sums["num"], 1)  # first: a difference of sums of squares would lose digits
-    squares = global_sum({"squares": float(((value_N - mean) ** 2).sum())})["squares"]
-    return math.sqrt(squares / max(sums["num"] - 1, 1))
+    squares = global_sum({"squares": float((num_N * (value_N - mean) ** 2).sum())})["squares"]
+    return mean, math.sqrt(squares / max(sums["num"] - 1, 1))
 
 
-def is_right(reward_BG: torch.Tensor, parts: dict[str, list[float]]) -> torch.Tensor:
-    """[B, G] bool, which scored completions are right: correctness > 0, or reward > 0 without such a function.
+def is_right(reward_BG: torch.Tensor, parts: dict[str, list[float]], outcome_reward: str | None) -> torch.Tensor:
+    """[B, G] bool, which scored completions are right: outcome >= RIGHT, or without an outcome reward > 0.
 
-    `parts` has [N] values by reward function, before their weights; NaN where a function did not apply.
+    Args:
+        parts: [N] values by reward function, before their weights; NaN where a function did not apply.
+        outcome_reward: the function that says so; None: correctness, if it is there.
     """
-    if "correctness" not in parts:
+    outcome = outcome_reward or "correctness"
+    if outcome not in parts:
         return reward_BG > 0
-    correct_BG = (torch.tensor(parts["correctness"], dtype=torch.float64) > 0).view(reward_BG.shape)
-    return correct_BG & ~reward_BG.isnan()
+    right_BG = (torch.tensor(parts[outcome], dtype=torch.float64) >= RIGHT).view(reward_BG.shape)
+    return right_BG & ~reward_BG.isnan()
 
 
-def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tensor,
-                   advantage_BG: torch.Tensor) -> dict[str, float]:
-    """The metrics of the total rewards and of the groups, over all ranks; the advantages are those after the gate.
+def pulls(term_FBG: torch.Tensor) -> torch.Tensor:
+    """[F, B], the share of each reward function in what makes the completions of a group differ; 0 where nothing does.
 
-    A mean over nothing is NaN. Collective: every rank, once per step.
+        p_fb = sum_g |t_fbg - mean_g t_fbg| / sum_fg |t_fbg - mean_g t_fbg|
+    """
+    pull_FB = (term_FBG - term_FBG.nanmean(dim=2, keepdim=True)).abs().nansum(dim=2)
+    return pull_FB / torch.where(pull_FB.any(dim=0), pull_FB.sum(dim=0), 1.0)
+
+
+def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tensor, *, term_FBG: torch.Tensor,
+                   compared_BG: torch.Tensor, advantage_BG: torch.Tensor) -> dict[str, float]:
+    """The metrics of the total rewards and of the groups, over all ranks. A mean over nothing is NaN.
+
+    Args:
+        term_FBG: what each function of `scored.parts` adds to `compared_BG`, which advantages were computed from.
+        advantage_BG: after the gate.
+
+    Collective: every rank, once per step.
     """
     part = {name: torch.tensor(values, dtype=torch.float64) for name, values in scored.parts.items()}
     scored_BG = ~reward_BG.isnan()
     compared_B = scored_BG.sum(dim=1) > 1  # the others have no std, and are neither right nor wrong
-    _, std_B1, flat_B1 = group_statistics(reward_BG)
+    std_B1, flat_B1 = group_statistics(reward_BG).std_B1, group_statistics(compared_BG).flat_B1
     flat_B, all_right_B = flat_B1[:, 0] & compared_B, (right_BG | ~scored_BG).all(dim=1)
     mass_B = advantage_BG.abs().sum(dim=1, dtype=torch.float64)
+    phantom_B = torch.where(right_BG.any(dim=1), 0.0, mass_B)
     sums = {
         "groups": float(compared_B.sum()), "completions": float(reward_BG.numel()), "scored": float(scored_BG.sum()),
         "reward": float(reward_BG[scored_BG].sum()), "right": float(right_BG.sum()),
         "std": float(std_B1[compared_B, 0].sum()), "flat": float(flat_B.sum()),
         "flat_right": float((flat_B & all_right_B).sum()), "flat_wrong": float((flat_B & ~all_right_B).sum()),
         "mass": float(mass_B.sum()),
-        "phantom": float(mass_B[~right_BG.any(dim=1)].sum())}
-    for name, value_N in part.items():  # NaN where a function did not apply
+        "phantom": float(phantom_B.sum())}
+    for (name, value_N), pull_B in zip(part.items(), pulls(term_FBG)):  # NaN where a function did not apply
+        sums[f"phantom/{name}"] = float((phantom_B * pull_B).sum())
         sums[f"sum/{name}"], sums[f"num/{name}"] = float(value_N.nansum()), float((~value_N.isnan()).sum())
         sums[f"failed/{name}"] = float(scored.failures.get(name, (0, ""))[0])
     sums = global_sum(sums)  # sums, not means: ranks may differ in how many values they have
@@ -88,6 +116,7 @@ def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tens
         "unscored_share": (sums["completions"] - sums["scored"]) / sums["completions"],
         "accuracy": mean("right", "scored"),
         "phantom_advantage_share": sums["phantom"] / (sums["mass"] or 1.0),
+        **{f"phantom_advantage_share/{name}": sums[f"phantom/{name}"] / (sums["mass"] or 1.0) for name in part},
         "zero_variance_share": mean("flat", "groups"),
         "zero_variance_all_right": mean("flat_right", "groups"),
         "zero_variance_all_wrong": mean("flat_wrong", "groups"),
@@ -111,12 +140,14 @@ class Tally:
     Args:
         advantage_U: of all ranks' completions; the masks of the micro-batches say which of them this rank counts.
         sampler_logprob_UT: nats, what the sampler reported.
+        level, correction: `importance_sampling_level` and `rollout_correction`.
     """
 
     def __init__(self, advantage_U: torch.Tensor, sampler_logprob_UT: torch.Tensor, *, epsilon: float,
-                 epsilon_high: float, num_iterations: int) -> None:
+                 epsilon_high: float, num_iterations: int, level: str = "token", correction: str = "none") -> None:
         self.advantage_U, self.sampler_logprob_UT = advantage_U, sampler_logprob_UT
         self.epsilon, self.epsilon_high, self.num_iterations = epsilon, epsilon_high, num_iterations
+        self.level, self.correction = level, correction
         self.sums: dict[str, torch.Tensor] = {}
         self.maxima: dict[str, torch.Tensor] = {}
 
@@ -133,7 +164,7 @@ class Tally:
             first: bool) -> None:
         """Measure one micro-batch of one iteration; the last three tensors are read in the first iteration only."""
         stats = ratio_stats(logprob_UT, old_logprob_UT, self.advantage_U, batch.mask_UT, epsilon=self.epsilon,
-                            epsilon_high=self.epsilon_high)
+                            epsilon_high=self.epsilon_high, level=self.level)
         self._add("loss", loss)
         self._add("clip_share_low", stats.num_clipped_low)
         self._add("clip_share_high", stats.num_clipped_high)
@@ -154,11 +185,12 @@ class Tally:
         self._add("advantage_mass", advantage_UT.abs().sum())
         self._add("sampler_gap_mean", gap_UT.sum())
         self._raise("sampler_gap_max", gap_UT.max())
-        if weight_UT is not None:  # a weight below the uncapped one has been capped, or masked to 0
-            uncapped_UT = correction_weight(
-                logprob_UT, self.sampler_logprob_UT, batch.mask_UT, correction="truncated", cap=math.inf)
+        if weight_UT is not None:  # another weight than the unbounded one has met a bound
+            unbounded_UT = correction_weight(
+                logprob_UT, self.sampler_logprob_UT, batch.mask_UT, correction=self.correction, cap=math.inf)
+            bounded_UT = (weight_UT < unbounded_UT) | (weight_UT > unbounded_UT)
             self._add("correction_weight_mean", counted(weight_UT).sum())
-            self._add("correction_capped_share", (weight_UT < uncapped_UT).sum())
+            self._add("correction_capped_share", (batch.mask_UT & bounded_UT).sum())
 
     def metrics(self, num_tokens: float) -> dict[str, float]:
         """The update's metrics over all ranks: kl is NaN without a reference, a correction's two need a correction.

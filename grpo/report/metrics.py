@@ -83,15 +83,23 @@ METRICS: dict[str, Metric] = {
         "share", "", "they are in no mean and std of a group and not in the loss; completions.jsonl has null as their "
         "reward", (Range(0, 0, patience=1, once=True),)),
     "accuracy": Metric(
-        "share of right ones in the scored completions: correctness reward > 0, or reward > 0 without such a function",
-        "share", "rises", "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is "
-        "learnt, advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
+        "share of right ones in the scored completions: outcome_reward gave at least 1, or reward > 0 where neither it "
+        "nor correctness is there", "share", "rises",
+        "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is learnt, "
+        "advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
     "phantom_advantage_share": Metric(
         "sum of |A| over groups without a right completion / sum of |A|, after advantage_gate; 0 where that is 0",
         "share", "",
         "high: what is learnt comes from groups with nothing right; advantage_gate=outcome, or easier problems",
         (Range(high=0.5),)),
-    "zero_variance_share": Metric("share of groups whose largest reward equals their smallest", "share", "small",
+    "phantom_advantage_share/<name>": Metric(
+        "part of phantom_advantage_share from one reward function: in each group |A| is divided among the functions by "
+        "sum of |weighted reward - mean over the group|, the reward normalised with normalize_then_sum", "share", "",
+        "high: this function teaches where nothing is right; lower its reward_weights, or advantage_gate=outcome",
+        (Range(high=0.5),)),
+    "zero_variance_share": Metric(
+        "share of groups without differences: equal rewards, with normalize_then_sum of each function", "share",
+        "small",
         "those groups give no gradient; its two parts below say what to do"),
     "zero_variance_all_right": Metric("share of groups with equal rewards whose completions are all right", "share", "",
         "saturated: take harder problems, or end the run here", (Range(high=0.8),)),
@@ -103,7 +111,8 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric("mean over tokens of -sum_v p_v log p_v at the sampling temperature", "nats", "falls slowly",
         "exploration collapsed: lower learning_rate, or raise epsilon_high or beta; rises instead: the policy falls "
         "apart, lower learning_rate", (Range(low=0.1, of="the start"),)),
-    "loss": Metric("clipped policy loss + beta * kl, summed over tokens / global denominator", "1", "near 0",
+    "loss": Metric("policy loss + beta * kl, summed over tokens / global denominator, - entropy_coef * entropy", "1",
+        "near 0",
         "on policy its value is near 0 by construction (advantages sum to 0): read reward and surrogate"),
     "surrogate": Metric("sum of A * logprob / sum of |A|, over tokens", "nats", "any sign, moves",
         "exactly 0: all advantages are 0; its gradient is the on-policy gradient"),
@@ -111,9 +120,14 @@ METRICS: dict[str, Metric] = {
         "0: nothing is trained, check lora_target_modules; large: lower learning_rate; null: not finite, skipped_steps "
         "says what to do", (Range(low=1e-6, when="with a signal", patience=1), Range(high=10))),
     "learning_rate": Metric("rate of this update, after the schedule", "1", "", ""),
+    "beta": Metric("coefficient of the KL in this update; absent without target_kl", "1", "settles",
+        "grows without end: lower learning_rate, or raise target_kl"),
+    "entropy_coef": Metric("coefficient of the entropy bonus in this update, 0 above entropy_target; absent without "
+        "use_adaptive_entropy", "1", "", "at entropy_coef_max: raise that, or entropy_coef_delta"),
     "clip_share_low": Metric("share of tokens with ratio < 1 - epsilon and A < 0", "share", "",
         "high: lower num_iterations or learning_rate", (Range(0, 0, "on policy"), Range(high=0.2, when="off policy"))),
-    "clip_share_high": Metric("share of tokens with ratio > 1 + epsilon_high and A > 0", "share", "",
+    "clip_share_high": Metric(
+        "share of tokens with ratio > 1 + epsilon_high (cispo: > epsilon_high) and A > 0", "share", "",
         "high: lower num_iterations or learning_rate", (Range(0, 0, "on policy"), Range(high=0.2, when="off policy"))),
     "ratio_max": Metric("max over tokens of exp(logprob - old logprob)", "1", "",
         "on policy: a bug, old and new are not scored alike; off policy: lower num_iterations or learning_rate",
@@ -137,8 +151,9 @@ METRICS: dict[str, Metric] = {
     "correction_weight_mean": Metric("mean over tokens of the weight of rollout_correction, as applied; absent if none",
         "1", "", "raise rollout_correction_cap, or close the gap: sampler_gap_mean", (Range(0.99, 1.01),)),
     "correction_capped_share": Metric(
-        "share of tokens with exp(trainer logprob - sampler logprob) > rollout_correction_cap; absent if none", "share",
-        "", "raise rollout_correction_cap, or close the gap: sampler_gap_mean", (Range(high=0.01),)),
+        "share of tokens with exp(trainer logprob - sampler logprob), or that of their completion, beyond "
+        "rollout_correction_cap or rollout_correction_floor; absent if none", "share", "",
+        "raise rollout_correction_cap, or close the gap: sampler_gap_mean", (Range(high=0.01),)),
     "skipped_steps": Metric("updates of this run skipped because the gradient was not finite", "steps", "stays 0",
         "look at its batch in the folder skipped; lower learning_rate, or torch_dtype=float32",
         (Range(high=1, of="the step before", patience=1),)),
@@ -169,7 +184,8 @@ PREFIX = "rewards/"
 
 def metric(name: str) -> Metric:
     """The row of a logged name; ValueError where there is none."""
-    key = PREFIX + "<name>" if name.startswith(PREFIX) and name != PREFIX else name  # all reward functions share one
+    head, _, function = name.partition("/")
+    key = f"{head}/<name>" if function else name  # all reward functions share one
     if key not in METRICS:
         raise ValueError(f"metric {name!r} has no row in grpo/report/metrics.py; add one, or log a listed name")
     return METRICS[key]

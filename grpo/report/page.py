@@ -22,6 +22,7 @@ from grpo.report.json_lines import read, read_newest
 from grpo.report.markup import escaped, folded, options_table, page, pairs, paragraph, shortened, table
 from grpo.report.metrics import COLUMNS, METRICS, metric
 from grpo.report.metrics import PREFIX as REWARD
+from grpo.report.tokens.page import kept_steps, write_page
 from grpo.report.watch import warnings
 
 CURVES = ("reward", "accuracy", "entropy", "grad_norm", "kl", "completion_length", "truncated_share",
@@ -60,6 +61,8 @@ def write_report(output_dir: Path) -> Path:
     completions = output_dir / "completions.jsonl"
     if completions.exists() and (rows := read_newest(completions)):
         body += [f"<h2>Completions of step {rows[0]['step']}, the last</h2>", *_completions(rows)]
+    if steps := kept_steps(output_dir):
+        body += ["<h2>Tokens</h2>", *_token_pages(output_dir, steps)]
     body += ["<h2>Options</h2>", options_table(config, vars(Config()))]
     meanings = table(COLUMNS, [(name, *row.cells) for name, row in METRICS.items()])
     body += ["<h2>Metrics</h2>", folded("What each number of metrics.jsonl means", meanings)]
@@ -174,6 +177,15 @@ def _completions(rows: list[dict[str, Any]]) -> list[str]:
         parts += [f"<h3>{escaped(shortened(group[0]['question']))}</h3>",
                   table(("completion", *names, "reward", "advantage", "tokens"), cells, verbatim=("completion",))]
     return parts
+
+
+def _token_pages(output_dir: Path, steps: list[int]) -> list[str]:
+    """Links to the pages of the first and the last step whose tokens are kept, which are written here."""
+    pages = [write_page(output_dir, step) for step in sorted({steps[0], steps[-1]})]
+    links = " and ".join(f'<a href="{path.name}">{escaped(path.stem.replace("-", " of step "))}</a>' for path in pages)
+    return [f"<p>Some groups token by token, as the update saw them: {links}.</p>",
+            paragraph(f"python -m grpo.report.tokens {output_dir.name} --step N writes the page of another step; "
+                      f"{len(steps)} are kept.")]
 
 
 def _short(value: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from grpo.report.metrics import METRICS, Range
+from grpo.report.metrics import METRICS, Range, metric
 
 NUM_START = 5  # steps whose mean is "the start"; ranges relative to it are checked after them
 AGAIN = 50  # a warning is repeated after this many more steps outside
@@ -38,7 +38,7 @@ class Watch:
         if record.get("surrogate") or record.get("kl"):
             applying.add("with a signal")
         lines = []
-        for name, healthy in RANGES:
+        for name, healthy in ranges_of(record):
             base = self._base(name, healthy)
             if name not in record or base is None or healthy.when not in applying:
                 continue
@@ -66,7 +66,14 @@ class Watch:
         num_steps = self.num_outside[name, healthy]
         duration = f" for {num_steps} steps" if num_steps > 1 else ""
         return (f"warning [step {record['step']}] {name} is {record[name]:.4g}{duration}, healthy is {healthy}{of}; "
-                f"{METRICS[name].cure}")
+                f"{metric(name).cure}")
+
+
+def ranges_of(record: dict[str, Any]) -> list[tuple[str, Range]]:
+    """The ranges with the names that the record has: of a row for all reward functions, those of each."""
+    heads = {name: name.removesuffix("<name>") for name, _ in RANGES}
+    return [(logged, healthy) for name, healthy in RANGES for logged in record
+            if logged == name or heads[name] != name and logged.startswith(heads[name])]
 
 
 def warnings(settings: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:

@@ -4,11 +4,17 @@ import torch
 import torch.distributed as dist
 
 import kernels
-from grpo.advantage import group_advantages
+from grpo.advantage import (
+    group_advantages,
+    leave_one_out_advantages,
+    pass_at_k_advantages,
+    whitened_advantages,
+)
 from grpo.config import Config
 from grpo.distributed import world_size
 from grpo.memory.ledger import Ledger, size
 from grpo.memory.plan import of_a_row
+from grpo.report.tokens.worked import EXAMPLE, spelled
 from grpo.sampler.decoder import Decoder
 from grpo.trainer.engine import Engine
 
@@ -24,9 +30,6 @@ def announce(
         num_tokens=config.micro_batch_tokens)
     synced = engine.num_trained() * dtype.itemsize
     quantised = "NF4 with double quantisation" if config.load_in_4bit else "not quantised"
-    # One group by hand, so that a reader sees what scale_rewards does; 0.5 is the std of this group.
-    example_BG = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale=config.scale_rewards, batch_std=0.5)
-    advantages = ", ".join(f"{advantage:.3f}" for advantage in example_BG[0].tolist())
     lines = [
         f"run        {config.recipe or 'no recipe'}: {num_steps} steps of {config.prompts_per_step} prompts x "
         f"{config.num_generations} completions, learning_rate {config.learning_rate:g}, on "
@@ -40,7 +43,7 @@ def announce(
         *(f"{what:<11}{line}" for what, lines in chosen.items() for line in lines),
         *_memory(config, engine, decoder, ledger),
         f"sync       {synced / 2**20:,.1f} MiB of trained weights are gathered and copied each step",
-        f"group      rewards (1, 0, 0, 0) become the advantages ({advantages})",
+        f"group      rewards {spelled(EXAMPLE, 0)} become the advantages {spelled(example(config), 3)}",
         "loss       expect a value near 0: on policy the advantages of a group sum to 0; read reward, kl, grad_norm",
     ]
     if not config.rollout_keep and device.type == "cpu":
@@ -48,6 +51,22 @@ def announce(
     if left_out:
         lines.append(f"data       {left_out} problems left out: their prompt is longer than max_prompt_length")
     return lines + [f"note       {note}" for note in config.notes]
+
+
+def example(config: Config) -> list[float]:
+    """Advantages of the worked example, so that a reader sees what adv_estimator and scale_rewards do."""
+    reward_BG = torch.tensor([EXAMPLE])
+    right_BG, all_BG = reward_BG > 0, torch.ones(1, 4, dtype=torch.bool)
+    if config.adv_estimator == "rloo":
+        advantage_BG = leave_one_out_advantages(reward_BG)
+    elif config.adv_estimator == "pass_at_k":
+        advantage_BG = pass_at_k_advantages(right_BG, all_BG, k=config.pass_k)
+    elif config.adv_estimator == "reinforce_plus_plus_baseline":  # with the std of this group, at equal lengths
+        centred_BG = group_advantages(reward_BG, scale="none")
+        advantage_BG = whitened_advantages(centred_BG, all_BG, mean=0.0, std=0.5)
+    else:
+        advantage_BG = group_advantages(reward_BG, scale=config.scale_rewards, batch_std=0.5)
+    return advantage_BG[0].tolist()
 
 
 def _memory(config: Config, engine: Engine, decoder: Decoder, ledger: Ledger) -> list[str]:

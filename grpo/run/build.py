@@ -31,10 +31,10 @@ from grpo.memory.ledger import Ledger
 from grpo.memory.plan import after_slots, ledger_of
 from grpo.options.refusal import refuse, refusing
 from grpo.packing import common_prefix_length
-from grpo.report.metrics import METRICS
 from grpo.run.announcement import announce
 from grpo.run.examples import check_tokens, fit_context, form_of_prompts, load_problems
 from grpo.run.parts import Run
+from grpo.run.scoring import start_rewards, where_programs_run
 from grpo.sampler.decoder import Decoder
 from grpo.saving import checkpoint, continuation
 from grpo.schedule import total_steps
@@ -42,7 +42,7 @@ from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
 from grpo.trainer.policy import Policy, trainable
 from grpo.trainer.zero import adamw_settings, zero_config
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 
 
 def build(config: Config) -> Run:
@@ -54,9 +54,7 @@ def build(config: Config) -> Run:
     device = distributed.start(config.ddp_timeout)
     quiet()
     torch.backends.cuda.matmul.allow_tf32 = config.tf32
-    rewards = RewardPool(
-        config.reward_funcs, config.reward_weights, timeout_s=config.reward_timeout,
-        memory_bytes=int(config.reward_memory * 2**30), failure=config.reward_failure, taken=METRICS)
+    rewards = start_rewards(config)
     try:
         return _build(config, device, rewards)
     except BaseException:
@@ -116,16 +114,16 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         model.gradient_checkpointing_enable({"use_reentrant": False, **(config.gradient_checkpointing_kwargs or {})})
     return Run(
         asked=asked, config=config, output_dir=Path(config.output_dir), device=device, engine=engine, decoder=decoder,
-        tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples,
-        test_examples=test_examples, rewards=rewards, peft_config=peft_config, sources=sources,
+        tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples, test_examples=test_examples,
+        rewards=rewards, peft_config=peft_config, sources=sources, num_steps=num_steps, num_slots=room.num_slots,
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
-        num_steps=num_steps, num_slots=room.num_slots, ledger=ledger, left_out=left_out,
-        limit=TokenLimit(
+        coefficients=checkpoint.record(resume_from).get("coefficients", {}) if resume_from else {},
+        ledger=ledger, left_out=left_out, limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
         announcement=announce(config, device, engine, decoder, ledger, {
             "prompts": [prompts_line], "rollout": [room.words, copy_line], "update": [budget.words],
-            "resume": passed_over}, left_out, num_steps))
+            "resume": passed_over, "programs": where_programs_run(config)}, left_out, num_steps))
 
 
 def _endings(

@@ -31,9 +31,11 @@ def load_problems(config: Config) -> tuple[list[Example], list[Example]]:
     if type(test[0].prompt) is not type(train[0].prompt):  # what ends a completion depends on it
         refuse("test_dataset_id_or_path", test_path, "must have messages as prompts where the training dataset has "
                "them, and texts where it has texts", "apply_chat_template=true, which makes texts messages")
-    check_gold("test_dataset_id_or_path" if test_path else "train_dataset_id_or_path", test_path or train_path,
-               [(example.place, example.final_answer) for example in test],
-               needed_by="the evaluation", valid="a number in each row, or eval_examples=0")
+    if config.outcome_reward in (None, "correctness"):
+        check_gold("test_dataset_id_or_path" if test_path else "train_dataset_id_or_path", test_path or train_path,
+                   [(example.place, example.final_answer) for example in test],
+                   needed_by="the evaluation",
+                   valid="a number in each row, outcome_reward=a function that says what is right, or eval_examples=0")
     # Where none is left out for its length, no more are needed.
     return train, test[: config.eval_examples if config.max_prompt_length is None else None]
 

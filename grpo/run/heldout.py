@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data.example import Example
 from grpo.distributed import gather_objects, rank, world_size
-from grpo.evaluation.answers import answers_path, evaluate, load_answers, save_answers
+from grpo.evaluation.answers import Judged, answers_path, evaluate, load_answers, save_answers
 from grpo.evaluation.record import PREFIX, numbers
 from grpo.evaluation.statistics import compare
 from grpo.health.pulse import pulse
@@ -15,9 +16,11 @@ from grpo.report.json_lines import JsonLines, read
 from grpo.report.log import Log
 from grpo.run.parts import Run
 from grpo.run.position import Position
+from grpo.run.scoring import judged, judges_by_reward
 from grpo.run.summary import Summary
 from grpo.saving import checkpoint
 from grpo.saving.sealed_folder import damage
+from grpo.types import Rollout
 
 SAMPLES = 4  # of a problem, where num_generations_eval does not say
 
@@ -52,7 +55,7 @@ class HeldOut:
         self._keep_best(position)  # also where a resumed run begins: its next checkpoint must leave the best one
         if not run.test_examples or not due or done in [record["step"] for record in self.records]:
             return
-        record = {"step": done, **self._solve(self._name(done))}
+        record = {"step": done, **self._solve(done)}
         self.records.append(record)
         if self.file:
             self.file.append([record])
@@ -134,9 +137,13 @@ class HeldOut:
         sampled = ("sampled", config.eval_temperature or config.temperature, self._samples())
         return [("greedy", 0.0, 1), *([sampled] if self._samples() else [])]
 
-    def _solve(self, when: str) -> dict[str, Any]:
+    def _solve(self, done: int) -> dict[str, Any]:
         """Answer the problems and save the answers; what came out. Collective: every rank."""
-        run = self.run
+        run, when = self.run, self._name(done)
+
+        def judge(asked: list[Example], rollout: Rollout) -> list[Judged]:
+            return judged(run, asked, rollout, done, on_wait=pulse.progress)
+
         pulse.enter("evaluate")
         run.sync()
         mine = list(range(rank(), len(run.test_examples), world_size()))  # the share of this rank
@@ -149,7 +156,8 @@ class HeldOut:
                     run.decoder, run.tokenizer, examples, prompts, num_samples=num_samples, temperature=temperature,
                     seed=run.config.seed, max_completion_length=run.config.max_completion_length,
                     stop_token_ids=run.stop_token_ids, stop_strings=run.config.stop_strings, prompt_index=mine,
-                    num_slots=run.num_slots, progress=f"{mode} {when}" if rank() == 0 else None)
+                    num_slots=run.num_slots, progress=f"{mode} {when}" if rank() == 0 else None,
+                    judge=judge if judges_by_reward(run.config) else None)
             everyone = [answer for part in gather_objects(answers) for answer in part]
             found |= numbers(mode, everyone)
             if rank() == 0:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from grpo.memory.ledger import Ledger
 from grpo.sampler.decoder import Decoder
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class Run:
     ledger: Ledger
     left_out: int  # problems with too long a prompt
     announcement: list[str]
+    coefficients: dict[str, float] = field(default_factory=dict)  # `update.state_after` of the newest step
 
     def prompt_ids(self, example: Example) -> list[int]:
         """The tokens of an example's prompt."""

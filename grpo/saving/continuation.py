@@ -21,7 +21,7 @@ FREE = {
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "logprob_impl", "rollout_slots", "rollout_weights",
     "rollout_keep", "save_strategy", "save_steps", "save_total_limit", "max_skipped_steps", "logging_steps",
     "report_to", "run_name", "reward_timeout", "reward_memory", "max_reward_failures", "trust_remote_code",
-    "eval_strategy", "eval_steps", "early_stopping_patience",
+    "keep_tokens", "eval_strategy", "eval_steps", "early_stopping_patience",
     *READ,  # names and paths; what they hold is compared
 }
 BY_CONTENT = {"model_revision", "dataset_config"}  # free too, where a checkpoint knows what the names held

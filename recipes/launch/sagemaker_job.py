@@ -23,8 +23,8 @@ sys.path[0] = str(ROOT)  # in place of this file's folder
 import boto3  # noqa: E402
 from botocore.exceptions import BotoCoreError, ClientError  # noqa: E402
 
-from grpo.config import load  # noqa: E402
 from grpo.options.refusal import refuse, told  # noqa: E402
+from grpo.run.command import load  # noqa: E402
 from recipes.launch.sagemaker_entry import check_options  # noqa: E402
 
 # PyTorch 2.11 with CUDA 13, from AWS's registry in the job's region.

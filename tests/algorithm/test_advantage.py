@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import grpo.advantage
-from grpo.advantage import gate_advantages, group_advantages, group_statistics
+import grpo.report.tokens.worked
+from grpo.advantage import gate_advantages, group_advantages, group_statistics, reward_terms
+from grpo.report.tokens.worked import EXAMPLE, spelled, worked
 
 NAN = math.nan
 
@@ -136,6 +138,70 @@ def test_without_a_gate_advantages_stay_as_they_are():
         gate_advantages(advantage_BG, torch.ones(1, 4, dtype=torch.bool), gate="outcomes")
 
 
+ALL_BG = torch.ones(1, 4, dtype=torch.bool)
+
+
+def terms(reward_FBG, weights=None, scored_BG=ALL_BG, **options):
+    """With normalize_then_sum and without eps, unless said otherwise."""
+    reward_FBG = torch.tensor(reward_FBG)
+    options = {"aggregation": "normalize_then_sum", "eps": 0.0} | options
+    return reward_terms(reward_FBG, torch.tensor(weights or [1.0] * len(reward_FBG)), scored_BG, **options)
+
+
+def test_each_reward_is_normalised_by_itself_before_its_weight():
+    # (1, 0, 0, 0): mean 0.25, std 0.5; (0, 2, 0, 2): mean 1, std sqrt(4 / 3), so +-sqrt(3) / 2, weighed by 0.5
+    term_FBG = terms([[[1.0, 0.0, 0.0, 0.0]], [[0.0, 2.0, 0.0, 2.0]]], [1.0, 0.5])
+    quarter = 3**0.5 / 4
+    torch.testing.assert_close(term_FBG[0], torch.tensor([[1.5, -0.5, -0.5, -0.5]]))
+    torch.testing.assert_close(term_FBG[1], torch.tensor([[-quarter, quarter, -quarter, quarter]]))
+    # 0.75 / (0.5 + 0.25) = 1
+    assert terms([[[1.0, 0.0, 0.0, 0.0]]], eps=0.25)[0, 0, 0] == 1.0
+
+
+def test_a_long_wrong_answer_no_longer_beats_a_right_one():
+    # right (1, 1, 0, 0) and length (0, 100, 200, 300): the sum's largest is the last, which is wrong. Normalised,
+    # +-0.866 and, with mean 150 and std sqrt(50000 / 3) = 129.1, (-1.162, -0.387, 0.387, 1.162).
+    rewards = [[[1.0, 1.0, 0.0, 0.0]], [[0.0, 100.0, 200.0, 300.0]]]
+    sums = {way: terms(rewards, aggregation=way).sum(dim=0)[0] for way in ("sum_then_normalize", "normalize_then_sum")}
+    assert sums["sum_then_normalize"].tolist() == [1.0, 101.0, 200.0, 300.0]
+    expected_G = torch.tensor([0.8660 - 1.1619, 0.8660 - 0.3873, 0.3873 - 0.8660, 1.1619 - 0.8660])
+    torch.testing.assert_close(sums["normalize_then_sum"], expected_G, atol=1e-4, rtol=0)
+    assert sums["normalize_then_sum"].argmax() == 1
+
+
+def test_a_function_whose_values_are_equal_adds_exactly_nothing():
+    # The float32 mean of seven 0.95 is not 0.95, and with its std of 6e-8 the difference would be full size.
+    term_FBG = terms([[[0.95] * 7], [[1.0] + [0.0] * 6]], scored_BG=torch.ones(1, 7, dtype=torch.bool))
+    assert term_FBG[0].tolist() == [[0.0] * 7] and term_FBG[1].abs().min() > 0.1
+
+
+def test_a_function_that_gives_none_is_normalised_over_the_others_and_adds_nothing_there():
+    # (1, 0, 0): mean 1/3, std sqrt(1/3); with one value, or none, there is nothing to compare
+    term_FBG = terms([[[1.0, 0.0, 0.0, NAN]], [[7.0, NAN, NAN, NAN]], [[NAN] * 4], [[0.0, 0.0, 1.0, 1.0]]])
+    torch.testing.assert_close(term_FBG[0], torch.tensor([[2 / 3, -1 / 3, -1 / 3, 0.0]]) * 3**0.5)
+    assert term_FBG[1:3].tolist() == [[[0.0] * 4]] * 2
+    torch.testing.assert_close(term_FBG[3], torch.tensor([[-0.75, -0.75, 0.75, 0.75]]) / 0.75**0.5)
+
+
+def test_a_completion_that_is_left_out_changes_no_other_s_term():
+    # The last one failed in another function: its 5 is in no mean. (1, 0, 0) as above.
+    scored_BG = torch.tensor([[True, True, True, False]])
+    term_FBG = terms([[[1.0, 0.0, 0.0, 5.0]]], scored_BG=scored_BG)
+    torch.testing.assert_close(term_FBG[0, :, :3], torch.tensor([[2 / 3, -1 / 3, -1 / 3]]) * 3**0.5)
+    assert term_FBG[0, 0, 3].isnan()
+
+
+def test_summed_first_the_terms_are_the_weighted_rewards_and_none_is_0():
+    rewards = [[[1.0, NAN, 0.5, 2.0]], [[3.0, 1.0, NAN, 2.0]]]
+    term_FBG = terms(rewards, [2.0, -1.0], torch.tensor([[True, True, True, False]]), aggregation="sum_then_normalize")
+    assert term_FBG[:, 0, :3].tolist() == [[2.0, 0.0, 1.0], [-3.0, -1.0, 0.0]] and term_FBG[:, 0, 3].isnan().all()
+
+
+def test_unknown_aggregation_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="aggregation='normalise_then_sum' .* nearest valid value: normalize_then_sum"):
+        terms([[[1.0, 0.0, 0.0, 0.0]]], aggregation="normalise_then_sum")
+
+
 def test_any_dtype_in_float32_out():
     assert group_advantages(torch.tensor([[1, 0]])).dtype == torch.float32
 
@@ -145,6 +211,23 @@ def test_unknown_scale_is_refused_with_the_nearest():
         group_advantages(torch.zeros(1, 2), scale="groups")
 
 
+@pytest.mark.parametrize("rewards", [
+    EXAMPLE, (0.0, 0.0), (1.5, 0.5, 1.5, 0.0, 0.2, 0.1), (1.0, 0.0, None, 0.0), (1.0, None), (None, None)])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_group_worked_by_hand_has_the_advantages_of_the_code(rewards, scale):
+    tensor_BG = torch.tensor([[NAN if reward is None else reward for reward in rewards]])
+    expected = group_advantages(tensor_BG, scale=scale, batch_std=0.7)[0].tolist()
+    assert worked(rewards, scale=scale, batch_std=0.7).advantages == pytest.approx(expected, abs=1e-6)
+
+
+def test_groups_worked_by_hand_in_words():
+    assert worked([0.5, 0.5]).text == "rewards (0.5, 0.5). They are all equal: every advantage is 0."
+    assert worked([0.5, None]).text == "rewards (0.5, not scored). Fewer than two are scored: every advantage is 0."
+    assert "√(sum of (reward − mean)²/4) = 1.581. So the advantages are (reward − mean)/(1.581 + 1e-4)." in worked(
+        [0.0, 1.0, 2.0, 3.0, 4.0]).text
+    assert spelled(worked(EXAMPLE).advantages, 3) == "(1.500, -0.500, -0.500, -0.500)" and spelled(
+        EXAMPLE, 0) == "(1, 0, 0, 0)"
+
+
 def test_examples_in_the_docstring_hold():
-    result = doctest.testmod(grpo.advantage)
-    assert result.attempted == 4 and result.failed == 0
+    assert doctest.testmod(grpo.advantage) == (0, 13) and doctest.testmod(grpo.report.tokens.worked) == (0, 1)

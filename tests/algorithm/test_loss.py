@@ -9,7 +9,8 @@ import math
 import pytest
 import torch
 
-from grpo.loss import correction_weight, kl_divergence, loss_denominator, policy_loss, ratio_stats
+from grpo.loss import kl_divergence, loss_denominator, policy_loss
+from grpo.ratio import correction_weight, ratio_stats
 from kernels import fused_logprob
 
 NAN, INF = math.nan, math.inf

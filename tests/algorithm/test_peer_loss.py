@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_qwen2, tiny_tokenizer
 
-from grpo.advantage import group_advantages
+from grpo.advantage import group_advantages, reward_terms
 from grpo.config import Config
 from grpo.loss import kl_divergence, loss_denominator, policy_loss
 from grpo.options.recipe import PROJECTIONS
@@ -60,8 +60,12 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {public(name): p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
-def trl_step(rollout: Rollout, folder, *, loss_type: str, kl_estimator: str, micro_batches: int = 1) -> SimpleNamespace:
-    """TRL's loss, LoRA gradients, advantages and KL, its trainer given our completions in place of sampling."""
+def trl_step(rollout: Rollout, folder, *, loss_type: str = "dapo", kl_estimator: str = "k3", micro_batches: int = 1,
+             rewards: torch.Tensor | None = None, **options) -> SimpleNamespace:
+    """TRL's loss, LoRA gradients, advantages and KL, its trainer given our completions in place of sampling.
+
+    `rewards` has a row for each of several functions, NaN for None.
+    """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -71,16 +75,19 @@ def trl_step(rollout: Rollout, folder, *, loss_type: str, kl_estimator: str, mic
     def completions(prompts, trainer):
         return {"prompt_ids": [PROMPTS[int(p)] for p in prompts], "completion_ids": sampled, "logprobs": None}
 
-    def reward(completions, **columns):
-        return REWARD.flatten().tolist()
+    def of(value_N):
+        def reward(completions, **columns):
+            return [None if value != value else value for value in value_N.tolist()]
+        return reward
 
     args = GRPOConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False,
         per_device_train_batch_size=len(sampled) // micro_batches, gradient_accumulation_steps=micro_batches,
         num_generations=G, max_completion_length=LONGEST, beta=BETA, epsilon=EPSILON, loss_type=loss_type,
-        use_bias_correction_kl=KL[kl_estimator])
+        use_bias_correction_kl=KL[kl_estimator], **options)
+    functions = [of(value_N) for value_N in (REWARD.flatten()[None] if rewards is None else rewards)]
     trainer = GRPOTrainer(
-        model=tiny_qwen2(), reward_funcs=reward, args=args, train_dataset=Dataset.from_dict({"prompt": prompts}),
+        model=tiny_qwen2(), reward_funcs=functions, args=args, train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tiny_tokenizer(), peft_config=lora(), rollout_func=completions)
     model = trainer.model.train()
     perturb(model)
@@ -150,6 +157,29 @@ def test_trls_accumulated_micro_batches_too(rollout, tmp_path):
     theirs = trl_step(rollout, tmp_path, loss_type="dapo", kl_estimator="k3", micro_batches=3)
     ours = our_step(rollout, loss_type="dapo", kl_estimator="k3")
     assert furthest(ours.gradients, theirs.gradients) < 1e-4
+
+
+NAN = float("nan")
+# By three functions: a group that two of them rank in opposite ways; one with None of some, of all, and of all but one;
+# one in which two are equal for all. TRL adds rounding errors where an equal value has no exact mean: 0.5 has one.
+SEVERAL = torch.tensor([
+    [1.0, 0.0, 0.0, 1.0, 0.0, NAN, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5],
+    [300.0, 20.0, 70.0, 30.0, NAN, NAN, 5.0, NAN, 0.0, 1.0, 0.0, 0.25],
+    [0.25, 0.5, -1.0, 2.0, NAN, NAN, NAN, 3.0, 0.0, 0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [1.0, 0.1, 0.0], [2.0, -0.5, 3.0]])
+def test_advantages_of_rewards_normalised_one_by_one_are_trls(rollout, tmp_path, weights):
+    theirs = trl_step(rollout, tmp_path, rewards=SEVERAL, reward_weights=weights,
+                      multi_objective_aggregation="normalize_then_sum").advantage_N
+    scored_BG = ~SEVERAL.isnan().all(dim=0).view(-1, G)
+    summed_BG = {way: reward_terms(SEVERAL.view(3, -1, G), torch.tensor(weights), scored_BG, aggregation=way).sum(dim=0)
+                 for way in ("normalize_then_sum", "sum_then_normalize")}
+    ours_BG = group_advantages(summed_BG["normalize_then_sum"], scale="batch")
+    torch.testing.assert_close(ours_BG.flatten(), theirs, atol=1e-5, rtol=0)
+    assert theirs.abs().max() > 1 and theirs[5] == 0.0
+    other_BG = group_advantages(summed_BG["sum_then_normalize"], scale="batch")  # else the comparison could be blind
+    assert (other_BG.flatten() - theirs).abs().max() > 0.1
 
 
 def test_the_options_above_are_our_defaults():

@@ -1,5 +1,6 @@
 """grpo.schedule by hand: which prompts, which learning rate, how many steps. 3 seconds, of imports."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import TrainingArguments, get_scheduler
 
 from grpo.config import Config
 from grpo.options.option import options
-from grpo.schedule import learning_rate, prompts_of_step, total_steps
+from grpo.schedule import learning_rate, next_beta, next_entropy_coef, prompts_of_step, total_steps
 
 
 def test_each_epoch_reads_every_prompt_once_in_an_order_of_its_own():
@@ -69,3 +70,17 @@ def test_steps_are_those_asked_for_or_enough_for_the_epochs():
     # 1.5 epochs of 10 prompts are 15; 4 a step make 3.75.
     assert total_steps(10, prompts_per_step=4, num_train_epochs=1.5, max_steps=-1) == 4
     assert total_steps(10, prompts_per_step=4, num_train_epochs=1.5, max_steps=1) == 1
+
+
+def test_beta_moves_towards_the_target_by_a_fifth_at_most():
+    # 100 completions of a horizon of 1,000: a tenth. KL 0.11 for 0.1: + 0.1 * 0.1; 0.5: + 0.2 * 0.1; 0.05: - 0.2 * 0.1.
+    found = [next_beta(0.04, kl, target=0.1, horizon=1000.0, num_completions=100) for kl in (0.11, 0.5, 0.05, math.nan)]
+    assert found == pytest.approx([0.04 * 1.01, 0.04 * 1.02, 0.04 * 0.98, 0.04])
+
+
+def test_the_entropy_bonus_grows_at_or_below_its_target_and_stays_inside_its_bounds():
+    def following(coef, entropy):
+        return next_entropy_coef(coef, entropy, target=0.5, delta=0.1, low=0.05, high=0.25)
+
+    assert [following(0.1, entropy) for entropy in (0.4, 0.5, 0.6, math.nan)] == pytest.approx([0.2, 0.2, 0.05, 0.1])
+    assert following(0.2, 0.1) == 0.25

@@ -9,9 +9,9 @@ from tiny_models import tiny_qwen2
 from benchmarks.gsm8k import experiment
 from benchmarks.gsm8k.cost import operations, phases
 from benchmarks.gsm8k.page import draw, markdown
-from grpo.config import load
 from grpo.evaluation.answers import Answer, save_answers
 from grpo.options.evaluation import parse
+from grpo.run.command import load
 
 MODEL = str(Path(__file__).parents[2] / "data" / "tiny_qwen2")
 

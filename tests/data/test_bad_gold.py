@@ -55,7 +55,7 @@ def test_a_row_that_validation_takes_from_the_training_data_is_named_by_its_plac
     run = small_run(folder, train_dataset_id_or_path=path, eval_examples=1, seed=42)
     line = refused(train.main, run, folder, capsys)
     assert f"row {index + 1} of split 'train' has the final_answer '3 dozen', which" in line
-    assert "the evaluation needs a number; nearest valid value: a number in each row, or eval_examples=0" in line
+    assert "the evaluation needs a number; nearest valid value: a number in each row, outcome_reward=a function" in line
 
 
 @pytest.mark.parametrize("gold", ["5 no wait seven", "2 thirds", "", None, "Paris", True])

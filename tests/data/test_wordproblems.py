@@ -113,13 +113,13 @@ def problems_of(split: str, count: int) -> list[Problem]:
 def test_warm_up_steps_lower_the_loss(monkeypatch):
     monkeypatch.setattr(warmup, "BATCH_SIZE", 16)
     torch.manual_seed(0)
-    tokenizer = warmup.build_tokenizer()
+    tokenizer = warmup.build_tokenizer(warmup.words_of_problems())
     model = warmup.build_model(tokenizer)
     rng = random.Random(9)
     held_out = [warmup.draw_text(problem, rng=rng) for problem in problems_of("test", 32)]
     batch = warmup.collate(held_out, tokenizer=tokenizer)
     before = model(**batch).loss.item()
-    warmup.train(model, tokenizer, steps=15, rng=random.Random(0))
+    warmup.train(model, tokenizer, warmup.solved_problems(rng=random.Random(0)), steps=15)
     # An untrained model knows nothing of 383 tokens: ln 383 = 5.95.
     assert before == pytest.approx(5.95, abs=0.2)
     assert model(**batch).loss.item() < before - 1
@@ -158,7 +158,7 @@ def test_the_shipped_model_is_small_tied_and_of_sides_that_nf4_can_block(tokeniz
 
 
 def test_the_shipped_tokenizer_is_the_one_that_the_command_builds(tokenizer):
-    assert warmup.build_tokenizer().get_vocab() == tokenizer.get_vocab()
+    assert warmup.build_tokenizer(warmup.words_of_problems()).get_vocab() == tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize("quantised", [False, True], ids=["float32", "nf4"])

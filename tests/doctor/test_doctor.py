@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerFast
 import train
 from grpo import update
 from grpo.advantage import group_advantages
-from grpo.config import load
 from grpo.doctor import at_rest, problems, trial
 from grpo.doctor.finding import Finding
+from grpo.run.command import load
 from grpo.run.parts import Run
 from grpo.saving import checkpoint
 from grpo.step import my_prompts, sample
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 
 SMALL = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--max_steps", "3",
          "--load_in_4bit", "false"]

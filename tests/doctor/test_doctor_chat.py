@@ -14,7 +14,7 @@ from grpo.doctor import problems
 from grpo.doctor.chat import chat_template, what_ends
 from grpo.doctor.finding import Finding
 from grpo.run.parts import Run
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 
 USER = {"role": "user", "content": "What is 2 + 2?"}
 BEGUN = {"role": "assistant", "content": "Let me see.\n<think>"}

@@ -7,7 +7,7 @@ import pytest
 from faults import Warm
 from ranks import ROOT
 
-from grpo.doctor import trial
+from grpo.doctor import problems, trial
 from grpo.doctor.examination import examine
 
 HOME = ["--model_name_or_path", "data/tiny_qwen2", "--num_shots", "0", "--report_to", "none"]
@@ -38,6 +38,15 @@ def test_the_recipe_of_the_7b_is_green_with_a_local_model(begin, gsm8k: str, tmp
     smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "32"]
     recipe = ["--config", str(ROOT / "recipes" / "qwen2.5-7b-gsm8k.yaml"), "--train_dataset_id_or_path", gsm8k]
     assert examine(begin(*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"))) == 0
+
+
+def test_the_recipe_of_clinical_notes_pays_most_for_gold_notes(begin, tmp_path: Path) -> None:
+    run = begin("--config", str(ROOT / "recipes" / "clinical-note.yaml"), "--output_dir", str(tmp_path / "out"))
+    found = {one.check: one.words for one in problems.of_problems(run, own_rewards=True)}
+    for name, gold in (("reward keywords", 1), ("reward keyword_groups", 1), ("reward contexts", 1),
+                       ("rewards together", 2)):  # 0.5 + 0.5 + 1
+        assert found[name].startswith(f"{gold} for gold answers, "), found[name]
+        assert found[name].endswith(("0 for no text and nonsense", "at most 0 for no text or nonsense"))
 
 
 def test_two_ranks_agree_that_the_recipe_of_the_0_5b_is_green(warm: Warm, gsm8k: str, tmp_path: Path) -> None:

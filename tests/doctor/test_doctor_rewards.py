@@ -10,7 +10,7 @@ from grpo import update
 from grpo.doctor import problems, trial
 from grpo.doctor.finding import Finding
 from grpo.run.parts import Run
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def with_own(run: Run, tmp_path: Path) -> Iterator[Callable[..., Run]]:
         file = tmp_path / "own.py"
         file.write_text(f"def own(completions):\n    return [{value} for n, text in enumerate(completions)]\n")
         pools.append(RewardPool([f"{file}:own"], None, timeout_s=20, memory_bytes=2**30))
-        return replace(run, rewards=pools[-1], config=replace(run.config, **options))
+        return replace(run, rewards=pools[-1], config=replace(run.config, reward_funcs=[f"{file}:own"], **options))
 
     yield with_own
     for pool in pools:
@@ -52,6 +52,18 @@ def test_a_function_that_has_nothing_to_say_of_any_text_is_no_fault(with_own: Ca
         "1 for gold answers, at most 0.25 for no text or nonsense")
 
 
+def test_an_outcome_for_which_no_gold_answer_is_right_is_told_before_the_run(with_own: Callable[..., Run]) -> None:
+    def found(value: str) -> Finding:
+        asked = with_own(value, outcome_reward="own")
+        return named(problems.rewards(asked, asked.train_examples[:4], own=True), "outcome")
+
+    assert found("0.5").level == "warn"
+    assert found("0.5").words == "0 of 4 gold answers are right, own gives them 1 or more"
+    assert found("1.0 if n % 2 else 0.5").level == "ok" and "2 of 4" in found("1.0 if n % 2 else 0.5").words
+    unnamed = with_own("0.5")
+    assert "outcome" not in [one.check for one in problems.rewards(unnamed, unnamed.train_examples[:4], own=True)]
+
+
 def test_what_a_reward_function_can_read_of_the_run_is_where_it_is(run: Run) -> None:
     assert len(run.train_examples) == 4000
     assert run.trainer_state(2) == {
@@ -65,7 +77,8 @@ def test_what_a_reward_function_can_read_of_the_run_is_where_it_is(run: Run) -> 
 @pytest.mark.parametrize(("gate", "level"), [("none", "ok"), ("outcome", "warn")])
 def test_the_step_that_is_tried_has_the_run_s_advantage_gate(with_own: Callable[..., Run], gate, level) -> None:
     # The rewards are negative, so that no completion is right, and differ: with the gate no group has an advantage.
-    found = named(trial.first_step(with_own("-1.0 - n", advantage_gate=gate)), "gradient")
+    tried = with_own("-1.0 - n", advantage_gate=gate, outcome_reward="own")
+    found = named(trial.first_step(tried), "gradient")
     assert found.level == level and ("as all groups are flat" in found.words) == (gate == "outcome")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import load
+from grpo.run.command import load
 
 
 def test_the_local_rank_that_deepspeed_gives_each_rank_is_taken_and_rank_0_says_nothing_of_it(

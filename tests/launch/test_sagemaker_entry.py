@@ -11,7 +11,7 @@ import pytest
 from faults import Warm
 from ranks import ROOT
 
-from grpo.config import load
+from grpo.run.command import load
 from recipes.launch import sagemaker_entry
 from recipes.launch.sagemaker_entry import hand_over, options
 

@@ -9,12 +9,13 @@ import torch
 from transformers import AutoConfig
 
 import train
-from grpo.config import Config, load
+from grpo.config import Config
 from grpo.memory import plan
 from grpo.memory.batch_length import Budget, choose_budget
 from grpo.memory.concurrency import Lengths
 from grpo.memory.ledger import Ledger
 from grpo.memory.plan import ledger_of
+from grpo.run.command import load
 
 QWEN = {  # H, I, Y, query heads, key/value heads, V, tied
     "tiny": (64, 128, 3, 4, 2, 320, True),

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
+from tests.mutations.planted_conformance import CONFORMANCE_GROUPS
+from tests.mutations.planted_domains import DOMAIN_GROUPS
+from tests.mutations.planted_field import FIELD_GROUPS
 from tests.mutations.planted_launch import LAUNCH_GROUPS
 from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
@@ -26,7 +29,12 @@ from tests.mutations.planted_rows import (
     TYPES,
 )
 from tests.mutations.planted_run import RUN_GROUPS
+from tests.mutations.planted_sandbox import SANDBOX_GROUPS
+from tests.mutations.planted_shaping import SHAPING_GROUPS
+from tests.mutations.planted_text import TEXT_GROUPS
+from tests.mutations.planted_tokens import TOKEN_GROUPS
 from tests.mutations.planted_trl import TRL_GROUPS
+from tests.mutations.planted_variants import VARIANT_GROUPS
 
 
 class Planted(NamedTuple):
@@ -100,17 +108,6 @@ LOSS = [
      "advantage_NT = advantage_N[:, None] * mask_NT"),
     ("mask shifted by one", "torch.where(mask_NT, advantage_N[:, None]",
      "torch.where(mask_NT.roll(1, 1), advantage_N[:, None]"),
-    ("log-ratios not masked", "torch.where(mask_NT, logprob_NT - old_logprob_NT, 0.0)", "logprob_NT - old_logprob_NT"),
-    ("masked after exp", "ratio_NT = _log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp()",
-     "ratio_NT = torch.where(mask_NT, _log_ratio(logprob_NT, old_logprob_NT, torch.ones_like(mask_NT)).exp(), 1.0)",
-     "no difference: the clamp makes 20 of what is infinite and lets no gradient back through what is nan"),
-    ("no clamp of log-ratios", "log_ratio_NT.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)", "log_ratio_NT"),
-    ("clamp at 50", "MAX_LOG_RATIO = 20.0", "MAX_LOG_RATIO = 50.0"),
-    ("the old policy gets the gradient too", "(logprob_NT if old_logprob_NT is None else old_logprob_NT).detach()",
-     "(logprob_NT if old_logprob_NT is None else old_logprob_NT)"),
-    ("the policy gets no gradient", "mask_NT, logprob_NT - old_logprob_NT",
-     "mask_NT, logprob_NT.detach() - old_logprob_NT"),
-    ("sign of the log-ratio", "mask_NT, logprob_NT - old_logprob_NT", "mask_NT, old_logprob_NT - logprob_NT"),
     ("sign of the KL", "loss_NT + beta * torch.where", "loss_NT - beta * torch.where"),
     ("beta forgotten", "loss_NT + beta * torch.where", "loss_NT + torch.where"),
     ("KL not masked", "beta * torch.where(mask_NT, kl_NT, 0.0)", "beta * kl_NT"),
@@ -126,26 +123,11 @@ LOSS = [
     ("local denominator", "return loss_N.sum() / denominator", "return loss_N.sum() / mask_NT.sum().clamp(min=1)"),
     ("grpo divides by the padded length", "mask_NT.sum(dim=1).clamp(min=1)", "mask_NT.shape[1]"),
     ("0 / 0 where a completion counts nowhere", "mask_NT.sum(dim=1).clamp(min=1)", "mask_NT.sum(dim=1)"),
-    ("dr_grpo divides by the length", 'if loss_type == "grpo":', 'if loss_type != "dapo":'),
+    ("dr_grpo divides by the length", "if loss_type in MEAN_OF_COMPLETIONS:", 'if loss_type != "dapo":'),
     ("dapo divides by sequences", '"dapo": num_tokens', '"dapo": num_sequences'),
     ("grpo divides by tokens", '"grpo": num_sequences', '"grpo": num_tokens'),
     ("dr_grpo forgets the sequences", "max_completion_length * num_sequences}", "max_completion_length}"),
     ("denominator 0", "return max(1, denominators[loss_type])", "return denominators[loss_type]"),
-    ("low clips by epsilon_high", "(ratio_NT < 1 - epsilon)", "(ratio_NT < 1 - epsilon_high)"),
-    ("high clips by epsilon", "(ratio_NT > 1 + epsilon_high)", "(ratio_NT > 1 + epsilon)"),
-    ("low clips of the wrong sign", "(advantage_N[:, None] < 0)", "(advantage_N[:, None] > 0)"),
-    ("high clips of either sign", "(ratio_NT > 1 + epsilon_high) & (advantage_N[:, None] > 0)",
-     "(ratio_NT > 1 + epsilon_high)"),
-    ("masked tokens counted as clipped", "low_NT = mask_NT & (ratio", "low_NT = (ratio"),
-    ("largest ratio of masked tokens",
-     "torch.where(mask_NT, _log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp(), 0.0)",
-     "_log_ratio(logprob_NT, old_logprob_NT, mask_NT).exp()"),
-    ("corrections swapped", 'correction == "truncated"', 'correction == "masked"'),
-    ("sampler over trainer", "_log_ratio(logprob_NT.detach(), sampler_logprob_NT,",
-     "_log_ratio(sampler_logprob_NT.detach(), logprob_NT,"),
-    ("a gradient through the weight", "_log_ratio(logprob_NT.detach(), sampler", "_log_ratio(logprob_NT, sampler"),
-    ("a weight at the cap is masked", "weight_NT > cap", "weight_NT >= cap"),
-    ("no cap", 'torch.where(weight_NT > cap, cap if correction == "truncated" else 0.0, weight_NT)', "weight_NT"),
     ("sign of d", "d_NT = logprob_NT - ref_logprob_NT.detach()", "d_NT = ref_logprob_NT.detach() - logprob_NT"),
     ("the reference gets a gradient", "d_NT = logprob_NT - ref_logprob_NT.detach()",
      "d_NT = logprob_NT - ref_logprob_NT"),
@@ -161,11 +143,11 @@ LOSS = [
 
 _GROUPS = [
     *ANSWER_GROUPS,
-    ("rewards/pool.py", ("test_reward_pool.py",), REWARDS),
-    ("rewards/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
-    ("rewards/worker.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
-    ("rewards/requests.py", ("test_reward_answers.py",), REQUESTS),
-    ("rewards/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
+    ("rewards/workers/pool.py", ("test_reward_pool.py",), REWARDS),
+    ("rewards/workers/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
+    ("rewards/workers/keeper.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
+    ("rewards/workers/requests.py", ("test_reward_answers.py",), REQUESTS),
+    ("rewards/workers/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
     ("rewards/values.py", ("test_reward_values.py",), VALUES),
     ("data/rows.py", ("test_data.py",), DEPTH),
     ("grpo/advantage.py", ("test_advantage.py",), ADVANTAGE),
@@ -191,5 +173,13 @@ _GROUPS = [
     *CHAT_GROUPS,
     *MODEL_GROUPS,
     *LAUNCH_GROUPS,
+    *DOMAIN_GROUPS,
+    *SANDBOX_GROUPS,
+    *SHAPING_GROUPS,
+    *TEXT_GROUPS,
+    *FIELD_GROUPS,
+    *TOKEN_GROUPS,
+    *VARIANT_GROUPS,
+    *CONFORMANCE_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

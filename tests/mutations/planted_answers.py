@@ -8,8 +8,8 @@ MATH = [
     ("any smaller number is right", "abs(answer - truth) <= TOLERANCE", "answer - truth <= TOLERANCE"),
     ("the sign does not matter", "abs(answer - truth) <= TOLERANCE", "abs(abs(answer) - abs(truth)) <= TOLERANCE"),
     ("compared as floats", "abs(answer - truth) <= TOLERANCE", "abs(float(answer) - float(truth)) <= 0.001"),
-    ("the last answer line", "line = ANSWER_LINE.search(_text(completion))",
-     "line = [None, *ANSWER_LINE.finditer(_text(completion))][-1]"),
+    ("the last answer line", "line = ANSWER_LINE.search(text_of(completion))",
+     "line = [None, *ANSWER_LINE.finditer(text_of(completion))][-1]"),
     ("the answer needs no line of its own", r'r"\n#### The final answer is', 'r"#### The final answer is'),
     ("no space behind the marker", r"is(?!\S)([^\n]*)", r"is([^\n]*)"),
     ("the number on the next line", r"is(?!\S)([^\n]*)", r"is(?!\S)\s*([^\n]*)"),
@@ -21,9 +21,8 @@ MATH = [
     ("a gold answer of true is 1", "    if isinstance(gold, bool):  # an integer of Python, and no answer\n"
      "        return None\n", ""),
     ("golds that are missing", "zip(completions, final_answer, strict=True)", "zip(completions, final_answer)"),
-    ("the first message of a conversation", "completion[-1].get", "completion[0].get"),
     ("the format needs no number", "0.0 if answer_number(completion) is None else FORMAT_REWARD",
-     "FORMAT_REWARD if ANSWER_LINE.search(_text(completion)) else 0.0"),
+     "FORMAT_REWARD if ANSWER_LINE.search(text_of(completion)) else 0.0"),
 ]
 
 STRICT = [

@@ -148,8 +148,10 @@ BUILD = [
 ]
 PARTS = [("variables forgotten", "example.prompt, self.config.chat_template_kwargs)", "example.prompt)")]
 STEP = [
-    ("rewards get texts", "for_rewards(one.prompt, text) for one", "(one.prompt_text, text) for one"),
     ("the question is the prompt", "[one.title for one", "[one.prompt_text for one"),
+]
+ASKED = [
+    ("rewards get texts", "for_rewards(one.prompt, text) for one", "(one.prompt_text, text) for one"),
     ("tokens of the longest completion", "ids_T[:length].tolist()", "ids_T.tolist()"),
 ]
 ANSWERS = [
@@ -189,6 +191,7 @@ CHAT_GROUPS = [
     ("grpo/run/build.py", ("test_chat_run.py",), BUILD),
     ("grpo/run/parts.py", ("test_chat_run.py",), PARTS),
     ("grpo/step.py", ("test_chat_run.py",), STEP),
+    ("grpo/run/scoring.py", ("test_chat_run.py",), ASKED),
     ("grpo/evaluation/answers.py", ("test_chat_run.py",), ANSWERS),
     ("eval.py", ("test_chat_run.py",), EVAL),
     ("grpo/sampler/stopping.py", ("test_stopping.py",), STOPPING),

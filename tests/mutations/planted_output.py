@@ -275,7 +275,7 @@ OUTPUT_GROUPS = [
     ("grpo/saving/continuation.py", ("test_moved.py",), MOVED),
     ("grpo/saving/content.py", ("test_moved.py",), MOVED_CONTENT),
     ("grpo/loading/fingerprint.py", ("test_moved.py",), FINGERPRINT),
-    ("grpo/config.py", ("test_moved.py",), HOME),
+    ("grpo/run/command.py", ("test_moved.py",), HOME),
     ("grpo/options/surroundings.py", ("test_moved.py",), HOME_OF),
     ("grpo/run/heldout.py", ("test_moved.py",), PROLONGED),
     ("train.py", ("test_full_disk.py",), FLUSH),

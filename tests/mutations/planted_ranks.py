@@ -73,5 +73,5 @@ RANK_GROUPS = [
     ("grpo/health/heartbeat.py", ("test_python.py",), AFTERWARDS),
     ("grpo/health/last_words.py", ("test_heartbeat.py",), LAST_WORDS),
     ("grpo/options/surroundings.py", ("test_config.py",), SURROUNDINGS),
-    ("grpo/config.py", ("test_config.py",), TOY),
+    ("grpo/run/command.py", ("test_config.py",), TOY),
 ]

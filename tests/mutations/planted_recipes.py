@@ -2,15 +2,11 @@
 
 TABLE = [
     ("a truncated distribution passes", '{"top_p": 1,', '{"top_p": (1, 0.9),'),
-    ("ratios of sequences pass", '{"importance_sampling_level": "token"}',
-     '{"importance_sampling_level": ("token", "sequence")}'),
     ("Lion is AdamW", '"adamw_torch_npu_fused", "adamw_apex_fused"', '"adamw_torch_npu_fused", "lion_8bit"'),
     ("8-bit AdamW without a word", '"optim": ("adamw_torch", "adamw', '"optim": ("adamw_torch", "adamw_8bit", "adamw'),
     ("float16 passes", '{"fp16": False}', '{"fp16": (False, True)}'),
-    ("a clip of another kind passes", 'epsilon and epsilon_high": {"delta": None}',
-     'epsilon and epsilon_high": {"delta": (None, 2)}'),
     ("a key of TRL forgotten", '"log_unique_prompts": False, ', ""),
-    ("a key in two places", '"use_vllm": False,', '"use_vllm": False, "optim": "adamw_torch",'),
+    ("a key in two places", '"vllm_mode": "colocate",', '"vllm_mode": "colocate", "optim": "adamw_torch",'),
     ("a metric of which less is better passes", '"greater_is_better": (True, None)',
      '"greater_is_better": (True, None, False)'),
     ("an older name of another option", '"evaluation_strategy": "eval_strategy"',

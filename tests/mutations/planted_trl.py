@@ -26,7 +26,7 @@ MEASURES = [
      "global_std(reward_BG.nan_to_num().flatten())"),
     ("one alone is a group", "compared_B = scored_BG.sum(dim=1) > 1", "compared_B = scored_BG.sum(dim=1) > 0"),
     ("a mean of nothing is 0", "if sums[number] else math.nan", "if sums[number] else 0.0"),
-    ("right without a reward", "return correct_BG & ~reward_BG.isnan()", "return correct_BG"),
+    ("right without a reward", "return right_BG & ~reward_BG.isnan()", "return right_BG"),
     ("the unscored are wrong", "(right_BG | ~scored_BG).all(dim=1)", "right_BG.all(dim=1)"),
     ("the share of the scored", '(sums["completions"] - sums["scored"])', 'sums["scored"]'),
     ("failures over the scored", 'for name in part) / sums["completions"]', 'for name in part) / sums["scored"]'),
@@ -124,7 +124,7 @@ VALUES = [
     ("what JSON does not know is lost", "return str(value) if found is value else found", "return found"),
     ("arrays in a column as text", "return str(value) if found is value else found", "return str(value)"),
     ("asyncio is blamed", ', STANDARD_LIBRARY / "asyncio")', ")"),
-    ("we are blamed", "(Path(__file__).parent, STANDARD_LIBRARY", "(STANDARD_LIBRARY"),
+    ("we are blamed", "(ours, ours / \"workers\", STANDARD_LIBRARY", "(STANDARD_LIBRARY"),
 ]
 
 LOADING = [
@@ -136,14 +136,12 @@ LOADING = [
     ("anything is a module", "not all(map(str.isidentifier, place.split(\".\")))", "not place"),
     ("a module of a package by its file", 'if "." in module.__name__:', "if False:"),
     ("a notebook is a file", 'if file.endswith(".py") else ""', 'if file is not None else ""'),
-    ("a function of ours by its file", "        if function is built_in:\n", "        if False:\n"),
+    ("a function of ours by its file", "        if place == f", "        if not f"),
     ("only functions of their own module", "(own, *list(sys.modules.values()))", "(own,)"),
     ("equal is the same", "if value is function and _place(module):", "if name != '' and _place(module):"),
 ]
 
 STEP = [
-    ("the batch's std with the unscored", "global_std(reward_BG[~reward_BG.isnan()])",
-     "global_std(reward_BG.nan_to_num().flatten())"),
     ("columns not written", "        if extra:  # of log_extra\n", "        if False:\n"),
     ("all are scored", "return ~self.reward_BG.flatten().isnan()",
      "return self.reward_BG.flatten() == self.reward_BG.flatten()[-1]"),
@@ -209,8 +207,8 @@ TRL_GROUPS = [
     ("grpo/report/watch.py", ("test_watch.py",), WATCH),
     ("grpo/report/log.py", ("test_metrics.py",), LOG),
     ("grpo/report/trackers.py", ("test_trackers.py",), TRACKER),
-    ("rewards/pool.py", ("test_trl_calls.py", "test_reward_answers.py"), POOL),
-    ("rewards/runner.py", ("test_trl_calls.py",), RUNNER),
+    ("rewards/workers/pool.py", ("test_trl_calls.py", "test_reward_answers.py"), POOL),
+    ("rewards/workers/runner.py", ("test_trl_calls.py",), RUNNER),
     ("rewards/arguments.py", ("test_trl_calls.py", "test_reward_answers.py"), ARGUMENTS),
     ("rewards/values.py", ("test_trl_calls.py",), VALUES),
     ("rewards/loading.py", ("test_trl_calls.py",), LOADING),

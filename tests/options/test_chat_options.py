@@ -8,11 +8,11 @@ from tiny_models import CHAT_TEMPLATE
 from transformers import PreTrainedTokenizerBase
 
 from data.rows import SUFFIXES
-from grpo import config
 from grpo.options import evaluation
 from grpo.options.chat import read_template
+from grpo.run.command import load
 
-BOTH = pytest.mark.parametrize("parse", [config.load, evaluation.parse], ids=["train", "eval"])
+BOTH = pytest.mark.parametrize("parse", [load, evaluation.parse], ids=["train", "eval"])
 
 
 @BOTH
@@ -58,10 +58,10 @@ def test_what_only_a_template_holds_is_no_name_of_a_file(text: str) -> None:
 
 def test_a_saved_recipe_holds_the_template_itself(tmp_path: Path) -> None:
     (tmp_path / "template.jinja").write_text(CHAT_TEMPLATE)
-    asked = config.load(["--chat_template", str(tmp_path / "template.jinja"), "--stop_strings", "\n\n", "Q:"])
+    asked = load(["--chat_template", str(tmp_path / "template.jinja"), "--stop_strings", "\n\n", "Q:"])
     asked.save(tmp_path / "config.yaml")
     (tmp_path / "template.jinja").unlink()
-    assert config.load(["--config", str(tmp_path / "config.yaml")]) == asked
+    assert load(["--config", str(tmp_path / "config.yaml")]) == asked
 
 
 @BOTH
@@ -80,18 +80,18 @@ def test_what_the_trainer_decides_is_no_variable_of_a_template(parse) -> None:
 def test_a_template_that_nothing_goes_through_is_named() -> None:
     options = ["--apply_chat_template", "false", "--chat_template", "{{ messages }}",
                "--chat_template_kwargs", "{a: 1}"]
-    assert [note for note in config.load(options).notes if "apply_chat_template is false" in note] == [
+    assert [note for note in load(options).notes if "apply_chat_template is false" in note] == [
         "chat_template='{{ messages }}' has no effect: apply_chat_template is false",
         "chat_template_kwargs={'a': 1} has no effect: apply_chat_template is false"]
 
 
 def test_columns_of_generated_problems_are_their_own() -> None:
     options = ["--prompt_column", "q", "--answer_column", "a", "--dataset_config", "main"]
-    found = [note for note in config.load(options).notes if "wordproblems have their own columns" in note]
+    found = [note for note in load(options).notes if "generated data has its own columns" in note]
     assert [note.split("=")[0] for note in found] == ["dataset_config", "prompt_column", "answer_column"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_of_any_format_is_missed_before_anything_else_happens(suffix: str) -> None:
     with pytest.raises(ValueError, match=f"train_dataset_id_or_path='nowhere{suffix}' must be an existing file"):
-        config.load(["--train_dataset_id_or_path", f"nowhere{suffix}"])
+        load(["--train_dataset_id_or_path", f"nowhere{suffix}"])

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.advantage import GATES, SCALES
-from grpo.config import Config, load
-from grpo.loss import CORRECTIONS, KL_ESTIMATORS, LOSS_TYPES
+from grpo.advantage import AGGREGATIONS, ESTIMATORS, GATES, SCALES
+from grpo.config import Config
+from grpo.loss import KL_ESTIMATORS, LOSS_TYPES
 from grpo.options.option import options
 from grpo.options.recipe import ForeignNames, renamed
+from grpo.ratio import CORRECTIONS, LEVELS
+from grpo.run.command import load
 from grpo.sampler.linear import FORMS
 from kernels.choice import IMPLEMENTATIONS
-from rewards.pool import FAILURES
+from rewards.workers.pool import FAILURES
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -185,11 +187,13 @@ def test_a_saved_configuration_loads_back_equal(place):
 
 
 def test_help_lists_every_option_and_needs_no_torch():
-    code = "import sys; from grpo.config import load\ntry: load(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from grpo.run.command import load\n"
+        "try: load(['--help'])\nfinally: assert 'torch' not in sys.modules")
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in options(Config) | options(ForeignNames) | renamed(Config):
         assert f"--{name} " in shown
-    assert "--use_vllm" not in shown
+    assert "--vllm_mode" not in shown
 
 
 def test_each_choice_of_the_algorithm_is_one_that_the_code_knows():
@@ -197,7 +201,10 @@ def test_each_choice_of_the_algorithm_is_one_that_the_code_knows():
         "loss_type": set(LOSS_TYPES),
         "kl_estimator": {*KL_ESTIMATORS, "exact"},  # exact: a sum over the vocabulary, by the log-prob kernel
         "scale_rewards": set(SCALES),
+        "adv_estimator": set(ESTIMATORS),
+        "importance_sampling_level": set(LEVELS),
         "advantage_gate": set(GATES),
+        "multi_objective_aggregation": set(AGGREGATIONS),
         "reward_failure": set(FAILURES),
         "rollout_correction": {*CORRECTIONS, "none"},
         "logprob_impl": set(IMPLEMENTATIONS),
@@ -216,6 +223,8 @@ def test_both_clip_ends_are_epsilon_unless_the_upper_one_is_named():
     (["--use_peft", "false", "--load_in_4bit", "false", "--lora_r", "8"], "lora_r=8 has no effect: use_peft=False"),
     (["--max_steps", "5", "--num_train_epochs", "2"], "num_train_epochs=2.0 has no effect: max_steps"),
     (["--save_strategy", "epoch", "--save_steps", "7"], "save_steps=7 has no effect: save_strategy"),
+    (["--multi_objective_aggregation", "normalize_then_sum", "--scale_rewards", "none"],
+     "scale_rewards='none' has no effect: multi_objective_aggregation=normalize_then_sum has its own scale"),
     (["--rollout_correction_cap", "3"], "rollout_correction_cap=3.0 has no effect: rollout_correction is none"),
     (["--packing", "false"], "packing=False has no effect: completions are always packed"),
 ])
@@ -246,6 +255,15 @@ BAD = [
     ("--rollout_correction truncate", "rollout_correction='truncate'", "one of none, truncated, masked", "truncated"),
     ("--rollout_correction_cap 0.5", "rollout_correction_cap=0.5", "[1, inf)", "1"),
     ("--scale_rewards groups", "scale_rewards='groups'", "one of group, batch, none", "group"),
+    ("--multi_objective_aggregation normalise_then_sum", "multi_objective_aggregation='normalise_then_sum'",
+     "one of sum_then_normalize, normalize_then_sum", "normalize_then_sum"),
+    ("--outcome_reward corectness", "outcome_reward='corectness'", "one of reward_funcs, format, correctness",
+     "correctness"),
+    ("--reward_funcs format ./my.py:solved --outcome_reward ./old-2/../my.py:solved",
+     "outcome_reward='./old-2/../my.py:solved'", "one of reward_funcs, format, solved, by that name", "solved"),
+    ("--outcome_reward vowels", "outcome_reward='vowels'", "one of reward_funcs, format, correctness", "format"),
+    ("--reward_funcs format ./my.py:solved --advantage_gate outcome", "advantage_gate='outcome'",
+     "needs outcome_reward", "outcome_reward=format or outcome_reward=solved"),
     ("--torch_dtype float16", "torch_dtype='float16'", "one of auto, float32, bfloat16", "bfloat16"),
     ("--torch_dtype float32 --bf16", "torch_dtype='float32'", "contradicts bf16=True", "bfloat16"),
     ("--zero_stage 4", "zero_stage=4", "[0, 3]", "3"),
@@ -331,7 +349,7 @@ def test_bad_input_is_refused_in_one_line(given, value, rule, valid, stocked):
 
 
 # Rows whose hint is not a value of the option, but says where one is; no tracker is installed here.
-ELSEWHERE = ("a ", "per_device_train_batch_size=16", "tensorboard")
+ELSEWHERE = ("a ", "per_device_train_batch_size=16", "tensorboard", "outcome_reward=")
 VALUED = [(given, value.partition("=")[0], valid) for given, value, _, valid in BAD if not valid.startswith(ELSEWHERE)]
 
 

@@ -44,7 +44,8 @@ LOADED: dict[str, dict[str, Any]] = {
         "torch_dtype": "bfloat16", "prompts_per_step": 1},
     "unsloth-arguments": {"max_prompt_length": 512, "prompts_per_step": 4, "max_grad_norm": 0.1},
     "trl-script": {
-        "kl_estimator": "k3", "epsilon_high": 0.28, "warmup_steps": 0.1, "run_name": "first", "prompts_per_step": 8},
+        "kl_estimator": "k3", "epsilon_high": 0.28, "warmup_steps": 0.1, "run_name": "first", "prompts_per_step": 8,
+        "rollout_correction": "truncated", "rollout_correction_cap": 3.0},
     "trl-zero": {
         "deepspeed": {"zero_optimization": {"stage": 3, "overlap_comm": True}}, "lora_dropout": 0.0,
         "ddp_timeout": 3600, "resume": False, "prompts_per_step": 4},
@@ -129,24 +130,85 @@ def test_there_are_recipes_of_each_family() -> None:
 
 
 def test_a_recipe_with_four_conflicts_is_one_message_that_names_the_four(place: Path) -> None:
-    lines = refused(place, top_p=0.9, use_vllm=True, importance_sampling_level="sequence", loss_type="bnpo",
+    lines = refused(place, top_p=0.9, use_vllm=True, sync_ref_model=True, loss_type="bnpo",
                     optim="lion_8bit", beta=0.1)
     assert lines == [
         "top_p=0.9 is not offered: truncated sampling biases the ratio (eval.py has top_p); nearest valid value: 1",
-        "importance_sampling_level='sequence' is not offered: the ratio is one of tokens; nearest valid value: token",
+        "sync_ref_model=True is not offered: the reference stays the policy of step 0; nearest valid value: False",
         "loss_type='bnpo' is not offered: its mean is over a micro-batch, so it depends on how the batch is split; "
         "nearest valid value: dapo",
         "optim='lion_8bit' is not offered: the optimizer is AdamW; nearest valid value: adamw_torch"]
 
 
 def test_mistakes_of_every_kind_from_file_and_command_line_are_told_together(place: Path) -> None:
-    lines = refused(place, "--beta", "-1", "--delta", "2", num_generation=8, per_device_train_batch_size=8,
-                    steps_per_generation=2, lr_scheduler_kwargs={"power": 2}, reward_funcs=["accuracy", "tag_count"],
+    lines = refused(place, "--beta", "-1", "--use_dora", "true", num_generation=8, per_device_train_batch_size=8,
+                    steps_per_generation=2, lr_scheduler_kwargs={"power": 2}, reward_funcs=["acuracy", "len_reward"],
                     deepspeed={"zero_optimization": {"stage": 2}}, seed="one", resume_from_checkpoint="elsewhere")
     assert [re.match(r"(unknown option )?\w+", line).group() for line in lines] == [
-        "unknown option num_generation", "lr_scheduler_kwargs", "seed", "beta", "delta", "steps_per_generation",
+        "unknown option num_generation", "lr_scheduler_kwargs", "seed", "beta", "use_dora", "steps_per_generation",
         "reward_funcs", "resume_from_checkpoint", "zero_stage"]  # each key alone, then what several say together
-    assert "reward_funcs=['accuracy', 'tag_count'] must be format, correctness, path/to/file.py:function" in lines[6]
+    assert "reward_funcs='acuracy' must be format, correctness, " in lines[6]
+    assert lines[6].endswith("path/to/file.py:function or module:function; nearest valid value: accuracy_reward")
+
+
+@pytest.mark.parametrize(("given", "here"), [
+    (["accuracy", "format", "tag_count"], ["accuracy_reward", "think_answer_format_reward", "tag_count_reward"]),
+    (["length", "format"], ["len_reward", "think_answer_format_reward"]),
+    (["tag_count", "correctness"], ["tag_count_reward", "correctness"]),
+    (["accuracy", "my.py:brevity"], ["accuracy_reward", "my.py:brevity"]),
+])
+def test_a_list_of_open_r1_s_names_is_what_open_r1_computes_and_a_line_says_so(
+        given: list[str], here: list[str], place: Path) -> None:
+    (place / "my.py").write_text("")
+    config = loaded(place, reward_funcs=given)
+    pairs = [f"{name} is {ours}" for name, ours in zip(given, here) if name != ours]
+    assert config.reward_funcs == here
+    assert config.notes == (f"reward_funcs, as open-r1 names them: {', '.join(pairs)}",)
+
+
+def test_format_is_this_project_s_where_nothing_says_otherwise_and_a_foreign_recipe_is_told(place: Path) -> None:
+    assert loaded(place, reward_funcs=["format", "correctness"]).notes == ()
+    config = loaded(place, reward_funcs=["format"], dataset_name="a/b")
+    assert config.reward_funcs == ["format"]
+    assert config.notes[-1] == (
+        "reward_funcs: format is this project's answer line; open-r1's is think_answer_format_reward")
+
+
+@pytest.mark.parametrize(("given", "line"), [
+    (["accuracy", "format", "correctness"],
+     "reward_funcs='format' is of this project or of open-r1: accuracy, format, correctness are names of each; nearest "
+     "valid value: think_answer_format_reward"),
+    (["accuracy", "cosine"], "reward_funcs='cosine' of open-r1 is not offered: it counts characters, and gives 1 where "
+     "it cannot read the solution; nearest valid value: get_cosine_scaled_reward"),
+    (["code", "format"], "reward_funcs='code' of open-r1 is not offered: it has its programs run elsewhere, by a "
+     "service; nearest valid value: path/to/file.py:function"),
+])
+def test_a_name_of_open_r1_that_is_doubtful_or_computes_something_else_is_refused(
+        given: list[str], line: str, place: Path) -> None:
+    assert refused(place, reward_funcs=given) == [line]
+
+
+def test_arguments_of_open_r1_s_overlong_punishment_become_options(place: Path) -> None:
+    name = "get_soft_overlong_punishment"
+    config = loaded(place, reward_funcs=["accuracy", "soft_overlong_punishment"], max_completion_len=900)
+    assert config.reward_options == {name: {"max_completion_len": 900, "soft_punish_cache": 4096}}
+    assert f"{name}: max_completion_len=900, soft_punish_cache=4096" in config.notes
+    own = {name: {"max_completion_len": 800}}
+    config = loaded(place, reward_funcs=[name], soft_punish_cache=90, reward_options=own)
+    assert config.reward_options == {name: {"max_completion_len": 800, "soft_punish_cache": 90}}
+    assert loaded(place, reward_funcs=[name]).reward_options is None  # TRL's script has other values than open-r1
+    assert loaded(place, soft_punish_cache=4096).notes[:-1] == ()
+    assert loaded(place, soft_punish_cache=90).notes[0] == (
+        "soft_punish_cache=90 has no effect: soft_overlong_punishment is not in reward_funcs")
+    assert refused(place, reward_funcs=[name], max_completion_len=900, reward_options=own) == [
+        f"reward_options of {name}: max_completion_len=800 contradicts max_completion_len=900; nearest valid value: "
+        "900"]
+
+
+def test_a_dotted_path_of_trl_names_the_same_function(place: Path) -> None:
+    config = loaded(place, reward_funcs=["my_lib.rewards.brevity", "correctness"])
+    assert config.reward_funcs == ["my_lib.rewards:brevity", "correctness"]
+    assert config.notes == ("reward_funcs: my_lib.rewards.brevity is my_lib.rewards:brevity here",)
 
 
 def test_a_mistake_hides_no_second_one_that_follows_from_it(place: Path) -> None:

@@ -33,9 +33,8 @@ def test_a_harmless_key_is_named_in_one_line(name: str, value: Any, word: str, p
 
 @pytest.mark.parametrize("name, value, valid", [
     ("top_k", 50, "0"), ("min_p", 0.1, "0"), ("repetition_penalty", 1.1, "1"), ("generation_kwargs", {"a": 1}, "none"),
-    ("vllm_sampling_params", {"min_p": 0.1}, "none"), ("delta", 2.0, "none"), ("sync_ref_model", True, "False"),
-    ("multi_objective_aggregation", "normalize_then_sum", "sum_then_normalize"), ("entropy_coef", 0.01, "0"),
-    ("top_entropy_quantile", 0.2, "1"), ("use_rslora", True, "False"), ("use_dora", True, "False"),
+    ("vllm_sampling_params", {"min_p": 0.1}, "none"), ("sync_ref_model", True, "False"),
+    ("use_rslora", True, "False"), ("use_dora", True, "False"),
     ("load_in_8bit", True, "False"), ("bnb_4bit_quant_type", "fp4", "nf4"), ("fp16", True, "False"),
     ("shuffle_dataset", False, "True"), ("greater_is_better", False, "True"), ("adafactor", True, "False"),
     ("neftune_noise_alpha", 5, "none"), ("reward_fn", "a.py", "none"), ("model_init_kwargs", {"a": 1}, "none"),
@@ -76,7 +75,7 @@ def test_values_of_the_command_line_are_read_as_in_a_recipe(place: Path) -> None
     said = notes(place, "--use_vllm", "--eval_strategy", "no", "--top_p", "1.0", "--vllm_server_port", "9",
                  "--include_for_metrics", "a", "b", "--model_init_kwargs", "{}", "--delta", "none", "--debug", "[")
     assert [line.split(" has no effect")[0] for line in said] == [
-        "use_vllm=True", "vllm_server_port=9", "include_for_metrics=['a', 'b']", "debug='['"]
+        "vllm_server_port=9", "include_for_metrics=['a', 'b']", "debug='['", "use_vllm=True"]
 
 
 def test_two_names_of_an_option_must_agree(place: Path) -> None:
@@ -90,10 +89,55 @@ def test_two_names_of_an_option_must_agree(place: Path) -> None:
     assert refused(place, random_state="x")[0].startswith("random_state='x' must be a whole number")
 
 
+def test_rewards_are_normalised_one_by_one_as_in_trl(place: Path) -> None:
+    alone = dict(multi_objective_aggregation="normalize_then_sum")
+    assert loaded(place, **alone).multi_objective_aggregation == "normalize_then_sum"
+    assert notes(place, **alone) == notes(place, **alone, scale_rewards="group") == []
+    # TRL does not look at it then, and says nothing
+    assert notes(place, **alone, scale_rewards="batch") == [
+        "scale_rewards='batch' has no effect: multi_objective_aggregation=normalize_then_sum has its own scale"]
+
+
 def test_a_correction_of_the_kl_is_an_estimator(place: Path) -> None:
     assert loaded(place, use_bias_correction_kl=True).kl_estimator == "k3_unbiased"
     assert loaded(place, use_bias_correction_kl=False).kl_estimator == "k3"
     assert refused(place, use_bias_correction_kl=True, kl_estimator="k1")[0].startswith("kl_estimator='k1' contradicts")
+
+
+def test_variants_of_trl_are_options_here(place: Path) -> None:
+    said = dict(loss_type="sapo", sapo_temperature_pos=2.0, sapo_temperature_neg=3.0, entropy_coef=0.01,
+                importance_sampling_level="sequence", top_entropy_quantile=0.2)
+    config = loaded(place, **said)
+    assert {name: getattr(config, name) for name in said} == said and not notes(place, **said)
+    assert loaded(place, loss_type="dapo", delta=4.0).delta == 4.0
+    adaptive = dict(use_adaptive_entropy=True, entropy_target=0.5, entropy_coef_delta=0.01, entropy_coef_max=0.5)
+    assert {name: getattr(loaded(place, **adaptive), name) for name in adaptive} == adaptive
+    assert notes(place, entropy_target=0.5) == ["entropy_target=0.5 has no effect: use_adaptive_entropy is false"]
+    assert notes(place, loss_type="sapo", delta=4.0, epsilon_high=0.3, sapo_temperature_pos=2.0) == [
+        "epsilon_high=0.3 has no effect: loss_type=sapo has no such clip",
+        "delta=4.0 has no effect: only the clip of loss_type dapo, grpo and dr_grpo has a second one"]
+    assert notes(place, sapo_temperature_pos=2.0) == ["sapo_temperature_pos=2.0 has no effect: loss_type is not sapo"]
+
+
+def test_importance_sampling_of_trl_corrects_this_sampler(place: Path) -> None:
+    def corrected(**keys: Any) -> tuple:
+        config = loaded(place, **{f"vllm_importance_sampling_{name}": value for name, value in keys.items()})
+        return config.rollout_correction, config.rollout_correction_cap, config.rollout_correction_floor
+
+    assert corrected(mode="token_truncate") == ("truncated", 3.0, 0.0)  # TRL's cap
+    assert corrected(mode="sequence_mask", clip_max=2.0, clip_min=0.5) == ("sequence_masked", 2.0, 0.5)
+    assert corrected(mode="token_mask", clip_max=None) == ("masked", 1e9, 0.0)
+    assert corrected(correction=True, clip_min=None) == corrected(mode="token_mask", correction=False)
+    assert corrected(mode="token_mask", correction=False) == ("none", 2.0, 0.0)
+    off, = notes(place, use_vllm=False, vllm_importance_sampling_mode="token_mask")
+    assert off == "vllm_importance_sampling_mode='token_mask' has no effect: use_vllm is False"
+    names = dict(vllm_importance_sampling_mode="token_mask", vllm_importance_sampling_correction=False)
+    assert notes(place, **names) == ["vllm_importance_sampling_mode='token_mask' has no effect: "
+                                     "vllm_importance_sampling_correction is False"]
+    assert notes(place, vllm_importance_sampling_clip_max=2.0) == [
+        "vllm_importance_sampling_clip_max=2.0 has no effect: vllm_importance_sampling_mode is not given"]
+    line, = refused(place, vllm_importance_sampling_mode="token_mask", rollout_correction="truncated")
+    assert line.startswith("rollout_correction='truncated' contradicts vllm_importance_sampling_mode=token_mask")
 
 
 @pytest.mark.parametrize("keys, line", [
@@ -192,8 +236,8 @@ def test_all_that_is_wrong_in_a_deepspeed_file_is_told_at_once(place: Path) -> N
     (place / "ds.json").write_text(
         '{"gradient_clipping": 1, "scheduler": {"type": "WarmupLR"}, "data_types": {"a": 1}, "steps_per_print": 0,'
         ' "zero_optimization": {"stage": 1, "zenflow": {"a": 1}}}')
-    assert [line[:40] for line in refused(place, deepspeed="ds.json", delta=1)] == [
-        "delta=1 is not offered: the ratio has tw", "deepspeed={'gradient_clipping': 1} is se",
+    assert [line[:40] for line in refused(place, deepspeed="ds.json", use_dora=True)] == [
+        "use_dora=True is not offered: adapters a", "deepspeed={'gradient_clipping': 1} is se",
         "deepspeed={'scheduler': {'type': 'Warmup", "deepspeed={'steps_per_print': 0} must ha",
         "deepspeed={'data_types': {'a': 1}} has a", "zero_stage=3 contradicts stage 1 of the ",
         "deepspeed={'zero_optimization': {'zenflo"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from ranks import ROOT
 
-from grpo.config import load
 from grpo.options import evaluation
+from grpo.run.command import load
 
 HOLDING = {"model_name_or_path": "config.json", "tokenizer_name_or_path": "tokenizer_config.json",
            "adapter_name_or_path": "adapter_config.json"}

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from ranks import ROOT
 
-from grpo.config import load
 from grpo.loading import model_config
 from grpo.memory import plan
+from grpo.run.command import load
 
 HEAVY = ("bitsandbytes", "datasets", "deepspeed", "matplotlib", "numpy", "peft", "torch", "transformers")
 # Runs a script as `python script.py ...` does, and then says its exit code and which of these modules are there.

@@ -7,14 +7,14 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from grpo.advantage import gate_advantages, group_advantages
+from grpo.advantage import gate_advantages, group_advantages, reward_terms
 from grpo.config import Config
 from grpo.health.pulse import pulse
 from grpo.report import measures
 from grpo.report.log import Log
 from grpo.report.measures import Clock, is_right, logged_metrics, reward_metrics
 from grpo.report.metrics import METRICS, markdown_table, metric
-from rewards.pool import Scored
+from rewards.workers.pool import Scored
 
 
 def open_log(folder, first_step=0, report_to=(), logging_steps=1):
@@ -38,6 +38,13 @@ def test_reward_parts_share_one_row_of_the_table():
     assert metric("rewards/format") is metric("rewards/my_own") is METRICS["rewards/<name>"]
     with pytest.raises(ValueError, match="'rewards/'"):
         metric("rewards/")
+
+
+def test_a_share_of_one_function_is_its_own_row():
+    assert metric("phantom_advantage_share/format") is METRICS["phantom_advantage_share/<name>"]
+    assert metric("phantom_advantage_share") is METRICS["phantom_advantage_share"]
+    with pytest.raises(ValueError, match="'kl/format'"):
+        metric("kl/format")
 
 
 def test_every_metric_has_a_formula_and_a_unit():
@@ -115,13 +122,22 @@ def test_the_progress_line_shows_reward_kl_truncated_share_seconds_and_the_steps
 REWARDS = [[0.5, 0.0, 0.0, 0.0], [1.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
 
 
-def scored(rewards, scale, gate="none"):
-    """The reward metrics of these groups."""
-    reward_BG = torch.tensor(rewards)
-    right_N = [float(reward > 1) for group in rewards for reward in group]
-    right_BG = is_right(reward_BG, {"correctness": right_N})
+def measured(reward_BG, parts, *, scale="none", gate="none", outcome=None, failures=None):
+    """The reward metrics where these are the totals of functions whose weights are 1."""
+    right_BG = is_right(reward_BG, parts, outcome)
+    part_FBG = torch.tensor(list(parts.values())).view(-1, *reward_BG.shape)
+    term_FBG = reward_terms(
+        part_FBG, torch.ones(len(parts)), ~reward_BG.isnan(), aggregation="sum_then_normalize")
     advantage_BG = gate_advantages(group_advantages(reward_BG, scale=scale, eps=0.0), right_BG, gate=gate)
-    return reward_metrics(reward_BG, Scored([], {"correctness": right_N}, {}), right_BG, advantage_BG)
+    return reward_metrics(reward_BG, Scored([], parts, failures or {}), right_BG, term_FBG=term_FBG,
+                          compared_BG=reward_BG, advantage_BG=advantage_BG)
+
+
+def scored(rewards, scale, gate="none"):
+    """The same of groups in which a reward above 1 is a right answer's."""
+    values = [reward for group in rewards for reward in group]
+    parts = {"format": [value - (value > 1) for value in values], "correctness": [float(value > 1) for value in values]}
+    return measured(torch.tensor(rewards), parts, scale=scale, gate=gate)
 
 
 @pytest.mark.parametrize(("scale", "share"), [
@@ -156,10 +172,8 @@ def test_a_mean_of_rewards_is_over_the_scored_completions_and_one_over_groups_is
     nan = math.nan
     reward_BG = torch.tensor([[3.0, 1.0, nan], [6.0, nan, nan], [2.0, 2.0, nan]])
     parts = {"correctness": [1.0, 0.0, 1.0, 0.0, nan, nan, 1.0, 1.0, 0.0], "mine": [nan] * 9}
-    right_BG = is_right(reward_BG, parts)
-    assert right_BG.tolist() == [[True, False, False], [False] * 3, [True, True, False]]
-    found = reward_metrics(
-        reward_BG, Scored([], parts, {"mine": (3, "raised")}), right_BG, group_advantages(reward_BG, scale="none"))
+    assert is_right(reward_BG, parts, None).tolist() == [[True, False, False], [False] * 3, [True, True, False]]
+    found = measured(reward_BG, parts, failures={"mine": (3, "raised")})
     expected = {
         "reward": 14 / 5, "unscored_share": 4 / 9, "accuracy": 3 / 5, "reward_failures": 3 / 9,
         "reward_std_within_group": (2**0.5 + 0) / 2, "zero_variance_share": 1 / 2, "zero_variance_all_right": 1 / 2,
@@ -173,8 +187,7 @@ def test_a_mean_of_rewards_is_over_the_scored_completions_and_one_over_groups_is
 def test_where_nothing_is_scored_a_mean_is_no_number_rather_than_0(monkeypatch):
     monkeypatch.setattr(measures, "global_sum", lambda values: values)
     reward_BG = torch.full((2, 2), math.nan)
-    found = reward_metrics(
-        reward_BG, Scored([], {"mine": [math.nan] * 4}, {}), is_right(reward_BG, {}), group_advantages(reward_BG))
+    found = measured(reward_BG, {"mine": [math.nan] * 4})
     assert found["unscored_share"] == 1.0 and found["phantom_advantage_share"] == found["reward_std_batch"] == 0.0
     means = ("reward", "accuracy", "reward_std_within_group", "zero_variance_share", "rewards/mine")
     assert all(math.isnan(found[name]) for name in means)
@@ -195,8 +208,48 @@ def test_what_reward_functions_log_stands_under_its_name_and_the_trainer_s_own_n
     assert read(tmp_path / "metrics.jsonl") == [{"step": 0, "boxed": 0.25, "reward": 0.5}]
 
 
+# Four completions of three problems. What runs earns 0.25, and so does each test of two.
+PARTS = {"runs": [0.25, 0.25, 0.0, 0.0, 0.25, 0.25, 0.25, 0.0, 0.25, 0.25, 0.25, 0.25],
+         "tests": [0.5, 0.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]}
+SUMS = torch.tensor([[0.75, 0.25, 0.0, 0.0], [1.25, 0.75, 0.75, 0.0], [0.25] * 4])
+
+
+def test_the_phantom_share_is_divided_among_the_functions_by_how_much_their_rewards_differ(monkeypatch):
+    # Only in the second group something passes all tests. The first one's |A|: mean 0.25, (0.5, 0, 0.25, 0.25), 1 in
+    # all; the second's: mean 0.6875, (0.5625, 0.0625, 0.0625, 0.6875), 1.375 in all. Of the 1, centred: runs
+    # (0.125, 0.125, -0.125, -0.125), tests (0.375, -0.125, -0.125, -0.125), so 0.5 to 0.75.
+    monkeypatch.setattr(measures, "global_sum", lambda values: values)
+    found = measured(SUMS, PARTS, outcome="tests")
+    assert found["accuracy"] == 1 / 12 and found["phantom_advantage_share"] == pytest.approx(1 / 2.375)
+    assert found["phantom_advantage_share/runs"] == pytest.approx(0.4 / 2.375)
+    assert found["phantom_advantage_share/tests"] == pytest.approx(0.6 / 2.375)
+    gated = measured(SUMS, PARTS, outcome="tests", gate="outcome")
+    assert [value for name, value in gated.items() if name.startswith("phantom")] == [0.0] * 3
+    # Judged by what runs, which gives no 1, nothing is right, and all is phantom.
+    assert measured(SUMS, PARTS, outcome="runs")["phantom_advantage_share"] == 1.0
+
+
+def test_a_function_that_is_the_same_for_all_or_0_or_1_for_the_outcome_has_no_part_in_it(monkeypatch):
+    monkeypatch.setattr(measures, "global_sum", lambda values: values)
+    found = scored(REWARDS, "group")
+    assert found["phantom_advantage_share/correctness"] == 0.0 < found["phantom_advantage_share/format"]
+    assert found["phantom_advantage_share/format"] == found["phantom_advantage_share"]
+    # A completion without a reward, 9 by one function, has no part either: (0.5, 0) is all that is compared.
+    nan = math.nan
+    parts = {"format": [0.5, 0.0, 9.0, nan], "correctness": [0.0, 0.0, nan, nan]}
+    found = measured(torch.tensor([[0.5, 0.0, nan, nan]]), parts)
+    assert (found["phantom_advantage_share/format"], found["phantom_advantage_share/correctness"]) == (1.0, 0.0)
+
+
+def test_a_partial_reward_is_right_only_with_full_marks_and_none_is_not():
+    reward_BG = torch.ones(1, 6)
+    parts = {"tests": [0.0, 0.1, 0.999, 1.0, 2.0, math.nan], "correctness": [1.0] * 6}
+    assert is_right(reward_BG, parts, "tests").tolist() == [[False, False, False, True, True, False]]
+    assert is_right(reward_BG, parts, None).all()
+
+
 def test_right_is_correctness_where_there_is_one_and_any_reward_otherwise():
     reward_BG = torch.tensor([[0.5, 1.0], [0.0, -1.0]])
     parts = {"format": [0.5, 0.0, 0.0, 0.0], "correctness": [0.0, 1.0, math.nan, 0.0]}
-    assert is_right(reward_BG, parts).tolist() == [[False, True], [False, False]]
-    assert is_right(reward_BG, {"brevity": [0.5, 1.0, 0.0, -1.0]}).tolist() == [[True, True], [False, False]]
+    assert is_right(reward_BG, parts, None).tolist() == [[False, True], [False, False]]
+    assert is_right(reward_BG, {"brevity": [0.5, 1.0, 0.0, -1.0]}, None).tolist() == [[True, True], [False, False]]

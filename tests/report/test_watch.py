@@ -20,6 +20,7 @@ PATIENT = [
     ("zero_variance_all_right", 0.8, 0.81, {}),
     ("zero_variance_all_wrong", 0.8, 0.81, {}),
     ("phantom_advantage_share", 0.5, 0.51, {}),
+    ("phantom_advantage_share/format", 0.5, 0.51, {}),
     ("kl", 1.0, 1.01, {}),
     ("grad_norm", 10.0, 10.1, {}),
     ("reward_failures", 0.0, 0.01, {}),
@@ -56,7 +57,7 @@ def warned(metrics, first_step=0, **changed):
     """(step, metric) of each warning, where `metrics` holds the values of each metric, one a step."""
     columns = [dict(zip(metrics, values)) for values in zip(*metrics.values(), strict=True)]
     lines = warnings(settings(**changed), [{"step": first_step + i, **column} for i, column in enumerate(columns)])
-    return [(int(step), name) for step, name in re.findall(r"^warning \[step (\d+)\] (\w+) is", "\n".join(lines), re.M)]
+    return [(int(step), name) for step, name in re.findall(r"^warning \[step (\d+)\] (\S+) is", "\n".join(lines), re.M)]
 
 
 @pytest.mark.parametrize(("name", "edge", "outside", "changed"), PATIENT)
@@ -160,6 +161,16 @@ def test_a_resumed_run_that_has_looked_at_its_file_warns_as_the_whole_run_does()
     assert lines == warnings(settings(), records) and len(lines) == 2
 
 
+def test_each_reward_function_is_watched_by_itself_and_one_s_own_numbers_are_not():
+    shares = {f"phantom_advantage_share/{name}": values for name, values in (
+        ("format", [0.6] * 6), ("tests", [0.1] * 6), ("late", [0.1] + [0.6] * 5))}
+    assert warned({**shares, "lengths/format": [9.0] * 6, "phantom": [9.0] * 6}) == [
+        (4, "phantom_advantage_share/format"), (5, "phantom_advantage_share/late")]
+    (line,) = warnings(settings(), [{"step": step, "phantom_advantage_share/a": 1.0} for step in range(5)])
+    assert line == ("warning [step 4] phantom_advantage_share/a is 1 for 5 steps, healthy is at most 0.5; "
+                    + METRICS["phantom_advantage_share/<name>"].cure)
+
+
 def test_a_healthy_run_has_no_warning():
     # steps 0 to 11 of the default run, rounded
     run = {
@@ -176,7 +187,7 @@ def test_a_healthy_run_has_no_warning():
 
 
 def test_every_range_is_tried_here_and_every_condition_is_one_that_can_hold():
-    tried = {name for name, *_ in PATIENT + IMMEDIATE}
+    tried = {name.replace("/format", "/<name>") for name, *_ in PATIENT + IMMEDIATE}
     tried |= {"completion_length", "entropy", "accuracy", "skipped_steps", "unscored_share"}
     assert {name for name, _ in RANGES} == tried
     both = Watch(settings()).lasting | Watch(settings(**OFF_POLICY, **BFLOAT16)).lasting

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from reward_pools import MISLED, score, starting
 
-from rewards import pool
-from rewards.pool import RewardPool
-from rewards.requests import HEAD, read
+from rewards.workers import pool
+from rewards.workers.pool import RewardPool
+from rewards.workers.requests import HEAD, read
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from ranks import ROOT
 from reward_pools import CASES, MISLED, score, starting
 
 import train
-from rewards import pool
 from rewards.math import correctness_reward, format_reward
-from rewards.pool import RewardPool
+from rewards.workers import pool
+from rewards.workers.pool import RewardPool
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_file_that_cannot_be_imported_is_refused_in_one_line(
 
 TRAINER = """
 import sys
-from rewards.pool import RewardPool
+from rewards.workers.pool import RewardPool
 file, name, pids = sys.argv[1:]
 one = RewardPool([f"{file}:daemon", f"{file}:{name}"], None, timeout_s=1000, memory_bytes=2**32)
 one.score(prompts=["p"], completions=["bad"], completion_ids=[[1]], columns={"pids": [pids]}, trainer_state={})

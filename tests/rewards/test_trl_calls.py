@@ -17,11 +17,12 @@ from reward_pools import score, starting
 
 import train
 from data.rows import RESERVED
-from grpo.config import load
+from grpo.run.command import load
 from rewards import loading
 from rewards.arguments import ARGUMENTS, check_columns
-from rewards.loading import BUILT_IN, name_of
-from rewards.processes import TOKEN
+from rewards.loading import name_of
+from rewards.math import correctness_reward, format_reward
+from rewards.workers.processes import TOKEN
 
 FILE = ROOT / "tests" / "support" / "trl_rewards.py"
 NAN = math.nan
@@ -106,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"{FILE}:scaled", ["missing a required argument: 'factor'"]),
         (f"{FILE}:TooLong", ["'TooLong' is a class", "trl_rewards.py:my_reward, with my_reward = TooLong(...)"]),
         ("no_such_package.rewards:f", ["ModuleNotFoundError: No module named 'no_such_package'"]),
-        ("my-rewards:f", ["must be format, correctness, path/to/file.py:function or module:function"]),
+        ("my-rewards:f", ["must be format, correctness, ", ", path/to/file.py:function or module:function"]),
     ],
 )
 def test_a_function_that_cannot_be_called_is_refused_in_one_line_before_the_model_loads(
@@ -118,7 +119,7 @@ def test_a_function_that_cannot_be_called_is_refused_in_one_line_before_the_mode
 
 def test_a_function_of_a_module_that_python_can_import_is_found_by_its_name(folder: Path) -> None:
     functions = loading.load(["rewards.math:format_reward", "correctness"])
-    assert functions == {"format_reward": BUILT_IN["format"], "correctness": BUILT_IN["correctness"]}
+    assert functions == {"format_reward": format_reward, "correctness": correctness_reward}
     assert load(["--reward_funcs", "rewards.math:format_reward"]).reward_funcs == ["rewards.math:format_reward"]
 
 
@@ -154,6 +155,7 @@ def first(completions, log_extra):
         log_extra("shared", [value])
     return [0.0, 0.0]
 def second(completions, log_extra): log_extra("shared", [0, 0])
+def takes_a_share(completions, log_metric): log_metric("phantom_advantage_share/mine", 1.0)
 '''
 
 
@@ -172,7 +174,9 @@ def test_a_note_that_cannot_be_kept_fails_where_it_is_made(tmp_path: Path) -> No
         "logs_one_for_two": "logged 1 values in the column 'half'; log_extra needs one for each of 2 completions",
         "logs_a_number": "raised TypeError: log_extra('half', 1): needs a name and a list (notes.py:9)",
         "second": "raised ValueError: log_extra('shared', ...): first logs this column; nearest valid value: "
-                  "'second_shared' (notes.py:14)"}
+                  "'second_shared' (notes.py:14)",
+        "takes_a_share": "raised ValueError: log_metric('phantom_advantage_share/mine', ...): the trainer has a metric "
+                         "of this name; nearest valid value: 'my_mine' (notes.py:15)"}
     assert found.metrics == {} and found.extra == {"shared": [0.5, None]}
 
 
@@ -257,7 +261,7 @@ def test_a_function_of_a_module_is_named_so_that_another_process_finds_it(tmp_pa
     exec("def f(): pass", vars(package))
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setitem(sys.modules, "package.inner", package)
-    assert name_of(BUILT_IN["format"]) == "format" and name_of("a.py:f") == "a.py:f"
+    assert name_of(format_reward) == "format" and name_of("a.py:f") == "a.py:f"
     assert [name_of(one) for one in (main.mine, main.made, main.part)] == [
         f"{script}:mine", f"{script}:made", f"{script}:part"]
     assert name_of(package.f) == "package.inner:f"

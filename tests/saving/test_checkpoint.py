@@ -18,7 +18,7 @@ MAY_DIFFER = {
     "plan", "doctor", "resume", "output_dir", "ddp_timeout", "trust_remote_code",
     "zero_stage", "deepspeed", "micro_batch_tokens", "gradient_checkpointing", "gradient_checkpointing_kwargs",
     "logprob_impl", "rollout_slots", "rollout_weights", "rollout_keep",
-    "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "run_name",
+    "save_strategy", "save_steps", "save_total_limit", "logging_steps", "keep_tokens", "report_to", "run_name",
     "max_skipped_steps", "reward_timeout", "reward_memory", "max_reward_failures",
     "eval_strategy", "eval_steps", "early_stopping_patience",
     # Names and paths: test_moved.py has what they hold.

@@ -17,9 +17,10 @@ from tiny_models import CHAT_TEMPLATE, tiny_qwen2, tiny_tokenizer
 import train
 from data import load_examples
 from data.example import Example
-from grpo.config import Config, load
+from grpo.config import Config
 from grpo.loading.fingerprint import fingerprint
 from grpo.options.surroundings import READ
+from grpo.run.command import load
 from grpo.saving import content, continuation
 
 pytestmark = pytest.mark.usefixtures("one_pool")

@@ -16,8 +16,8 @@ from faults import Warm
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_qwen2
 
-from grpo.config import load
 from grpo.doctor import trial
+from grpo.run.command import load
 from grpo.run.parts import Run
 from grpo.saving.output_lock import claim, lock, put_aside
 

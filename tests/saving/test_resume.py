@@ -30,7 +30,8 @@ def hard(folder: Path, output: str, **changed: object) -> list[str]:
     """Seven problems, two a step: the fourth step begins in the first epoch and ends in the second."""
     chosen = {
         "load_in_4bit": True, "lora_modules_to_save": "lm_head embed_tokens", "num_iterations": 2,
-        "max_steps": NUM_STEPS, "save_steps": 3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3, **changed}
+        "max_steps": NUM_STEPS, "save_steps": 3, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3,
+        "keep_tokens": 1, **changed}
     return [*options(folder, output, **{"zero_stage": 3, **chosen}), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
 
 
@@ -71,7 +72,7 @@ def test_three_steps_kill_and_three_more_are_six_steps_bit_for_bit(
 ) -> None:
     resumed = resumed_from(killed[1], warm, 1)
     assert numbers(resumed) == numbers(whole[1]) and texts(resumed) == texts(whole[1])
-    for name in ("adapter/adapter_model.safetensors", "checkpoints/step-6/state.safetensors"):
+    for name in ("adapter/adapter_model.safetensors", "checkpoints/step-6/state.safetensors", "tokens.jsonl"):
         assert (resumed / name).read_bytes() == (whole[1] / name).read_bytes()
     assert [row["epoch"] for row in lines(resumed / "metrics.jsonl")][3] == pytest.approx(8 / 7)
 

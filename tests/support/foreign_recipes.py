@@ -8,9 +8,10 @@ import pytest
 import yaml
 from ranks import ROOT
 
-from grpo.config import Config, load
+from grpo.config import Config
 from grpo.options import foreign
 from grpo.options.option import options
+from grpo.run.command import load
 
 RECIPES = ROOT / "tests" / "options" / "recipes"
 NOT_BUILT = {*foreign.SAME, *foreign.RENAMED.values()} - {*options(Config)}  # options that another change brings

@@ -27,7 +27,7 @@ nothing = functools.partial(constant, value=None)
 
 def main(argv: list[str]) -> int:
     import grpo  # here: the process that scores imports this file as well
-    from grpo.config import load
+    from grpo.run.command import load
 
     summary = grpo.train(dataclasses.replace(load(argv), reward_funcs=[vowels, nothing]))
     return 0 if isinstance(summary, grpo.Summary) and summary.ranks == 2 and summary.steps == 2 else 1

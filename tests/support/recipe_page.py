@@ -45,7 +45,23 @@ Not all of these are the same to the letter:
 - `max_prompt_length` leaves longer prompts out. TRL has no such key any more; it used to cut them at the left.
 - `weight_decay` is of every trained weight; transformers leaves out biases and norms.
 - `save_steps` and `logging_steps` are whole numbers, not shares of the run.
+- `multi_objective_aggregation: normalize_then_sum`: a reward that is equal for a whole group adds exactly 0 here. In
+  TRL it adds the rounding error of its mean, divided by 1e-4.
 - `deepspeed` is a mapping or a JSON file of which `auto` is left to the options here, and the rest checked.
+
+## Reward functions of open-r1
+
+`reward_funcs` takes the names of open-r1 where only open-r1 has them; a line at the start says what they are here.
+
+| name | here |
+|---|---|
+{open_r1}
+
+`format` is open-r1's where all names of the list are, as in `[accuracy, format, tag_count]`. Without another name of
+open-r1 it is this project's answer line, and a line says so in another trainer's recipe. With names of both it is
+refused, as nobody can know. Without `max_completion_len` and `soft_punish_cache`, `soft_overlong_punishment` has
+open-r1's {overlong}. A dotted path as TRL has it, `my_lib.rewards.brevity`, is `my_lib.rewards:brevity`. What the
+functions compute: [verifiers.md](verifiers.md).
 
 ## Without effect
 
@@ -77,7 +93,10 @@ def page() -> str:
         conflicts="\n".join(
             f"| {', '.join(f'`{name}` ({_words(accepted)})' for name, accepted in group.items())} | {why} |"
             for why, group in foreign.CONFLICTS.items()),
-        instead=_names(foreign.INSTEAD["optim"]))
+        instead=_names(foreign.INSTEAD["optim"]), overlong=" and ".join(map(str, foreign.OVERLONG.values())),
+        open_r1="\n".join([
+            *(f"| `{name}` | `{here}` |" for name, here in foreign.OPEN_R1.items()),
+            *(f"| `{name}` | refused: it {why} |" for name, (why, _) in foreign.OPEN_R1_OTHERS.items())]))
 
 
 def _lines(text: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import psutil
 from ranks import ROOT
 
-from rewards import pool
+from rewards.loading import BUILT_IN
+from rewards.workers import pool
 
 CASES = ROOT / "tests" / "support" / "reward_cases.py"
 MISLED = "killed, stopped or misled the process that watches it"
@@ -20,7 +21,7 @@ def starting() -> Iterator[Callable]:
 
     def start(*names: str, weights: list[float] | None = None, timeout_s: float = 10.0, memory_gib: float = 4.0,
               **options: Any):
-        functions = [name if name in ("format", "correctness") or ":" in name else f"{CASES}:{name}" for name in names]
+        functions = [name if name in BUILT_IN or ":" in name else f"{CASES}:{name}" for name in names]
         pools.append(pool.RewardPool(
             functions, weights, timeout_s=timeout_s, memory_bytes=int(memory_gib * 2**30), **options))
         return pools[-1]

@@ -12,9 +12,9 @@ from refusals import save_small_run
 from safetensors.torch import load_file
 
 import grpo
-from grpo.config import load
 from grpo.health import last_words
 from grpo.health.pulse import pulse
+from grpo.run.command import load
 
 REWARDS = """
 def letters(completions, **columns):

@@ -10,10 +10,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from faults import Warm
 from ranks import SHARD_EVERYTHING
 from tiny_models import tiny_qwen2, tiny_tokenizer
+from transformers import Qwen2ForCausalLM
 
 from grpo.report.metrics import METRICS
 
@@ -38,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "reward_funcs": [f"{folder / 'my_rewards.py'}:vowels"], "prompts_per_step": 4, "num_generations": 4,
         "max_completion_length": 20, "micro_batch_tokens": 110, "max_steps": NUM_STEPS, "learning_rate": 1e-3,
         "lr_scheduler_type": "constant",  # so that a shorter run is the start of a longer one
-        "num_iterations": 2, "beta": 0.1, "gradient_checkpointing": True, "eval_examples": 0, "save_strategy": "no",
+        "num_iterations": 2, "beta": 0.1, "keep_tokens": 2, "gradient_checkpointing": True, "eval_examples": 0,
+        "save_strategy": "no",
         "load_in_4bit": False, "torch_dtype": "float32", "deepspeed": SHARD_EVERYTHING,
         "lora_target_modules": ["q_proj", "down_proj"],  # ZeRO takes its time per module
     }
@@ -51,10 +54,11 @@ def arguments(folder: Path, name: str, *options: str) -> tuple[str, ...]:
 
 
 def train(warm: Warm, folder: Path, name: str, *options: str, num_ranks: int = 1, num_nodes: int = 1) -> Path:
-    """Run it to the end without a launcher; its output folder, with what rank 0 wrote to stderr beside it."""
+    """Run it to the end without a launcher; its output folder, with what rank 0 wrote beside it."""
     ended = warm.run(*arguments(folder, name, *options), num_ranks=num_ranks, num_nodes=num_nodes)
     assert ended.codes == [0] * num_ranks, ended.err[0][-3000:]
     (folder / f"{name}.err").write_text(ended.err[0])
+    (folder / f"{name}.out").write_text(ended.out[0])
     return folder / name
 
 
@@ -106,10 +110,42 @@ def test_the_run_does_something(alone: Path) -> None:
 
 
 def test_the_metrics_of_a_step_are_the_rows_of_the_table(alone: Path) -> None:
-    only_asked_for = {"correction_weight_mean", "correction_capped_share", "<name>"}
+    only_asked_for = {"correction_weight_mean", "correction_capped_share", "beta", "entropy_coef", "<name>"}
     for record in lines(alone / "metrics.jsonl"):
-        rows = {"rewards/<name>" if name.startswith("rewards/") else name for name in record}
+        rows = {name.replace("/vowels", "/<name>") for name in record}
         assert rows == METRICS.keys() - only_asked_for
+
+
+def test_the_start_block_works_the_example_of_readme_through(alone: Path) -> None:
+    said = "group      rewards (1, 0, 0, 0) become the advantages (1.500, -0.500, -0.500, -0.500)\n"
+    assert alone.with_suffix(".out").read_text().count(said) == 1
+
+
+def test_the_tokens_of_two_ranks_are_those_of_one(alone: Path, sharded: Path) -> None:
+    kept, pairs = lines(alone / "tokens.jsonl"), list(zip(*(lines(one / "tokens.jsonl") for one in (alone, sharded))))
+    assert len(kept) == NUM_STEPS * 2 * 4 and len(pairs) == NUM_SHARDED * 2 * 4
+    for one, other in pairs:
+        assert [one[name] for name in ("step", "group", "completion", "id", "mask")] == [
+            other[name] for name in ("step", "group", "completion", "id", "mask")]
+        assert one["total_pull"] == pytest.approx(other["total_pull"], abs=1e-4) and len(one["logprob"]) == 2
+        for name in ("kl", "entropy", "sampler_logprob"):
+            assert one[name] == pytest.approx(other[name], abs=1e-4)
+        for name in ("logprob", "policy_pull", "kl_pull"):
+            assert sum(one[name], []) == pytest.approx(sum(other[name], []), abs=1e-4)
+    assert 'href="tokens-0.html"' in (alone / "report.html").read_text()
+
+
+@torch.no_grad()
+def test_the_tokens_of_step_0_have_the_numbers_of_transformers(folder: Path, alone: Path) -> None:
+    model, tokenizer = Qwen2ForCausalLM.from_pretrained(folder / "model").eval(), tiny_tokenizer()
+    for row in lines(alone / "tokens.jsonl")[:8]:
+        prompt = tokenizer(row["question"])["input_ids"]
+        logits_LV = model(torch.tensor([prompt + row["id"]])).logits[0, len(prompt) - 1:-1]
+        logprob_TV = logits_LV.float().log_softmax(dim=-1)
+        logprob_T = logprob_TV.gather(1, torch.tensor(row["id"])[:, None])[:, 0]
+        assert row["logprob"][0] == pytest.approx(logprob_T.tolist(), abs=1e-4)
+        assert row["entropy"] == pytest.approx((-logprob_TV.exp() * logprob_TV).sum(dim=-1).tolist(), abs=1e-4)
+        assert row["sampler_logprob"] == pytest.approx(logprob_T.tolist(), abs=1e-4) and set(row["kl"]) == {0.0}
 
 
 def test_five_steps_outside_a_healthy_range_are_a_warning_beside_the_bar(alone: Path) -> None:
@@ -164,8 +200,8 @@ def test_the_outcome_gate_leaves_a_step_in_which_nothing_is_right_without_advant
     def advantages(output: Path) -> set[float]:
         return {row["advantage"] for row in lines(output / "completions.jsonl") if row["step"] == 0}
 
-    # All rewards are negative, so no completion is right.
-    options = ("--max_steps", "1", "--reward_weights", "-1", "--advantage_gate", "outcome")
+    # No completion is all vowels, which would be 1, so none is right.
+    options = ("--max_steps", "1", "--outcome_reward", "vowels", "--advantage_gate", "outcome")
     gated = train(warm, folder, "gated", *options, num_ranks=2)
     assert len(advantages(alone)) > 4 and advantages(gated) == {0.0}
     (record,) = lines(gated / "metrics.jsonl")

@@ -1,10 +1,15 @@
-"""Checks of updates that are special: skipped, empty, without a reference, without a rate, after an error."""
+"""Checks of updates that are special: skipped, empty, without a reference, after an error; and of what is compared."""
+
+from types import SimpleNamespace
 
 import torch
 from tiny_models import tiny_tokenizer
 
-from grpo.distributed import rank
+from grpo.advantage import group_advantages, reward_terms
+from grpo.distributed import gather_objects, rank
 from grpo.sampler.generate import generate
+from grpo.step import compare
+from rewards.workers.pool import Scored
 from tests.trainer.checks.cases import (
     advantages,
     begin,
@@ -16,6 +21,28 @@ from tests.trainer.checks.cases import (
     train_steps,
     work_of,
 )
+
+
+def check_groups_compare_on_two_ranks_as_on_one() -> None:
+    """With the std of the batch, which spans the ranks, for rewards summed first and for rewards normalised first."""
+    part_FBG = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(8))
+    part_FBG[:, 2:] *= 50  # the second rank's groups
+    part_FBG[1, 1, 0] = torch.nan
+    weights, mine = [1.0, 0.5], slice(2 * rank(), 2 * rank() + 2)
+    reward_BG = (torch.tensor(weights)[:, None, None] * part_FBG).nansum(dim=0)
+    parts = dict(zip(("correctness", "format"), part_FBG[:, mine].flatten(1).tolist()))
+    for aggregation in ("sum_then_normalize", "normalize_then_sum"):
+        run = config(multi_objective_aggregation=aggregation, scale_rewards="batch")
+        advantage_BG, metrics = compare(
+            SimpleNamespace(config=run, rewards=SimpleNamespace(weights=weights)), reward_BG[mine],
+            Scored([], parts, {}), torch.ones(2, 3))
+        term_FBG = reward_terms(
+            part_FBG, torch.tensor(weights), torch.ones(4, 3, dtype=torch.bool), aggregation=aggregation)
+        whole_BG = group_advantages(term_FBG.sum(dim=0), scale="batch")
+        torch.testing.assert_close(torch.cat(gather_objects(advantage_BG)), whole_BG, atol=1e-6, rtol=1e-5)
+        shares = [metrics[f"phantom_advantage_share/{name}"] for name in parts]
+        assert abs(sum(shares) - metrics["phantom_advantage_share"]) < 1e-9, metrics
+        assert len({tuple(metrics.items()) for metrics in gather_objects(metrics)}) == 1
 
 
 def check_nan_on_one_rank_skips_the_step_on_both() -> None:

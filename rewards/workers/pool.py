@@ -1,7 +1,7 @@
 """The trainer's side of the rewards: a worker process scores, and whatever goes wrong there costs only rewards.
 
 Requests are pickles, since columns may have values of any type. Answers are JSON, so that nothing from a reward
-function is ever unpickled here. The limits are in `rewards.worker`.
+function is ever unpickled here. The limits are in `rewards.workers.keeper`.
 """
 
 import json
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from rewards.arguments import check_notes
 from rewards.loading import metric_name
-from rewards.processes import TOKEN, bearers, command, end
-from rewards.requests import HEAD, LOADING
 from rewards.values import check_values
-from rewards.worker import ANSWER_BYTES, LOADS, MISLED
+from rewards.workers.keeper import ANSWER_BYTES, LOADS, MISLED
+from rewards.workers.processes import TOKEN, bearers, command, end
+from rewards.workers.requests import HEAD, LOADING
 
 IMPORT_S = 300  # for the user's files; on a network drive a big library takes minutes to import first
 GRACE_S = 15  # after a limit, for the worker to kill what broke it
@@ -62,7 +62,7 @@ class Answered(NamedTuple):
 
 
 class RewardPool:
-    """The reward functions of a run, in a worker process; reward_funcs and reward_weights are those of `rewards.load`.
+    """The reward functions of a run, in a worker process; the reward_ arguments are those of `rewards.loading.load`.
 
     Args:
         timeout_s: a function may take it for a call.
@@ -75,12 +75,14 @@ class RewardPool:
     """
 
     def __init__(self, reward_funcs: list[str], reward_weights: list[float] | None, *, timeout_s: float,
-                 memory_bytes: int, failure: str = "zero", taken: Iterable[str] = ()) -> None:
+                 memory_bytes: int, reward_options: dict[str, dict[str, Any]] | None = None, failure: str = "zero",
+                 taken: Iterable[str] = ()) -> None:
         self.names = [metric_name(name) for name in reward_funcs]
         self.weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
         self.timeout_s, self.failure = timeout_s, failure
-        self._settings = {"parent": os.getpid(), "wanted": [reward_funcs, reward_weights], "taken": list(taken),
-                          "import_s": IMPORT_S, "timeout_s": timeout_s, "memory_bytes": memory_bytes}
+        self._settings = {"parent": os.getpid(), "wanted": [reward_funcs, reward_weights, reward_options],
+                          "taken": list(taken), "import_s": IMPORT_S, "timeout_s": timeout_s,
+                          "memory_bytes": memory_bytes}
         self._token = uuid.uuid4().hex
         self._keeper: subprocess.Popen | None = None
         self._or_refuse(self._start(None))
@@ -160,7 +162,7 @@ class RewardPool:
     def _start(self, on_wait: Callable[[], None] | None) -> dict[str, Any]:
         """Start a worker, not as a fork: this process has threads and perhaps a GPU. Returns the answer to loading."""
         self._keeper = subprocess.Popen(
-            command("worker", json.dumps(self._settings)), bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command("keeper", json.dumps(self._settings)), bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, TOKEN: self._token}, start_new_session=True)
         os.set_blocking(self._keeper.stdin.fileno(), False)
         self._call = LOADING  # calls are numbered since this keeper was started

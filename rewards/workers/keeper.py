@@ -1,9 +1,9 @@
 """The keeper: a small process for each rank that runs no user code and watches the one that does.
 
-It passes requests from the trainer to a runner (`rewards.runner`), and answers back. It limits the time of a call,
-memory and number of the runner's processes, and what they print. If a limit is broken, if the runner dies, and at the
-end of a run, it kills every process that descends from it; the next call gets a new runner. If the trainer dies, its
-pipe closes, which ends the keeper and so everything.
+It passes requests from the trainer to a runner (`rewards.workers.runner`), and answers back. It limits the time of a
+call, memory and number of the runner's processes, and what they print. If a limit is broken, if the runner dies, and at
+the end of a run, it kills every process that descends from it; the next call gets a new runner. If the trainer dies,
+its pipe closes, which ends the keeper and so everything.
 
 This guards the run against accidents. It is no sandbox: a reward function has the rights of its user.
 """
@@ -20,8 +20,8 @@ from typing import IO, Any
 
 import psutil
 
-from rewards.processes import command, descendants, end, use_more, watch_over_descendants
-from rewards.requests import HEAD, LOADING, read
+from rewards.workers.processes import command, descendants, end, use_more, watch_over_descendants
+from rewards.workers.requests import HEAD, LOADING, read
 
 MAX_PROCESSES = 64  # of a runner's descendants at the same time
 OUTPUT_BYTES = 2**16  # printed by a call and passed on to the trainer's stderr; the rest is dropped

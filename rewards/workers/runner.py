@@ -1,7 +1,7 @@
 """The process that calls the reward functions: the only one that runs a user's code.
 
-It imports their files once and keeps their state between calls. `rewards.worker` starts, watches and ends it. A request
-is a pickle from the trainer; an answer is one line: the call's number, then JSON.
+It imports their files once and keeps their state between calls. `rewards.workers.keeper` starts, watches and ends it. A
+request is a pickle from the trainer; an answer is one line: the call's number, then JSON.
 """
 
 import json
@@ -17,8 +17,8 @@ from typing import Any
 
 from rewards.arguments import Notes, call, check_columns, check_notes
 from rewards.loading import load
-from rewards.requests import LOADING, read
 from rewards.values import blame, check_values
+from rewards.workers.requests import LOADING, read
 
 
 class Answerer:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import psutil
 
-ROOT = str(Path(__file__).parent.parent)
+ROOT = str(Path(__file__).parents[2])
 TOKEN = "GRPO_REWARD_WORKER"  # environment variable by which the trainer finds them when their keeper is gone
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 END_S = 10  # a process that SIGKILL has not ended by then hangs in the kernel
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """A Python that calls `rewards.<module>.main()` and imports first from the project's root, as train.py does."""
-    start = f"import sys; sys.path.insert(0, {ROOT!r}); from rewards.{module} import main; main()"
+    """A Python that calls main() of a module beside this one; it imports first from the project's root, as train.py."""
+    start = f"import sys; sys.path.insert(0, {ROOT!r}); from rewards.workers.{module} import main; main()"
     return [sys.executable, "-c", start, *arguments]
 
 
