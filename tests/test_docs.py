@@ -175,6 +175,12 @@ def test_the_speed_of_sampling_on_a_gpu_is_the_one_on_file() -> None:
             f"{row['tokens_per_s'] / row['generate_tokens_per_s']:.0f}"]
 
 
+def test_what_attacks_reach_is_on_the_sandbox_s_page_as_on_file() -> None:
+    page, found = (ROOT / "docs" / "sandbox.md").read_text(), (RESULTS / "sandbox.md").read_text()
+    rows = [line for line in found.splitlines() if re.match(r"\| [a-z]+ \| \d+ \| \d+ \|", line)]
+    assert len(rows) == 6 and all(f"{row}\n" in page for row in rows)
+
+
 def test_the_worked_example_is_what_the_code_says() -> None:
     """README and the docstring of group_advantages have word for word what `worked` computes, as has the token page."""
     assert group_advantages(torch.tensor([EXAMPLE]))[0].tolist() == pytest.approx(worked(EXAMPLE).advantages, abs=1e-6)
