@@ -143,7 +143,7 @@ def pack(rollout: Rollout, keep_U: torch.Tensor, *, max_tokens: int, rank: int =
 
 
 def merge(rollouts: Sequence[Rollout]) -> Rollout:
-    """The rollouts of all ranks as one, in rank order, without their cost."""
+    """Several rollouts as one, such as those of all ranks in rank order, without their cost."""
     longest = max(rollout.token_NT.shape[1] for rollout in rollouts)
 
     def padded(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -156,6 +156,18 @@ def merge(rollouts: Sequence[Rollout]) -> Rollout:
         sampler_logprob_NT=padded([rollout.sampler_logprob_NT for rollout in rollouts]),
         truncated_N=torch.cat([rollout.truncated_N for rollout in rollouts]),
         text=[text for rollout in rollouts for text in rollout.text])
+
+
+def take(rollout: Rollout, groups: list[int]) -> Rollout:
+    """The completions of these prompts, as a rollout of their own without its cost."""
+    num_generations = len(rollout.text) // len(rollout.prompt_ids)
+    rows = [b * num_generations + g for b in groups for g in range(num_generations)]
+    length_N = rollout.length_N[rows]
+    longest = int(length_N.max())
+    return Rollout(
+        prompt_ids=[rollout.prompt_ids[b] for b in groups], token_NT=rollout.token_NT[rows, :longest],
+        length_N=length_N, sampler_logprob_NT=rollout.sampler_logprob_NT[rows, :longest],
+        truncated_N=rollout.truncated_N[rows], text=[rollout.text[n] for n in rows])
 
 
 def filler(rollout: Rollout) -> Batch:

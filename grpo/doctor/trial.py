@@ -40,7 +40,7 @@ def first_step(run: Run) -> list[Finding]:
     """
     clock = Clock(0)
     collected = collect(run, 0, clock)
-    findings = completions(run, collected.rollout, collected.metrics | rollout_metrics(collected.rollout, clock))
+    findings = completions(run, collected.rollout, collected.metrics | rollout_metrics(collected.drawn, clock))
     work = prepare(run, collected, run.limit)
     if run.config.beta > 0:
         update.ask_reference(run.engine, work, run.config)

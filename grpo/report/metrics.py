@@ -87,6 +87,13 @@ METRICS: dict[str, Metric] = {
         "nor correctness is there", "share", "rises",
         "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is learnt, "
         "advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
+    "accuracy_of_first": Metric("accuracy with dynamic_sampling or problem_filter, of all groups that were sampled "
+        "first, those included that gave way: what the policy can do, where accuracy is of what it learns from",
+        "share", "rises", "as accuracy"),
+    "groups_drawn": Metric("groups sampled / prompts_per_step; more than 1 where groups without a lesson gave way",
+        "1", "", "dynamic_sampling + 1: hardly a group teaches; take other problems, or a problem_filter"),
+    "filtered_share": Metric("share of the training problems whose pass rate is outside problem_filter", "share", "",
+        "near 1: the data is used up; take harder or easier problems"),
     "phantom_advantage_share": Metric(
         "sum of |A| over groups without a right completion / sum of |A|, after advantage_gate; 0 where that is 0",
         "share", "",

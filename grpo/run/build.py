@@ -34,6 +34,7 @@ from grpo.packing import common_prefix_length
 from grpo.run.announcement import announce
 from grpo.run.examples import check_tokens, fit_context, form_of_prompts, load_problems
 from grpo.run.parts import Run
+from grpo.run.pass_rates import Judged, PassRates
 from grpo.run.scoring import start_rewards, where_programs_run
 from grpo.sampler.decoder import Decoder
 from grpo.saving import checkpoint, continuation
@@ -118,12 +119,23 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         rewards=rewards, peft_config=peft_config, sources=sources, num_steps=num_steps, num_slots=room.num_slots,
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
         coefficients=checkpoint.record(resume_from).get("coefficients", {}) if resume_from else {},
+        pass_rates=_pass_rates(config, train_examples, resume_from),
         ledger=ledger, left_out=left_out, limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
         announcement=announce(config, device, engine, decoder, ledger, {
             "prompts": [prompts_line], "rollout": [room.words, copy_line], "update": [budget.words],
             "resume": passed_over, "programs": where_programs_run(config)}, left_out, num_steps))
+
+
+def _pass_rates(config: Config, examples: list[Example], resume_from: Path | None) -> PassRates:
+    """What is known of the training problems: by the checkpoint of a resumed run, else by an evaluation."""
+    rates = PassRates(len(examples), config.problem_filter)
+    if resume_from:
+        rates.add(Judged(*one) for one in checkpoint.record(resume_from).get("pass_rates", []))
+    elif config.problem_pass_rates is not None:
+        rates.read(config.problem_pass_rates, examples)
+    return rates
 
 
 def _endings(
