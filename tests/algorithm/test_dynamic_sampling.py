@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from data.example import Example
+from grpo import step
 from grpo.config import Config
 from grpo.evaluation.answers import Answer, save_answers
 from grpo.run.groups import Groups, newest
 from grpo.run.pass_rates import Judged, PassRates
 from grpo.schedule import prompts_of_step, refills_of_step
-from grpo.step import lessonless
 from grpo.types import Rollout
 from rewards.workers.pool import Scored
 
@@ -71,7 +71,7 @@ def problem(question: str) -> Example:
 
 
 def answer(question: str, strict: bool) -> Answer:
-    return Answer(index=0, question=question, final_answer="1", completion="", strict=strict, lenient=strict,
+    return Answer(index=0, question=question, final_answer="1", completion="", strict=strict, lenient=True,
                   format=True, truncated=False)
 
 
@@ -128,6 +128,19 @@ def test_the_last_group_of_each_place_stays():
     assert newest([first]) is first
 
 
+@pytest.mark.parametrize(("again", "places"), [(0, [6, 7]), (1, [14, 15]), (2, [22, 23])])
+def test_the_noise_of_a_group_belongs_to_its_place_in_the_step_and_to_the_draw(monkeypatch, again, places):
+    """The second of two ranks with 8 prompts a step has the places 4 to 7 of the first draw, 12 to 15 of the next."""
+    asked = []
+    monkeypatch.setattr(step, "rank", lambda: 1)
+    monkeypatch.setattr(step, "world_size", lambda: 2)
+    monkeypatch.setattr(step, "sample", lambda run, examples, places, number: asked.append((examples, places)))
+    monkeypatch.setattr(step, "score", lambda *_: None)
+    run = SimpleNamespace(config=Config(prompts_per_step=8), train_examples=list("abcdefgh"))
+    step.draw(run, {2: 7, 3: 0}, 0, SimpleNamespace(enter=lambda _: None), again)
+    assert asked == [(["h", "a"], places)]
+
+
 def of_rewards(parts: dict[str, list[float]], weights: list[float], **options: object) -> list[int]:
     """The places without a lesson, of groups of two with these rewards."""
     total = [sum(w * v for w, v in zip(weights, values)) for values in zip(*parts.values())]
@@ -135,7 +148,7 @@ def of_rewards(parts: dict[str, list[float]], weights: list[float], **options: o
     run = SimpleNamespace(config=Config(reward_funcs=list(parts), num_generations=2, **options),
                           rewards=SimpleNamespace(weights=weights))
     drawn = groups(problems, ["a"] * len(total), total)
-    return lessonless(run, Groups(problems=problems, rollout=drawn.rollout, scored=Scored(total, parts, {})))
+    return step.lessonless(run, Groups(problems=problems, rollout=drawn.rollout, scored=Scored(total, parts, {})))
 
 
 @pytest.mark.parametrize(("options", "without"), [
