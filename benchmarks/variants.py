@@ -113,7 +113,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"`python -m benchmarks.variants`, commit {result['commit']}. {result['machine']}; {used}.\n",
         f"{STEPS} steps of recipes/toy.yaml with 16 prompts of 16 completions, one rank, seeds "
         f"{', '.join(map(str, SEEDS))}, nothing else changed: no rate or coefficient was tuned for a variant. Values "
-        f"at the end are means over the last {LAST} steps. Accuracy is that of sampled completions, in percent, by seed; "
+        f"at the end are means over the last {LAST} steps. Accuracy is of sampled completions, by seed in percent; "
         "with dynamic sampling and the filter, that of the first groups drawn. Against: the mean over seeds of the "
         "difference to the default, or to two updates where the variant has two, and its standard error over the three "
         f"seeds. A seed's accuracy is of {LAST * 256:,} completions, so differences below 2 points are noise. Seconds "
