@@ -7,12 +7,7 @@ it can be ended and started again. Each is one rank; as many at a time as there 
 import argparse
 import json
 import math
-import os
-import shutil
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +15,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.record import RESULTS, ROOT, commit, machine, versions
+from benchmarks.toy_runs import LAST, PACKAGES, STEPS, Steps, last, train_all
 
 SEEDS = (0, 1, 2)
-STEPS, LAST = 30, 5  # a value at the end is a mean over the last steps
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
-COMMON = ["--eval_examples", "0", "--save_strategy", "no"]
-BASE = "default"
+BASE, OFF_POLICY = "default", "two updates"
 # As in docs/variants.md. Those that differ from the default only off policy have a second iteration, as "two updates".
 VARIANTS = {
     BASE: "",
@@ -37,7 +30,7 @@ VARIANTS = {
     "PASS@k": "--adv_estimator pass_at_k --pass_k 4",
     "GDPO": "--multi_objective_aggregation normalize_then_sum",
     "outcome gate": "--advantage_gate outcome",
-    "two updates": "--num_iterations 2",
+    OFF_POLICY: "--num_iterations 2",
     "clip-higher": "--num_iterations 2 --epsilon_high 0.28",
     "dual clip": "--num_iterations 2 --delta 3",
     "GSPO": "--num_iterations 2 --importance_sampling_level sequence --loss_type grpo "
@@ -60,39 +53,19 @@ VARIANTS = {
 CURVES = ("accuracy", "entropy", "kl", "grad_norm")
 
 
-def train(name: str, seed: int, work: Path) -> list[dict[str, Any]]:
-    """The metrics of a run's steps; it runs if it has not yet."""
-    output = work / f"{name.replace(' ', '-')}-{seed}"
-    done = output / "metrics.jsonl"
-    if not done.is_file() or len(done.read_text().splitlines()) < STEPS:
-        command = [sys.executable, "train.py", *COMMON, "--config", "recipes/toy.yaml", *VARIANTS[name].split(),
-                   "--max_steps", str(STEPS), "--seed", str(seed), "--output_dir", str(output)]
-        shutil.rmtree(output, ignore_errors=True)
-        ended = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-                               text=True)
-        if ended.returncode:
-            raise SystemExit(f"{name}, seed {seed}: exit {ended.returncode}\n{ended.stderr[-2000:]}")
-        print(f"{name}, seed {seed}: accuracy {last(metrics(done), 'accuracy'):.3f}", flush=True)
-    return metrics(done)
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def last(steps: list[dict[str, Any]], metric: str) -> float:
-    """Mean over the last steps."""
-    return statistics.fmean(step[metric] for step in steps[-LAST:])
-
-
-def accuracy_of(steps: list[dict[str, Any]]) -> str:
+def accuracy_of(steps: Steps) -> str:
     """With groups that gave way, or problems passed over, accuracy is not that of the policy."""
     return "accuracy_of_first" if "accuracy_of_first" in steps[0] else "accuracy"
 
 
-def row(name: str, runs: dict[str, list[list[dict]]]) -> str:
+def base_of(name: str) -> str:
+    """What a variant is compared with."""
+    return OFF_POLICY if name != OFF_POLICY and VARIANTS[OFF_POLICY] in VARIANTS[name] else BASE
+
+
+def row(name: str, runs: dict[str, list[Steps]]) -> str:
     """A variant's row of the table."""
-    of, base = runs[name], runs["two updates" if "--num_iterations 2" in VARIANTS[name] else BASE]
+    of, base = runs[name], runs[base_of(name)]
     right = [100 * last(one, accuracy_of(one)) for one in of]
     against = "—"
     if of is not base:
@@ -133,7 +106,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names):
-        base = "two updates" if "--num_iterations 2" in VARIANTS[name] and name != "two updates" else BASE
+        base = base_of(name)
         plot(axis, result["runs"][base], "0.55", base)
         plot(axis, result["runs"][name], "tab:blue", name)
         axis.set_title(name, fontsize=9)
@@ -145,7 +118,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def plot(axis: Axes, runs: list[list[dict]], color: str, label: str) -> None:
+def plot(axis: Axes, runs: list[Steps], color: str, label: str) -> None:
     """The seeds thin, their mean thick."""
     curves = [[step[accuracy_of(steps)] for step in steps] for steps in runs]
     for curve in curves:
@@ -159,14 +132,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "variants", help="folder of the runs")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="train these, and write nothing")
     asked = parser.parse_args()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {(name, seed): pool.submit(train, name, seed, asked.work.absolute())
-                   for name in asked.only or VARIANTS for seed in SEEDS}
-        found = {key: future.result() for key, future in futures.items()}
+    folders = {(name, seed): f"{name.replace(' ', '-')}-{seed}" for name in asked.only or VARIANTS for seed in SEEDS}
+    found = train_all({folder: (VARIANTS[name], seed) for (name, seed), folder in folders.items()}, asked.work)
     if asked.only:
         return
     kept = {"step_s", *CURVES, "reward", "accuracy_of_first", "groups_drawn", "filtered_share", "zero_variance_share"}
-    runs = {name: [[{key: value for key, value in step.items() if key in kept} for step in found[name, seed]]
+    runs = {name: [[{key: value for key, value in step.items() if key in kept} for step in found[folders[name, seed]]]
                    for seed in SEEDS] for name in VARIANTS}
     result = {"commit": commit(), "machine": machine(), "versions": versions(PACKAGES), "steps": STEPS,
               "options": VARIANTS, "runs": runs}
