@@ -1,0 +1,76 @@
+"""Runs that were made to fail, one for each symptom of docs/when-it-does-not-learn.md: `python -m benchmarks.failures`.
+
+Writes benchmarks/results/failures.json and failures.png. A test gives the metrics of each run to the warnings of
+grpo/report/watch.py, which have to name the symptom.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from benchmarks.record import RESULTS, ROOT, commit, machine, versions
+from benchmarks.toy_runs import PACKAGES, Steps, train_all
+from data import wordproblems
+
+SEED = 0
+# Options of recipes/toy.yaml, and the metrics that show it; {work} is the folder of the runs.
+FAILURES = {
+    "healthy": ("", ["accuracy", "reward"]),
+    "rate too high": ("--learning_rate 1e-2", ["accuracy", "kl"]),
+    "beta too large": ("--beta 20", ["accuracy", "kl"]),
+    "equal rewards": ("--reward_funcs {work}/rewards.py:polite", ["reward", "zero_variance_share"]),
+    "no end": ("--stop_strings", ["truncated_share", "completion_length"]),
+    "cut off": ("--max_completion_length 8", ["truncated_share", "accuracy"]),
+    "format takes over": ("--reward_weights 5 0.05", ["accuracy", "phantom_advantage_share"]),
+    "entropy collapse": ("--beta 0 --learning_rate 3e-3", ["entropy", "accuracy"]),
+    "wrong template": ("--train_dataset_id_or_path {work}/other-template.jsonl", ["accuracy", "zero_variance_share"]),
+}
+REWARD = 'def polite(completions, **columns):\n    return [0.0 if "damn" in text else 1.0 for text in completions]\n'
+
+
+def prepare(work: Path) -> None:
+    """A reward that all completions earn, and the problems in a form that the model has never seen."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "rewards.py").write_text(REWARD)
+    rows = [{"prompt": f"<|user|>{one.title}<|assistant|>", "final_answer": one.final_answer}
+            for one in wordproblems.load("train", num_examples=500, seed=SEED)]
+    (work / "other-template.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def draw(runs: dict[str, Steps], path: Path) -> None:
+    """The metrics that show each failure, grey the healthy run's."""
+    names = [name for name in FAILURES if name != "healthy"]
+    figure, axes = plt.subplots(len(names), 2, sharex=True, figsize=(8, 2 * len(names)))
+    for pair, name in zip(axes, names):
+        for axis, metric in zip(pair, FAILURES[name][1]):
+            for one, color in (("healthy", "0.6"), (name, "tab:red")):
+                axis.plot([step[metric] for step in runs[one]], color=color, linewidth=1.6)
+            axis.set_title(f"{name}: {metric}", fontsize=9)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+    figure.supxlabel("step (grey: the healthy run)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run what has not run, and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "failures", help="folder of the runs")
+    work = parser.parse_args().work.absolute()
+    prepare(work)
+    folders = {name: name.replace(" ", "-") for name in FAILURES}
+    found = train_all({folder: (FAILURES[name][0].format(work=work), SEED) for name, folder in folders.items()}, work)
+    runs = {name: found[folder] for name, folder in folders.items()}
+    result: dict[str, Any] = {"commit": commit(), "machine": machine(), "versions": versions(PACKAGES), "seed": SEED,
+                              "options": {name: options for name, (options, _) in FAILURES.items()}, "runs": runs}
+    (RESULTS / "failures.json").write_text(json.dumps(result) + "\n")
+    draw(runs, RESULTS / "failures.png")
+
+
+if __name__ == "__main__":
+    main()
