@@ -67,7 +67,7 @@ def test_pass_rates_come_back_from_a_checkpoint():
 
 
 def problem(question: str) -> Example:
-    return Example(prompt=question, columns={"question": question, "final_answer": "1"})
+    return Example(prompt=question, question=question, answer="1", final_answer="1")
 
 
 def answer(question: str, strict: bool) -> Answer:
