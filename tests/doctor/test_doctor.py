@@ -20,9 +20,9 @@ from grpo.advantage import group_advantages
 from grpo.doctor import at_rest, problems, trial
 from grpo.doctor.finding import Finding
 from grpo.run.command import load
+from grpo.run.groups import candidates
 from grpo.run.parts import Run
 from grpo.saving import checkpoint
-from grpo.run.groups import candidates
 from grpo.step import sample
 from rewards.workers.pool import RewardPool
 

@@ -20,7 +20,8 @@ def prepare(folder: Path, num_problems: int = 7) -> None:
     """A model, problems and a reward file."""
     tiny_qwen2(num_hidden_layers=1).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    rows = [{"prompt": f"Question: Tom has {i} apples.\nSolution:", "final_answer": str(i)} for i in range(num_problems)]
+    rows = [{"prompt": f"Question: Tom has {i} apples.\nSolution:", "final_answer": str(i)}
+            for i in range(num_problems)]
     (folder / "data.json").write_text(json.dumps(rows))
     (folder / "my_rewards.py").write_text(REWARD)
 
