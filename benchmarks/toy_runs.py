@@ -12,9 +12,10 @@ from typing import Any
 
 from benchmarks.record import ROOT
 
-STEPS, LAST = 30, 5  # a value at the end is a mean over the last steps
+STEPS, LAST, COMPLETIONS = 24, 5, 128  # a value at the end is a mean over the last steps
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
-COMMON = ["--config", "recipes/toy.yaml", "--eval_examples", "0", "--save_strategy", "no", "--max_steps", str(STEPS)]
+COMMON = ["--config", "recipes/toy.yaml", "--num_generations", "8", "--eval_examples", "0", "--save_strategy", "no",
+          "--max_steps", str(STEPS)]
 
 Steps = list[dict[str, Any]]  # metrics.jsonl
 

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.record import RESULTS, ROOT, commit, machine, versions
-from benchmarks.toy_runs import LAST, PACKAGES, STEPS, Steps, last, train_all
+from benchmarks.toy_runs import COMPLETIONS, LAST, PACKAGES, STEPS, Steps, last, train_all
 
 SEEDS = (0, 1, 2)
 BASE, OFF_POLICY = "default", "two updates"
@@ -84,12 +84,12 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join([
         "# Variants on the default run\n",
         f"`python -m benchmarks.variants`, commit {result['commit']}. {result['machine']}; {used}.\n",
-        f"{STEPS} steps of recipes/toy.yaml with 16 prompts of 16 completions, one rank, seeds "
+        f"{STEPS} steps of recipes/toy.yaml with 16 prompts of 8 completions, one rank, seeds "
         f"{', '.join(map(str, SEEDS))}, nothing else changed: no rate or coefficient was tuned for a variant. Values "
         f"at the end are means over the last {LAST} steps. Accuracy is of sampled completions, by seed in percent; "
         "with dynamic sampling and the filter, that of the first groups drawn. Against: the mean over seeds of the "
         "difference to the default, or to two updates where the variant has two, and its standard error over the three "
-        f"seeds. A seed's accuracy is of {LAST * 256:,} completions, so differences below 2 points are noise. Seconds "
+        f"seeds. A seed's accuracy is of {LAST * COMPLETIONS:,} completions, so differences below 3 points are noise. Seconds "
         "a step are of two runs side by side on two cores.\n",
         "| variant | options | accuracy by seed | against | entropy | KL | gradient norm | s/step |",
         "|---|---|---|---|---|---|---|---|",

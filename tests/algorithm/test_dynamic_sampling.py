@@ -27,8 +27,10 @@ def test_every_problem_that_a_step_does_not_have_stands_in_at_one_place():
 
 
 def test_stand_ins_depend_on_the_step_and_the_seed():
-    found = [refills_of_step(50, step, prompts_per_step=2, seed=seed) for step in (0, 25) for seed in (0, 1)]
-    assert all(found.count(one) == 1 for one in found)
+    found = [refills_of_step(50, number, prompts_per_step=1, seed=seed)[0] for number in (0, 1) for seed in (0, 1)]
+    common = set.intersection(*map(set, found))
+    orders = [[problem for problem in one if problem in common] for one in found]
+    assert len(common) > 40 and all(orders.count(one) == 1 for one in orders)
 
 
 def test_a_step_as_long_as_the_data_has_no_stand_ins():

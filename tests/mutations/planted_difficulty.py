@@ -37,8 +37,6 @@ DRAW = [
      "advantage_BG.any(dim=1)"),
     ("pass@k is judged by rewards", 'if run.config.adv_estimator == "pass_at_k":\n        advantage_BG = pass',
      'if False:\n        advantage_BG = pass'),
-    ("the sum of the rewards decides", "return right_BG, term_FBG, term_FBG.sum(dim=0) if gdpo else reward_BG",
-     "return right_BG, term_FBG, reward_BG"),
 ]
 
 JOIN = [
