@@ -89,8 +89,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"at the end are means over the last {LAST} steps. Accuracy is of sampled completions, by seed in percent; "
         "with dynamic sampling and the filter, that of the first groups drawn. Against: the mean over seeds of the "
         "difference to the default, or to two updates where the variant has two, and its standard error over the three "
-        f"seeds. A seed's accuracy is of {LAST * COMPLETIONS:,} completions, so differences below 3 points are noise. Seconds "
-        "a step are of two runs side by side on two cores.\n",
+        f"seeds. A seed's accuracy is of {LAST * COMPLETIONS:,} completions, so differences below 3 points are noise. "
+        "Seconds a step are of two runs side by side on two cores.\n",
         "| variant | options | accuracy by seed | against | entropy | KL | gradient norm | s/step |",
         "|---|---|---|---|---|---|---|---|",
         *(row(name, result["runs"]) for name in VARIANTS),
