@@ -48,7 +48,7 @@ class Collected:
     examples: list[Example]  # B problems
     rollout: Rollout  # their N = B * G completions
     reward_BG: torch.Tensor  # float32, totals of what is in `scored`; NaN where a completion has none
-    scored: Scored
+    scored: Scored  # the rewards by function
     advantage_BG: torch.Tensor  # float32
     metrics: dict[str, float]  # of the rewards, over all ranks
     logged: dict[str, float]  # what reward functions measured, over all ranks
