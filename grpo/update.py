@@ -146,7 +146,8 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
     grad_norm = 0.0
     for _ in range(config.num_iterations):
         work.tokens.begin()
-        # logprob_UT = gradient(engine, work, config, tally, old_logprob_UT), again if memory runs out on a single rank.
+        # logprob_UT = gradient(engine, work, config, tally, old_logprob_UT); without other ranks it is tried again when
+        # memory runs out.
         logprob_UT = retry(
             partial(gradient, engine, work, config, tally, old_logprob_UT),
             shorten=partial(start_again, engine, work, config, tally, tally.copy()), batches=work.micro_batches)

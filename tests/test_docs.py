@@ -116,7 +116,8 @@ def test_each_function_of_a_variant_stands_at_the_line_that_its_row_links() -> N
     assert len(links) > 20
     for name, file, line in links:
         lines = (ROOT / file).read_text().splitlines()
-        defined, = [number for number, text in enumerate(lines, 1) if text.startswith((f"def {name}(", f"class {name}:"))]
+        starts = f"def {name}(", f"class {name}:"
+        defined, = [number for number, text in enumerate(lines, 1) if text.startswith(starts)]
         assert (name, int(line)) == (name, defined)
 
 
