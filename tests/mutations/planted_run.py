@@ -116,7 +116,13 @@ LINEAR = [
     ("the bias added after rounding", "torch.addmm(bias_O, rows_XI, weight_IO)", "(rows_XI @ weight_IO).add_(bias_O)"),
 ]
 
+MEMORY = [
+    ("a rank among others packs again", "if world_size() > 1 or all(", "if all("),
+    ("no rank packs again", "if world_size() > 1 or all(", "if world_size() > 0 or all("),
+]
+
 RUN_GROUPS = [
+    ("grpo/trainer/out_of_memory.py", ("test_out_of_memory.py",), MEMORY),
     ("grpo/loading/adapter.py", ("test_adapter.py",), ADAPTER),
     ("grpo/doctor/trial.py", ("test_adapter.py",), TRIAL),
     ("grpo/doctor/at_rest.py", ("test_adapter.py", "test_doctor.py"), DOCTOR),
