@@ -109,7 +109,7 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
     packed = _Tokens()
     packed.append(rollout.prompt_ids[0][:prefix], start=0, segment=0, parent=0)
-    source, scored = [], []
+    source, target = [], []
     mask_UT = torch.zeros(rollout.token_NT.shape, dtype=torch.bool)
     segment, prompt_segment, last_prompt_token, open_prompt = 0, 0, 0, -1
     for n in completions:
@@ -126,9 +126,9 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
             rollout.token_NT[n, :length].tolist(), start=len(prompt), segment=segment, parent=prompt_segment)
         # A hidden state predicts the token after it, so each token's source stands one before it on its branch.
         source += [last_prompt_token, *range(begin, begin + length - 1)]
-        scored += [(n, t) for t in range(length)]
+        target += [(n, t) for t in range(length)]
         mask_UT[n, :length] = True
-    completion_K, place_K = torch.tensor(scored).T
+    completion_K, place_K = torch.tensor(target).T
     return Batch(
         token_L=torch.tensor(packed.token), position_L=torch.tensor(packed.position),
         segment_L=torch.tensor(packed.segment), parent_L=torch.tensor(packed.parent), source_K=torch.tensor(source),

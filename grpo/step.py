@@ -29,7 +29,7 @@ from grpo.report.measures import (
     reward_metrics,
     rollout_metrics,
 )
-from grpo.run.groups import Groups, candidates, count, newest
+from grpo.run.groups import Groups, add_to_pass_rates, candidates, newest
 from grpo.run.parts import Run
 from grpo.run.scoring import rewards_of
 from grpo.sampler.generate import generate
@@ -48,7 +48,7 @@ class Collected:
     examples: list[Example]  # B problems
     rollout: Rollout  # their N = B * G completions
     reward_BG: torch.Tensor  # float32, totals of what is in `scored`; NaN where a completion has none
-    scored: Scored
+    scored: Scored  # the rewards by function
     advantage_BG: torch.Tensor  # float32
     metrics: dict[str, float]  # of the rewards, over all ranks
     logged: dict[str, float]  # what reward functions measured, over all ranks
@@ -129,13 +129,13 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
     """
     config = run.config
     clock.enter("sync")
-    candidates_B = candidates(run, step)
-    run.sync()
+    choices = candidates(run, step)  # for each of this rank's B places, several problems
+    run.sync()  # the sampler gets the weights that the last update left
     with stop_request.may_end_this():
-        draws = [draw(run, {b: problems[0] for b, problems in enumerate(candidates_B)}, step, clock)]
-        # DAPO's dynamic sampling, arXiv 2503.14476 equation 11. No rank knows what the others draw again.
+        draws = [draw(run, {b: problems[0] for b, problems in enumerate(choices)}, step, clock)]
+        # DAPO's dynamic sampling, arXiv 2503.14476 equation 11. Each rank draws again on its own.
         for again in range(1, config.dynamic_sampling + 1):
-            others = {b: candidates_B[b][again] for b in lessonless(run, draws[-1]) if again < len(candidates_B[b])}
+            others = {b: choices[b][again] for b in teaches_nothing(run, draws[-1]) if again < len(choices[b])}
             if not others:
                 break
             draws.append(draw(run, others, step, clock, again))
@@ -145,7 +145,7 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
     clock.enter("advantage")
     groups = newest(draws)
     advantage_BG, metrics = compare(run, groups, num_sampled=sum(len(one.scored.total) for one in draws))
-    metrics |= count(run, draws)
+    metrics |= add_to_pass_rates(run, draws)
     return Collected(
         examples=[run.train_examples[problem] for problem in groups.problems.values()], rollout=groups.rollout,
         reward_BG=groups.reward_BG, scored=groups.scored, advantage_BG=advantage_BG, metrics=metrics,
@@ -155,7 +155,7 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
 def draw(run: Run, problems: dict[int, int], step: int, clock: Clock, again: int = 0) -> Groups:
     """Sample and score problems by their place b; `again` counts the step's draws before this one."""
     examples = [run.train_examples[problem] for problem in problems.values()]
-    # The noise belongs to the place in the step, whatever its rank, and to the draw.
+    # A group's random numbers follow from its place in the step and the draw, not from the rank that samples it.
     first = run.config.prompts_per_step // world_size() * rank() + run.config.prompts_per_step * again
     # 1. Sample G completions of each prompt from the current policy; no rank waits for another.
     clock.enter("rollout")
@@ -166,7 +166,7 @@ def draw(run: Run, problems: dict[int, int], step: int, clock: Clock, again: int
 
 
 def sample(run: Run, examples: list[Example], places: list[int], step: int) -> Rollout:
-    """G completions of each prompt; a progress bar if it takes long."""
+    """Sample G completions of each prompt, with a progress bar if it takes long."""
     config = run.config
     with tqdm(total=len(examples) * config.num_generations, desc=f"sample step {step}", unit="completion",
               delay=PATIENCE_S, miniters=0, leave=False, disable=rank() > 0) as bar:
@@ -178,7 +178,7 @@ def sample(run: Run, examples: list[Example], places: list[int], step: int) -> R
 
 
 def score(run: Run, examples: list[Example], rollout: Rollout, step: int, again: int = 0) -> Scored:
-    """The reward of each completion; a warning names functions that failed.
+    """Give each completion its reward; a warning names functions that failed.
 
     Raises:
         Stopped: this process was asked to stop.
@@ -192,17 +192,17 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int, again:
     return rewards_of(run, asked, rollout, step, seed=seed, on_wait=wait)
 
 
-def lessonless(run: Run, groups: Groups) -> list[int]:
-    """The places b of groups in which each completion has advantage 0, whatever the scale that all ranks decide."""
-    right_BG, _, compared_BG = comparable(run, groups)
+def teaches_nothing(run: Run, groups: Groups) -> list[int]:
+    """The places b of groups that teach nothing: every advantage is 0 before a mean or std of all ranks comes in."""
+    right_BG, _, compared_BG = rewards_to_compare(run, groups)
     advantage_BG = group_advantages(compared_BG, scale="none")
     if run.config.adv_estimator == "pass_at_k":
         advantage_BG = pass_at_k_advantages(right_BG, ~compared_BG.isnan(), k=run.config.pass_k)
-    lesson_B = gate_advantages(advantage_BG, right_BG, gate=run.config.advantage_gate).any(dim=1)
-    return [b for b, lesson in zip(groups.problems, lesson_B) if not lesson]
+    teaches_B = gate_advantages(advantage_BG, right_BG, gate=run.config.advantage_gate).any(dim=1)
+    return [b for b, teaches in zip(groups.problems, teaches_B) if not teaches]
 
 
-def comparable(run: Run, groups: Groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def rewards_to_compare(run: Run, groups: Groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Which completions are right, what each reward function adds, and what completions are compared by.
 
     [B, G] bool, [F, B, G] and [B, G] float32.
@@ -212,7 +212,7 @@ def comparable(run: Run, groups: Groups) -> tuple[torch.Tensor, torch.Tensor, to
     part_FBG = torch.tensor(list(parts.values())).view(-1, *reward_BG.shape)
     term_FBG = reward_terms(part_FBG, torch.tensor(run.rewards.weights), ~reward_BG.isnan(),
                             aggregation=config.multi_objective_aggregation)
-    gdpo = config.multi_objective_aggregation == "normalize_then_sum"
+    gdpo = config.multi_objective_aggregation == "normalize_then_sum"  # else the sum is reward_BG but for rounding
     return right_BG, term_FBG, term_FBG.sum(dim=0) if gdpo else reward_BG
 
 
@@ -223,7 +223,7 @@ def compare(run: Run, groups: Groups, *, num_sampled: int) -> tuple[torch.Tensor
     """
     config, reward_BG = run.config, groups.reward_BG
     scored_BG = ~reward_BG.isnan()
-    right_BG, term_FBG, compared_BG = comparable(run, groups)
+    right_BG, term_FBG, compared_BG = rewards_to_compare(run, groups)
     scale = "batch" if config.multi_objective_aggregation == "normalize_then_sum" else config.scale_rewards  # as in TRL
     if config.adv_estimator == "rloo":
         advantage_BG = leave_one_out_advantages(reward_BG)

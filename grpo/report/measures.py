@@ -181,12 +181,11 @@ class Tally:
             return torch.where(batch.mask_UT, value_UT, 0.0)
 
         gap_UT = counted((self.sampler_logprob_UT - logprob_UT).abs())
-        advantage_UT = counted(self.advantage_U[:, None])
         if kl_UT is not None:
             self._add("kl", counted(kl_UT).sum())
         self._add("entropy", counted(batch.scatter(entropy_K)).sum())
-        self._add("surrogate", (advantage_UT * logprob_UT).sum())
-        self._add("advantage_mass", advantage_UT.abs().sum())
+        self._add("surrogate", counted(self.advantage_U[:, None] * logprob_UT).sum())
+        self._add("advantage_mass", counted(self.advantage_U.abs()[:, None]).sum())
         self._add("sampler_gap_mean", gap_UT.sum())
         self._raise("sampler_gap_max", gap_UT.max())
         if weight_UT is not None:  # another weight than the unbounded one has met a bound

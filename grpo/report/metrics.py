@@ -137,7 +137,7 @@ METRICS: dict[str, Metric] = {
         "share of tokens with ratio > 1 + epsilon_high (cispo: > epsilon_high) and A > 0", "share", "",
         "high: lower num_iterations or learning_rate", (Range(0, 0, "on policy"), Range(high=0.2, when="off policy"))),
     "ratio_max": Metric("max over tokens of exp(logprob - old logprob)", "1", "",
-        "on policy: a bug, old and new are not scored alike; off policy: lower num_iterations or learning_rate",
+        "on policy: a bug, old and new are not computed alike; off policy: lower num_iterations or learning_rate",
         (Range(high=1, when="on policy", patience=1), Range(high=2, when="off policy"))),
     "completion_length": Metric("mean over completions of the sampled tokens", "tokens", "below max_completion_length",
         "grows: raise beta, or show in the prompt how to end; shrinks: collapse, lower learning_rate",

@@ -58,8 +58,8 @@ def newest(draws: list[Groups]) -> Groups:
             [b * num_generations + g for b in row.values() for g in range(num_generations)]))
 
 
-def count(run: Run, draws: list[Groups]) -> dict[str, float]:
-    """Add what was drawn to the pass rates; the metrics of what was not, or gave way. Collective: every rank."""
+def add_to_pass_rates(run: Run, draws: list[Groups]) -> dict[str, float]:
+    """Add what was drawn to the pass rates. Returns metrics of what gave way or was not drawn. Collective."""
     if not run.config.dynamic_sampling and run.config.problem_filter is None:
         return {}
     judged = [groups.judged(run.config.outcome_reward) for groups in draws]

@@ -150,7 +150,7 @@ def of_rewards(parts: dict[str, list[float]], weights: list[float], **options: o
     run = SimpleNamespace(config=Config(reward_funcs=list(parts), num_generations=2, **options),
                           rewards=SimpleNamespace(weights=weights))
     drawn = groups(problems, ["a"] * len(total), total)
-    return step.lessonless(run, Groups(problems=problems, rollout=drawn.rollout, scored=Scored(total, parts, {})))
+    return step.teaches_nothing(run, Groups(problems=problems, rollout=drawn.rollout, scored=Scored(total, parts, {})))
 
 
 @pytest.mark.parametrize(("options", "without"), [

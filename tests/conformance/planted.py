@@ -145,8 +145,8 @@ KERNEL = [
 ]
 
 UPDATE = [
-    ("the KL is not masked before its square", "scored_UT = (torch.where(batch.mask_UT, one, 0.0) for one in",
-     "scored_UT = (one for one in"),
+    ("the KL is not masked before its square", "both_UT = (torch.where(batch.mask_UT, one, 0.0) for one in",
+     "both_UT = (one for one in"),
     ("reference and policy swapped", "for one in (current_UT, work.ref_logprob_UT))",
      "for one in (work.ref_logprob_UT, current_UT))"),
     ("everything counts", "work.advantage_U, batch.mask_UT, denominator",

@@ -1,8 +1,8 @@
 """Mistakes planted in the conformance suite, and one that it found in the update."""
 
 UPDATE = [
-    ("the KL of what does not count is squared", "scored_UT = (torch.where(batch.mask_UT, one, 0.0) for one in",
-     "scored_UT = (one for one in"),
+    ("the KL of what does not count is squared", "both_UT = (torch.where(batch.mask_UT, one, 0.0) for one in",
+     "both_UT = (one for one in"),
 ]
 
 CLAIM = [
