@@ -156,7 +156,8 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
             # Ours, not the sampler's: from the same packed batches, so on policy every ratio is exactly 1.
             old_logprob_UT = logprob_UT
     counts = {"num_tokens": work.num_tokens, "micro_batches": len(work.micro_batches)}
-    return tally.metrics(work.num_tokens) | counts | {"grad_norm": grad_norm}
+    beta = work.coefficients.get("beta", config.beta)
+    return tally.metrics(work.num_tokens, beta=beta) | counts | {"grad_norm": grad_norm}
 
 
 def gradient(

@@ -183,6 +183,8 @@ class Tally:
         gap_UT = counted((self.sampler_logprob_UT - logprob_UT).abs())
         if kl_UT is not None:
             self._add("kl", counted(kl_UT).sum())
+            # Near the reference the KL is d^2 / 2, whatever the estimator, and its gradient's weight is beta d.
+            self._add("kl_distance", counted((2 * kl_UT.detach().abs()).sqrt()).sum())
         self._add("entropy", counted(batch.scatter(entropy_K)).sum())
         self._add("surrogate", counted(self.advantage_U[:, None] * logprob_UT).sum())
         self._add("advantage_mass", counted(self.advantage_U.abs()[:, None]).sum())
@@ -195,20 +197,23 @@ class Tally:
             self._add("correction_weight_mean", counted(weight_UT).sum())
             self._add("correction_capped_share", (batch.mask_UT & bounded_UT).sum())
 
-    def metrics(self, num_tokens: float) -> dict[str, float]:
+    def metrics(self, num_tokens: float, *, beta: float) -> dict[str, float]:
         """The update's metrics over all ranks: kl is NaN without a reference, a correction's two need a correction.
 
         Args:
             num_tokens: counted tokens of all ranks.
+            beta: of this step.
 
         Collective: every rank, once per update.
         """
         sums = global_sum({name: float(value) for name, value in self.sums.items()})
         mass, iterations = sums.pop("advantage_mass"), self.num_iterations
+        pull = beta * sums.pop("kl_distance", math.nan)
         divisor = dict.fromkeys(sums, max(num_tokens, 1.0))
         divisor |= {"surrogate": mass or 1.0, "loss": iterations}  # the loss is divided by its denominator already
         divisor |= {name: divisor[name] * iterations for name in ("clip_share_low", "clip_share_high")}
         means = {name: sums[name] / divisor[name] for name in sums}
+        means |= {"kl_pull_share": pull / ((pull + mass) or 1.0)}
         return {"kl": math.nan} | means | global_max({name: float(value) for name, value in self.maxima.items()})
 
     def _add(self, name: str, value: torch.Tensor) -> None:

@@ -115,6 +115,8 @@ METRICS: dict[str, Metric] = {
     "kl": Metric("mean over tokens of the KL estimate between policy and ref; null with beta 0", "nats", "",
         "not 0 at step 0: wrong reference, check model and adapter; later: lower learning_rate or raise beta",
         (Range(0, 0, "at step 0", patience=1), Range(high=1, when="later"))),
+    "kl_pull_share": Metric("beta * sum of sqrt(2 |kl|) / (that + sum of |A|), over tokens; null with beta 0", "share",
+        "", "high: the KL holds the policy back more than the rewards move it; lower beta", (Range(high=0.1),)),
     "entropy": Metric("mean over tokens of -sum_v p_v log p_v at the sampling temperature", "nats", "falls slowly",
         "exploration collapsed: lower learning_rate, or raise epsilon_high or beta; rises instead: the policy falls "
         "apart, lower learning_rate", (Range(low=0.1, of="the start"),)),

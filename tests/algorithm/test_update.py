@@ -100,6 +100,20 @@ def test_all_iterations_compare_with_the_policy_of_the_first_and_are_measured_by
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
+def test_the_share_of_the_kl_s_pull_is_of_the_weights_of_both_gradients(split):
+    # d of three tokens is 0.1, -0.3 and 0.2, and k2 is d^2 / 2: with beta 0.5 the KL weighs 0.3, and the advantages 3.
+    logprob_UT = torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log()
+    work = work_of(split)
+    work.ref_logprob_UT = logprob_UT - torch.tensor([[0.1, -0.3], [0.2, math.nan]])
+    found = [move(TableEngine(logprob_UT.clone()), work, Config(kl_estimator="k2", beta=beta), 1.0)["kl_pull_share"]
+             for beta in (0.5, 0.0)]
+    assert found[0] == pytest.approx(0.3 / 3.3, abs=1e-5) and math.isnan(found[1])
+    work.coefficients = {"beta": 5.0}  # where it moves
+    again = move(TableEngine(logprob_UT.clone()), work, Config(kl_estimator="k2", beta=0.5), 1.0)["kl_pull_share"]
+    assert again == pytest.approx(3 / 6, abs=1e-5)
+
+
 def prepared(scored, **options):
     """The update of four completions of 2, 3, 4 and 1 tokens, of which the second and the last were cut."""
     rollout = Rollout(

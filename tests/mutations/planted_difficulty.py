@@ -51,7 +51,20 @@ TAKE = [
      "longest = rollout.token_NT.shape[1]\n    return Rollout"),
 ]
 
+PULL = [
+    ("the pull of the KL is its value", "(2 * kl_UT.detach().abs()).sqrt()", "kl_UT.detach()"),
+    ("the pull of the KL whatever beta is", "pull = beta * sums", "pull = sums"),
+    ("the pull of the KL beside the advantages", "pull / ((pull + mass) or 1.0)", "pull / (mass or 1.0)"),
+]
+
+BETA = [
+    ("the pull of the KL with the beta of the start", 'beta = work.coefficients.get("beta", config.beta)',
+     "beta = config.beta"),
+]
+
 DIFFICULTY_GROUPS = [
+    ("grpo/report/measures.py", ("test_update.py",), PULL),
+    ("grpo/update.py", ("test_update.py",), BETA),
     ("grpo/schedule.py", ("test_dynamic_sampling.py",), REFILLS),
     ("grpo/run/pass_rates.py", ("test_dynamic_sampling.py",), PASS_RATES),
     ("grpo/run/groups.py", ("test_dynamic_sampling.py",), GROUPS),

@@ -22,6 +22,7 @@ PATIENT = [
     ("phantom_advantage_share", 0.5, 0.51, {}),
     ("phantom_advantage_share/format", 0.5, 0.51, {}),
     ("kl", 1.0, 1.01, {}),
+    ("kl_pull_share", 0.1, 0.11, {}),
     ("grad_norm", 10.0, 10.1, {}),
     ("reward_failures", 0.0, 0.01, {}),
     ("clip_share_low", 0.0, 0.001, {}),
