@@ -6,10 +6,12 @@ grpo/report/watch.py, which have to name the symptom.
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from transformers import AutoTokenizer
 
 from benchmarks.record import RESULTS, ROOT, commit, machine, versions
 from benchmarks.toy_runs import PACKAGES, Steps, train_all
@@ -22,7 +24,7 @@ FAILURES = {
     "rate too high": ("--learning_rate 1e-2", ["accuracy", "kl"]),
     "beta too large": ("--beta 20", ["accuracy", "kl"]),
     "equal rewards": ("--reward_funcs {work}/rewards.py:polite", ["reward", "zero_variance_share"]),
-    "no end": ("--stop_strings", ["truncated_share", "completion_length"]),
+    "no end": ("--model_name_or_path {work}/other-end --stop_strings", ["truncated_share", "completion_length"]),
     "cut off": ("--max_completion_length 8", ["truncated_share", "accuracy"]),
     "format takes over": ("--reward_weights 5 0.05", ["accuracy", "phantom_advantage_share"]),
     "entropy collapse": ("--beta 0 --learning_rate 3e-3", ["entropy", "accuracy"]),
@@ -32,8 +34,14 @@ REWARD = 'def polite(completions, **columns):\n    return [0.0 if "damn" in text
 
 
 def prepare(work: Path) -> None:
-    """A reward that all completions earn, and the problems in a form that the model has never seen."""
+    """A reward that all completions earn, problems in a form that the model has never seen, and a wrong end token."""
     work.mkdir(parents=True, exist_ok=True)
+    model = shutil.copytree(ROOT / "data" / "tiny_qwen2", work / "other-end", dirs_exist_ok=True)
+    tilde = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids("~")
+    for name, end in (("config", {"eos_token_id": tilde}), ("generation_config", {"eos_token_id": tilde}),
+                      ("tokenizer_config", {"eos_token": "~"})):
+        path = model / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | end))
     (work / "rewards.py").write_text(REWARD)
     rows = [{"prompt": f"<|user|>{one.title}<|assistant|>", "final_answer": one.final_answer}
             for one in wordproblems.load("train", num_examples=500, seed=SEED)]
