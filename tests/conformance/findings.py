@@ -27,8 +27,8 @@ FINDINGS = [
     Finding(
         TRL, ("equal rewards of hundreds",), ERROR, "trl/trainer/grpo_trainer.py",
         "advantages = advantages / (std_rewards + 1e-4)",
-        "Whether rewards are equal is asked for the log alone. 1e-4 is well above the rounding of rewards around 1, not "
-        "of rewards around 100: seven equal 95.3 get 0.07 each, seven 953.1 get -0.37."),
+        "Whether rewards are equal is asked for the log alone. 1e-4 is well above the rounding of rewards around 1, "
+        "not of rewards around 100: seven equal 95.3 get 0.07 each, seven 953.1 get -0.37."),
     Finding(
         TRL, (*DIGITS, "never negative in bfloat16"), ERROR, "trl/trainer/grpo_trainer.py",
         "torch.exp(ref_per_token_logps - per_token_logps) - (ref_per_token_logps - per_token_logps) - 1",
@@ -50,7 +50,8 @@ FINDINGS = [
     Finding(
         TRL, ("gradient of the entropy with an excluded word",), NOT_REACHED, "trl/kernels/chunked_logprob.py",
         "grad -= grad_entropy.unsqueeze(-1) * p * (log_p + entropy.unsqueeze(-1))",
-        "The entropy that its forward has saved is NaN already. Its trainer takes no gradient of the entropy."),
+        "The entropy that its forward has saved is NaN already. With entropy_coef its trainer takes this gradient; "
+        "the head's weights and bias are finite in the models that TRL trains."),
     Finding(
         VERL, ROUNDED, ERROR, "verl/trainer/ppo/core_algos.py",
         "scores[i] = (scores[i] - id2mean[index[i]]) / (id2std[index[i]] + epsilon)",

@@ -124,7 +124,8 @@ def equal_rewards(adapter: Adapter, tolerance: float) -> None:
     "advantages", tolerance=0.01, cause=causes.ROUNDING,
     says="Equal rewards whose mean rounds teach nothing either.",
     equation="A_g = 0 where all r are equal", source="NVIDIA-NeMo/RL pull request 4158 (the same in another form)",
-    by_hand="seven times 0.95: the float32 mean is 0.95 - 6e-8, and so is the std: 6e-8 / (6e-8 + 1e-9) = 0.98",
+    by_hand="seven times 0.95: the float32 mean is 6.0e-8 below, so the sample std is 6.0e-8 * sqrt(7/6) = 6.4e-8: with "
+            "eps 1e-9 each gets 6.0e-8 / 6.5e-8 = 0.91, with 1e-8 0.80",
     violation="Rounding errors become advantages of full size, all of one sign: noise as strong as a lesson.")
 def equal_rewards_that_round(adapter: Adapter, tolerance: float) -> None:
     for value in (0.95, -0.95, 0.35):
@@ -137,7 +138,7 @@ def equal_rewards_that_round(adapter: Adapter, tolerance: float) -> None:
     equation="A_g = 0 where all r are equal", source="NVIDIA-NeMo/RL pull request 4158 (the same in another form)",
     by_hand="seven times 953.1: a float32 there has steps of 6.1e-5, so a mean that rounds is one step off, and the "
             "sample std 6.1e-5 * sqrt(7/6) = 6.6e-5. With eps 1e-4: 6.1e-5 / (6.6e-5 + 1e-4) = 0.37",
-    violation="A score in per cent, a length or a time as a reward: prompts that teach nothing get a third of a lesson.")
+    violation="With lengths, times or per cents as rewards, prompts that teach nothing get a third of a lesson.")
 def equal_rewards_of_hundreds(adapter: Adapter, tolerance: float) -> None:
     for value in (95.3, 953.1, -953.1):
         expect(advantages(adapter, (value,) * 7)[0], [0.0] * 7, tolerance, f"seven times {value}")
@@ -181,9 +182,9 @@ def two_completions(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "advantages",
+    "advantages", cause=causes.ONE,
     says="A prompt with one completion gives finite advantages.",
-    equation="the sample std of one number is 0 / 0", source=PAPER,
+    equation="the sample std of one number is 0 / 0", source="definition of the sample standard deviation",
     by_hand="(1): the mean is 1, so 0 / 0 without care",
     violation="NaN goes through the loss into all weights.")
 def one_completion(adapter: Adapter, tolerance: float) -> None:

@@ -194,7 +194,8 @@ def small_differences_are_exact(adapter: Adapter, tolerance: float) -> None:
 @claim(
     "kl", cause=causes.OVERFLOW,
     says="However far apart policy and reference are, value and gradient of the KL are finite.",
-    equation="exp(-clamp(d, -20, 20)); any bound below 88 is finite in float32", source="meta-pytorch/torchforge issue 664: a KL of 7e9",
+    equation="exp(-clamp(d, -20, 20)); any bound below 88 is finite in float32",
+    source="meta-pytorch/torchforge issue 664: a KL of 7e9",
     by_hand="d = -100: exp(100) = 2.7e43 is infinite in float32",
     violation="One token that the policy has given up ends the run with NaN.")
 def far_apart(adapter: Adapter, tolerance: float) -> None:
