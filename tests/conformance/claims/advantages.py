@@ -124,8 +124,8 @@ def equal_rewards(adapter: Adapter, tolerance: float) -> None:
     "advantages", tolerance=0.01, cause=causes.ROUNDING,
     says="Equal rewards whose mean rounds teach nothing either.",
     equation="A_g = 0 where all r are equal", source="NVIDIA-NeMo/RL pull request 4158 (the same in another form)",
-    by_hand="seven times 0.95: the float32 mean is 6.0e-8 below, so the sample std is 6.0e-8 * sqrt(7/6) = 6.4e-8: with "
-            "eps 1e-9 each gets 6.0e-8 / 6.5e-8 = 0.91, with 1e-8 0.80",
+    by_hand="seven times 0.95: the float32 mean is 6.0e-8 below, so the sample std is 6.0e-8 * sqrt(7/6) = 6.4e-8: "
+            "with eps 1e-9 each gets 6.0e-8 / 6.5e-8 = 0.91, with 1e-8 0.80",
     violation="Rounding errors become advantages of full size, all of one sign: noise as strong as a lesson.")
 def equal_rewards_that_round(adapter: Adapter, tolerance: float) -> None:
     for value in (0.95, -0.95, 0.35):

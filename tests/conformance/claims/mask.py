@@ -19,7 +19,7 @@ ADVANTAGE = torch.tensor([1.5, -0.5])
 # It agrees with the policy where a token counts: there the KL (k2, k3) is 0, and the numbers hold for any beta.
 REF = torch.where(MASK, LOGPROB, LOGPROB - 0.1)
 BATCH = ("A = 1.5 and -0.5, ratios e^(0.05, -0.1) and e^(-0.04, 0.08, 0.06), mean over 5 tokens: gradients "
-         "-1.5 e^0.05 / 5 = -0.3154, -0.2715; 0.5 e^-0.04 / 5 = 0.0961, 0.1083, 0.1062; the value is their sum, -0.2762")
+         "-1.5 e^0.05 / 5 = -0.3154, -0.2715; 0.5 e^-0.04 / 5 = 0.0961, 0.1083, 0.1062; their sum, the value, -0.2762")
 NAN, INF = math.nan, math.inf
 
 
