@@ -1,4 +1,4 @@
-"""The conformance suite itself: it fails what is wrong, for the reason that is meant, and passes what is right. 10 s."""
+"""The conformance suite: it fails what is wrong, for the reason that is meant, and passes what is right. 10 s."""
 
 import difflib
 import importlib

@@ -24,7 +24,7 @@ ADAPTER = [
     ("CLIP is not read", 'clip=getattr(found, "CLIP", Adapter.clip)', "clip=Adapter.clip"),
     ("any CLIP will do", "if not (isinstance(clip, tuple | list) and len(clip) == 2 and all(map(_bound, clip)) and "
      "clip[0] <= 1):", "if False:"),
-    ("the lower bound of CLIP may be below 0", "and clip[0] <= 1):", "):"),
+    ("the lower bound of CLIP may be above 1", "and clip[0] <= 1):", "):"),
     ("any BETA will do", "if not _bound(beta):", "if False:"),
     ("a misspelt convention is ignored", "if name not in CONVENTIONS:", "if False:"),
     ("a convention may be a number", "if not isinstance(value, str):", "if False:"),
@@ -43,7 +43,8 @@ PAGE = [
     ("claims without a cause stand together", "groups.setdefault(one.claim.cause or one.claim, [])",
      "groups.setdefault(one.claim.cause, [])"),
     ("the remedy is not shown", 'if claim.cause else []', "if False else []"),
-    ("the other claims of a cause are not named", "    if others:\n            lines.append(f", "    if False:\n            lines.append(f"),
+    ("the other claims of a cause are not named", "        if others:\n            lines.append(f",
+     "        if False:\n            lines.append(f"),
     ("failed claims are folded, too", "{' open' if status == FAILED else ''}", ""),
 ]
 
@@ -56,7 +57,7 @@ MASK = [
 ]
 
 MICRO_BATCHES = [
-    ("the penalty over its largest", "    usual = accumulated(adapter, ALL, nothing, ref=REF).grad_NT / adapter.beta",
+    ("the penalty's batch has no KL", "    usual = accumulated(adapter, ALL, nothing, ref=REF).grad_NT / adapter.beta",
      "    usual = accumulated(adapter, ALL, nothing, ref=LOGPROB).grad_NT / adapter.beta"),
     ("another reference", "torch.tensor([[0.1], [-0.2]", "torch.tensor([[0.2], [-0.2]"),
 ]
@@ -79,6 +80,7 @@ CONFORMANCE_GROUPS = [
     ("grpo/update.py", ("test_claims.py",), UPDATE),
     *((f"{_SUITE}/{file}", ("test_suite.py",), rows) for file, rows in (
         ("claims/mask.py", MASK), ("claims/micro_batches.py", MICRO_BATCHES), ("claims/advantages.py", FIRST),
-        ("claims/kl.py", KL), ("claims/score.py", SCORE), ("claim.py", CLAIM), ("tools.py", TOOLS), ("adapter.py", ADAPTER), ("pair.py", PAIR), ("page.py", PAGE),
+        ("claims/kl.py", KL), ("claims/score.py", SCORE), ("claim.py", CLAIM), ("tools.py", TOOLS),
+        ("adapter.py", ADAPTER), ("pair.py", PAIR), ("page.py", PAGE),
         ("__main__.py", COMMAND))),
 ]
