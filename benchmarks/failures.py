@@ -25,15 +25,17 @@ SEED = 0
 FAILURES = {
     "healthy": ("", ["accuracy", "reward"]),
     "rate too high": ("--learning_rate 1e-2", ["accuracy", "kl"]),
-    "beta too large": ("--beta 20", ["accuracy", "kl_pull_share"]),
+    "beta too large": ("--beta 100", ["accuracy", "kl_pull_share"]),
     "equal rewards": ("--reward_funcs {work}/rewards.py:polite", ["reward", "zero_variance_share"]),
     "no end": ("--model_name_or_path {work}/other-end --stop_strings", ["truncated_share", "completion_length"]),
     "cut off": ("--max_completion_length 8", ["truncated_share", "accuracy"]),
-    "another reward takes over": ("--reward_funcs correctness {work}/rewards.py:brief --reward_weights 1 5",
+    "another reward takes over": ("--reward_funcs correctness {work}/rewards.py:brief --reward_weights 1 20 "
+                                  "--learning_rate 2e-3",
                                   ["reward", "accuracy", "phantom_advantage_share"]),
-    "entropy collapse": ("--reward_funcs {work}/rewards.py:brief --beta 0 --learning_rate 3e-3",
+    "entropy collapse": ("--reward_funcs {work}/rewards.py:brief --beta 0 --learning_rate 1e-2",
                          ["entropy", "completion_length"]),
-    "wrong template": ("--train_dataset_id_or_path {work}/other-template.jsonl", ["accuracy", "zero_variance_share"]),
+    "wrong template": ("--train_dataset_id_or_path {work}/other-template.jsonl",
+                       ["accuracy", "phantom_advantage_share"]),
 }
 REWARD = """
 def polite(completions, **columns):
