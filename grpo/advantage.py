@@ -2,6 +2,9 @@
 
 The std is the sample std (ddof 1), as in TRL; DeepSeekMath (arXiv 2402.03300, section 4.1.2) writes "std" and does not
 say which. With the population std the winner of (1, 0, 0, 0) would get 1.732 instead of 1.500.
+
+B prompts, G completions of each, F reward functions. A reward is NaN where a completion is not scored: every function
+gave None for it, or one failed on it and `reward_failure` is "exclude".
 """
 
 import math
@@ -9,35 +12,12 @@ from typing import NamedTuple
 
 import torch
 
-from grpo.options.refusal import nearest, refuse
+from grpo.options.refusal import nearest, refuse  # refuse raises ValueError
 
 ESTIMATORS = ("grpo", "rloo", "reinforce_plus_plus_baseline", "pass_at_k")
 SCALES = ("group", "batch", "none")
 GATES = ("none", "outcome")
 AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
-
-
-class GroupStatistics(NamedTuple):
-    """What the scored rewards of each group have in common: [B, 1] each."""
-
-    mean_B1: torch.Tensor
-    std_B1: torch.Tensor  # sample std; it and the mean are NaN where fewer than two completions are scored
-    flat_B1: torch.Tensor  # bool, no two of them differ: the group teaches nothing
-
-
-def group_statistics(reward_BG: torch.Tensor) -> GroupStatistics:
-    """The statistics of float32 rewards, NaN where a completion is not scored."""
-    scored_BG = ~reward_BG.isnan()
-    mean_B1, std_B1 = reward_BG.mean(dim=1, keepdim=True), reward_BG.std(dim=1, keepdim=True)
-    for b in (~scored_BG).any(dim=1).nonzero()[:, 0]:  # so far both are NaN here
-        if scored_BG[b].sum() > 1:
-            scored = reward_BG[b, scored_BG[b]]
-            mean_B1[b], std_B1[b] = scored.mean(), scored.std()
-    highest_B1 = torch.where(scored_BG, reward_BG, -math.inf).amax(dim=1, keepdim=True)
-    lowest_B1 = torch.where(scored_BG, reward_BG, math.inf).amin(dim=1, keepdim=True)
-    # Not by the std: the float32 mean of seven equal 0.95 is not 0.95, and this rounding error divided by a std that is
-    # rounding error too would look like a signal.
-    return GroupStatistics(mean_B1, std_B1, highest_B1 <= lowest_B1)
 
 
 def group_advantages(
@@ -58,15 +38,15 @@ def group_advantages(
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale="none")
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
 
-    A NaN is a completion that is not scored. Mean and std are over the others, and its own advantage is 0. With rewards
-    (1, 0, 0, NaN) the mean is 1/3 and the std sqrt((4/9 + 2 * 1/9) / 2) = 0.577. A reward of 0 would have made the mean
-    0.25: a lesson about a completion of which nothing is known.
+    A completion that is not scored (NaN) gets advantage 0, and mean and std are over the others. With rewards
+    (1, 0, 0, NaN) the mean is 1/3 and the std sqrt((4/9 + 2 * 1/9) / 2) = 0.577. A reward of 0 in place of NaN would
+    make the mean 0.25 and count the completion as a wrong one, which nobody knows.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, math.nan]]))
     tensor([[ 1.1545, -0.5773, -0.5773,  0.0000]])
 
-    Computed in float32, G >= 2; exactly 0 in a group whose scored rewards are all equal, and so where fewer than two
-    are scored. For "batch", `batch_std` is the std of the scored rewards of all ranks; None takes it from reward_BG.
+    Computed in float32, G >= 2. Exactly 0 in a group whose scored rewards are all equal, or that has fewer than two of
+    them. For "batch", `batch_std` is the std of the scored rewards of all ranks; None takes it from reward_BG.
 
     Raises:
         ValueError: the scale is unknown.
@@ -83,10 +63,33 @@ def group_advantages(
     return torch.where(flat_B1 | reward_BG.isnan(), 0.0, advantage_BG)
 
 
+class GroupStatistics(NamedTuple):
+    """Statistics of the scored rewards of each group: [B, 1] each."""
+
+    mean_B1: torch.Tensor
+    std_B1: torch.Tensor  # sample std; it and the mean are NaN where fewer than two completions are scored
+    flat_B1: torch.Tensor  # bool, True where all are equal: the group teaches nothing
+
+
+def group_statistics(reward_BG: torch.Tensor) -> GroupStatistics:
+    """Of float32 rewards; see the top for NaN."""
+    scored_BG = ~reward_BG.isnan()
+    mean_B1, std_B1 = reward_BG.mean(dim=1, keepdim=True), reward_BG.std(dim=1, keepdim=True)
+    for b in (~scored_BG).any(dim=1).nonzero()[:, 0]:  # so far both are NaN here
+        if scored_BG[b].sum() > 1:
+            scored = reward_BG[b, scored_BG[b]]
+            mean_B1[b], std_B1[b] = scored.mean(), scored.std()
+    highest_B1 = torch.where(scored_BG, reward_BG, -math.inf).amax(dim=1, keepdim=True)
+    lowest_B1 = torch.where(scored_BG, reward_BG, math.inf).amin(dim=1, keepdim=True)
+    # By the rewards themselves: the float32 mean of seven 0.95 is 0.94999993, so r - mean is 6e-8 where it must be 0,
+    # and the std is 0 or 6e-8, depending on the shape.
+    return GroupStatistics(mean_B1, std_B1, highest_B1 <= lowest_B1)
+
+
 def reward_terms(
     reward_FBG: torch.Tensor, weight_F: torch.Tensor, scored_BG: torch.Tensor, *, aggregation: str, eps: float = 1e-4
 ) -> torch.Tensor:
-    """What each reward function adds to the number that completions are compared by, their sum over F.
+    """What each reward function adds to the number by which completions are compared; that number is the sum over F.
 
         sum_then_normalize   t_fbg = w_f r_fbg
         normalize_then_sum   t_fbg = w_f (r_fbg - mean_g r_fbg) / (std_g r_fbg + eps)
@@ -97,14 +100,15 @@ def reward_terms(
 
         A_bg = (t_bg - mean_g t_bg) / (std_bg t_bg + eps),   t_bg = sum_f t_fbg
 
-    The paper subtracts the mean of the batch. Both means are 0, as each function's terms sum to 0 in every group; the
-    group's leaves a group without differences at exactly 0.
+    The paper subtracts the mean of the batch, we that of the group. Both are 0, as each function's terms sum to 0 in
+    every group; ours leaves exactly 0 in a group of equal rewards.
 
-    Why: a length of some hundred characters added to a 0 or 1 for the answer decides the group alone, and a group in
-    which two rewards agree gets no larger advantages than one in which a single reward differs. Here each function
-    counts by its weight. Two groups of two completions, rewards (1, 0) and (1, 0) by both functions, (1, 0) and (0, 0):
-    the terms are 0.5 / 0.707 = 0.707, so the sums are 1.414 and 0.707. Over their std, sqrt((4 + 1) / 3) = 1.291, the
-    advantages are 1.095 and 0.548; with sum_then_normalize all are 0.707.
+    Why: in a plain sum a reward of some hundred, such as a length, hides a 0 or 1 for the answer, and a group in which
+    two rewards agree gets no larger advantages than one in which a single reward differs. Here each function counts by
+    its weight. Two groups of two completions, two functions: in the first group both functions give (1, 0), in the
+    second one gives (1, 0) and the other (0, 0). The terms are 0.5 / 0.707 = 0.707, so the winners' sums are 1.414 and
+    0.707. Over the std of all four, sqrt((4 + 1) / 3) = 1.291, their advantages are 1.095 and 0.548. With
+    sum_then_normalize and scale "group" both get 0.707.
 
     >>> reward_FBG = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]])
     >>> all_BG = torch.ones(2, 2, dtype=torch.bool)
@@ -116,7 +120,7 @@ def reward_terms(
     Args:
         reward_FBG: before the weights, NaN where a function gave None. Such a term is 0, and with normalize_then_sum
             the function's mean and std are over the other completions of the group.
-        scored_BG: bool. What is not scored has NaN for all terms and is in no mean and std, whatever functions gave.
+        scored_BG: bool. A completion that is not scored has NaN for all terms and is in no mean and std.
 
     Returns [F, B, G] float32. With normalize_then_sum a function's terms are exactly 0 in a group in which it gave
     equal values, or fewer than two.
@@ -142,7 +146,7 @@ def gate_advantages(advantage_BG: torch.Tensor, right_BG: torch.Tensor, *, gate:
     A second reward, such as the one for the format, also ranks completions of which none is right, and dividing by the
     std makes those differences full size: "phantom advantages". In verl-recipe pull request 125 a mild length reward
     drove a 1.5B model on GSM8K far below its start; with this gate it ended above. The KL acts in every group. Which
-    reward says "right" is option outcome_reward, and from which value on is `report.measures.RIGHT`.
+    reward says "right" is option outcome_reward, and from which value on is `report.measures.RIGHT` (1.0).
 
     >>> gate_advantages(torch.tensor([[1.5, -1.5]]), torch.tensor([[False, False]]), gate="outcome")
     tensor([[0., 0.]])
@@ -162,13 +166,14 @@ def leave_one_out_advantages(reward_BG: torch.Tensor) -> torch.Tensor:
 
         A_bg = r_bg - mean_{j != g} r_bj = (r_bg - mean_g r_bg) n / (n - 1)        n scored completions
 
-    The baseline of a completion does not depend on it, so the policy gradient has no bias. That of `group_advantages`
-    with scale="none" is (n - 1) / n of it. With rewards (1, 0, 0, 0) the winner gets 1 - 0 = 1, a loser 0 - 1/3.
+    No completion is compared with itself, so the policy gradient has no bias. With scale="none" `group_advantages`
+    gives (n - 1) / n times these advantages: the same direction, a little shorter. With rewards (1, 0, 0, 0) the winner
+    gets 1 - 0 = 1, a loser 0 - 1/3.
 
     >>> leave_one_out_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     tensor([[ 1.0000, -0.3333, -0.3333, -0.3333]])
 
-    float32; NaN is a completion that is not scored, as for `group_advantages`, and so are the groups that get 0.
+    Returns float32. Completions that are not scored and groups of equal rewards get 0, as in `group_advantages`.
     """
     num_B1 = (~reward_BG.isnan()).sum(dim=1, keepdim=True)
     return group_advantages(reward_BG, scale="none") * num_B1 / (num_B1 - 1).clamp(min=1)
@@ -182,9 +187,9 @@ def whitened_advantages(
         A_bg = (a_bg - mean) / sqrt(std^2 + eps)        a_bg = r_bg - mean_g r_bg
 
     `mean` and `std` (sample std) are over tokens that count, of all ranks: a completion of 10 tokens is in them ten
-    times, as in verl. One scale for all groups leaves a group that agrees almost, and would be scaled up by its own
-    std, as small as it is. A group of equal rewards has a = 0 but not A = 0, where long completions pull the mean away
-    from 0. The centred rewards (0.75, -0.25, -0.25, -0.25) of 1, 1, 1 and 1 tokens have mean 0 and std 0.5:
+    times, as in verl. With one scale for all, a group whose rewards are nearly equal keeps its small advantages; its
+    own std would make them full size. A group of equal rewards has a = 0 but not A = 0, where long completions pull the
+    mean away from 0. The centred rewards (0.75, -0.25, -0.25, -0.25) of one token each have mean 0 and std 0.5:
 
     >>> a_BG = torch.tensor([[0.75, -0.25, -0.25, -0.25]])
     >>> whitened_advantages(a_BG, torch.ones(1, 4, dtype=torch.bool), mean=0.0, std=0.5)

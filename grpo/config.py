@@ -103,6 +103,13 @@ class Config:
     num_generations: int = option(
         8, "Completions sampled per prompt (G).", unit="completions", within="[2, inf)",
         why="a completion is judged against the others of its group")
+    dynamic_sampling: int = option(
+        0, "Times in a step that a group which teaches nothing, as its rewards are equal, gives way to another "
+        "problem's (DAPO).", within="[0, inf)")
+    problem_filter: list[float] | None = option(
+        None, "Lowest and highest pass rate: a problem outside gives its place to another one; none: all problems.")
+    problem_pass_rates: str | None = option(
+        None, "Answers of eval.py to training problems, which problem_filter counts too; none: the run's alone.")
     max_completion_length: int = option(512, "A longer completion is cut.", unit="tokens", within="[1, inf)")
     stop_strings: list[str] | None = option(
         None, "Texts that end a completion and are cut off; none: what begins another problem, where the prompts have "

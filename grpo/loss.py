@@ -11,7 +11,7 @@ other tensors may hold anything.
 
 import torch
 
-from grpo.options.refusal import nearest, refuse
+from grpo.options.refusal import nearest, refuse  # refuse raises ValueError
 from grpo.ratio import MAX_LOG_RATIO, completion_mean, log_ratio
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "cispo", "sapo", "geo_mean")
@@ -25,9 +25,9 @@ def policy_loss(
     beta: float = 0.0, weight_NT: torch.Tensor | None = None, importance_sampling_level: str = "token",
     delta: float | None = None, sapo_temperature_pos: float = 1.0, sapo_temperature_neg: float = 1.05,
 ) -> torch.Tensor:
-    """What these completions contribute to the clipped policy loss of the global batch, KL penalty included: 0-d.
+    """The part of these completions in the clipped policy loss of the global batch, KL penalty included: a 0-d tensor.
 
-        ratio_nt = exp(log_ratio_nt)                     of tokens or of completions: `ratio.log_ratio`
+        ratio_nt = exp(logprob_nt - old_logprob_nt)      its bounds, and that of a completion: `ratio.log_ratio`
         p_nt     = -min(ratio_nt A_n, clip(ratio_nt, 1 - epsilon, 1 + epsilon_high) A_n)         dapo, grpo, dr_grpo
         p_nt     = `capped_weight`, `soft_gate`, `geometric_mean`                                cispo, sapo, geo_mean
         l_nt     = weight_nt p_nt + beta kl_nt
@@ -35,14 +35,32 @@ def policy_loss(
         grpo, sapo, geo_mean   loss = sum_n (sum_t mask_nt l_nt / max(1, sum_t mask_nt)) / denominator
 
     arXiv 2402.03300 equation 3, with the two clip bounds of DAPO, arXiv 2503.14476 equation 10. There weight_nt is 1.
-    `delta` bounds the first ratio of the min, which bounds the loss of a bad completion (A < 0) that has become likely:
-    two-sided clip, arXiv 2505.07291; the dual clip of arXiv 1912.09729, since delta is at least 1 + epsilon_high.
+    In the first update of a batch every ratio is 1 and the clip does nothing; with num_iterations 1, the default, there
+    is no other. Later, with both epsilons 0.2:
 
-    The losses of disjoint masks that make up the batch add up to the loss of the batch. A mask has whole completions:
-    the tokens of one completion never come in two calls.
+        A     ratio   p                           its gradient
+         1    1.3     -min( 1.3,  1.2) = -1.2     none: the token has become likely enough
+         1    0.7     -min( 0.7,  0.8) = -0.7     raises the log-probability
+        -1    1.3     -min(-1.3, -1.2) =  1.3     lowers the log-probability
+        -1    0.7     -min(-0.7, -0.8) =  0.8     none: the token has become unlikely enough
+
+    >>> logprob_N1 = torch.tensor([[1.3], [0.7], [1.3], [0.7]]).log().requires_grad_()
+    >>> loss = policy_loss(logprob_N1, torch.zeros(4, 1), torch.tensor([1.0, 1.0, -1.0, -1.0]), mask_NT=logprob_N1 < 9,
+    ...                    loss_type="dapo", epsilon=0.2, epsilon_high=0.2, denominator=1)
+    >>> loss.backward()
+    >>> loss.detach(), logprob_N1.grad.flatten()  # -1.2 - 0.7 + 1.3 + 0.8
+    (tensor(0.2000), tensor([ 0.0000, -0.7000,  1.3000,  0.0000]))
+
+    `delta` bounds the first ratio of the min, which bounds the loss of a bad completion (A < 0) that has become likely:
+    two-sided clip, arXiv 2505.07291. A run refuses a delta below 1 + epsilon_high, so it acts only where A < 0: the
+    dual clip of arXiv 1912.09729.
+
+    Split a batch by disjoint masks, and the losses of the parts add up to the loss of the batch. All tokens of a
+    completion must be in the same part, as some loss types divide by their number.
 
     Args:
-        old_logprob_NT: under the policy that is improved upon; None means logprob_NT itself, so every ratio is 1.
+        old_logprob_NT: under the policy before the step's first update, by the trainer, not the sampler; None means
+            logprob_NT itself, so every ratio is 1.
         weight_NT: `ratio.correction_weight`, 0 where a token has no policy loss; None is 1. It scales no KL or divisor.
 
     Raises:
@@ -53,7 +71,7 @@ def policy_loss(
     _check_loss_type(loss_type)
     if beta and kl_NT is None:
         refuse("beta", beta, "needs kl_NT, the KL it weighs", 0.0)
-    # Where old is None, ratio = 1 and grad ratio = grad logprob: the value is only -A + beta kl, the gradient is right.
+    # Where old is None, ratio = 1 and grad ratio = grad logprob: the gradient is that of -A logprob.
     log_ratio_NT = log_ratio(logprob_NT, old_logprob_NT, mask_NT, level=importance_sampling_level)
     ratio_NT = log_ratio_NT.exp()
     # where(), not a product: 0 * nan is nan, and a token that does not count must have gradient exactly 0.
@@ -67,8 +85,9 @@ def policy_loss(
     else:
         clipped_NT = ratio_NT.clamp(1 - epsilon, 1 + epsilon_high)
         ratio_NT = ratio_NT if delta is None else ratio_NT.clamp(max=delta)
-        # The smaller one: beyond its bound a ratio gains nothing more; one that moved the wrong way keeps its gradient.
+        # No gradient once the ratio has moved far enough the way A wants; if it moved the other way, there is one.
         loss_NT = -torch.minimum(ratio_NT * advantage_NT, clipped_NT * advantage_NT)
+    # So far it is p_nt of the formula; now it becomes l_nt.
     if weight_NT is not None:
         loss_NT = torch.where(mask_NT, weight_NT, 0.0) * loss_NT
     if beta:
@@ -123,7 +142,7 @@ def geometric_mean(
 
 
 def mean_entropy(entropy_NT: torch.Tensor, mask_NT: torch.Tensor, num_tokens: float | torch.Tensor) -> torch.Tensor:
-    """What these tokens contribute to the mean entropy of the global batch: 0-d, to be subtracted times entropy_coef.
+    """What these tokens contribute to the mean entropy of the global batch: 0-d. The loss has -entropy_coef times it.
 
         H = sum_nt mask_nt entropy_nt / max(1, num_tokens)          num_tokens: True in the masks of all ranks
 
@@ -132,19 +151,19 @@ def mean_entropy(entropy_NT: torch.Tensor, mask_NT: torch.Tensor, num_tokens: fl
     return torch.where(mask_NT, entropy_NT, 0.0).sum() / max(1, num_tokens)
 
 
-def top_entropy_mask(entropy_NT: torch.Tensor, mask_NT: torch.Tensor, *, quantile: float) -> torch.Tensor:
-    """[N, T] bool, the tokens of highest entropy among those that count: this share of them, arXiv 2506.01939.
+def top_entropy_mask(entropy_NT: torch.Tensor, mask_NT: torch.Tensor, *, share: float) -> torch.Tensor:
+    """[N, T] bool, the tokens of highest entropy among those that count, arXiv 2506.01939: this share of them.
 
-        keep_nt = mask_nt and entropy_nt >= q          q: the (1 - quantile) quantile, linear between two values
+        keep_nt = mask_nt and entropy_nt >= q          q: the (1 - share) quantile, linear between two values
 
     At most tokens a text has only one way to go on; the paper trains on the 20 % where it branches. The tensors are of
-    the whole global batch, so that the threshold does not depend on how it is split. Quantile 1 keeps all, 0 the
+    the whole global batch, so that the threshold does not depend on how it is split. A share of 1 keeps all, 0 the
     highest alone; tokens of equal entropy stay or go together.
     """
     sorted_K = entropy_NT[mask_NT].sort().values  # torch.quantile takes no more than 16 million
     if not len(sorted_K):
         return mask_NT
-    place = (1 - quantile) * (len(sorted_K) - 1)
+    place = (1 - share) * (len(sorted_K) - 1)
     below, above = sorted_K[int(place)], sorted_K[min(int(place) + 1, len(sorted_K) - 1)]
     return mask_NT & (entropy_NT >= below.lerp(above, place % 1))
 
@@ -155,9 +174,12 @@ def loss_denominator(loss_type: str, *, num_tokens: int, num_sequences: int, max
         dapo, cispo            num_tokens        every token weighs the same, arXiv 2503.14476
         grpo, sapo, geo_mean   num_sequences     every sequence weighs the same, arXiv 2402.03300
         dr_grpo                max_completion_length * num_sequences
-                                                 a constant, so long answers are not favoured, arXiv 2503.20783
+                                                 the same in every step, arXiv 2503.20783
 
-    `num_tokens` that count and `num_sequences` are of all ranks, sequences without any token that counts included.
+    With grpo a token of a long answer counts less, 1 / length: a long wrong answer is punished too little per token.
+
+    Both are of all ranks: `num_tokens` those that count in the loss, `num_sequences` all completions, also those that
+    have no such token.
 
     Raises:
         ValueError: the loss type is unknown or refused.
@@ -179,18 +201,19 @@ def kl_divergence(logprob_NT: torch.Tensor, ref_logprob_NT: torch.Tensor, *, est
         k2            d^2 / 2            O(d^3), never negative      E[d grad logprob]: that of KL(policy || ref)
         k3            expm1(-d) + d      none, never negative        E[(1 - exp(-d)) grad logprob]: the reverse KL's,
                                                                      KL(ref || policy)
-        k3_unbiased   as k3              as k3                       as k2
+        k3_unbiased   that of k3         as k3                       that of k2
 
-    In a loss the gradient counts, not the value. k3 is the paper's, arXiv 2402.03300 equation 4: the right value, the
-    gradient of another divergence. "The gradient of KL" is that of each token's own distribution, given the text before
-    it, and holds on policy. From the second iteration on (num_iterations > 1) the tokens are the old policy's, and
-    value and gradient of every estimator are averages under the old policy. Every estimator is exactly 0 where the two
-    log-probabilities are equal.
+    Training uses the gradient of this number, not its value. k3 is the paper's, arXiv 2402.03300 equation 4: the right
+    value, the gradient of another divergence. k3_unbiased, the default, has a value that is never negative and the
+    gradient of KL(policy || ref). All this is about the distribution of one token given the text before it, and holds
+    for tokens that the policy itself sampled. From the second iteration on (num_iterations > 1) they are the old
+    policy's, and value and gradient of every estimator are averages under the old policy. Every estimator is exactly 0
+    where the two log-probabilities are equal.
 
     Raises:
-        ValueError: the estimator is unknown. "exact" needs hidden states: see `kernels.fused_logprob`.
+        ValueError: the estimator is unknown. "exact", the sum over the vocabulary, is in `kernels.fused_logprob`.
 
-    Gradient: to logprob_NT only. k3 has none where |d| > 20.
+    Gradient: to logprob_NT only. k3 has none where |d| > 20 (`ratio.MAX_LOG_RATIO`).
     """
     if estimator not in KL_ESTIMATORS:
         refuse("estimator", estimator, f"must be one of {', '.join(KL_ESTIMATORS)}", nearest(estimator, KL_ESTIMATORS))

@@ -109,7 +109,7 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
     num_generations = len(rollout.text) // len(rollout.prompt_ids)
     packed = _Tokens()
     packed.append(rollout.prompt_ids[0][:prefix], start=0, segment=0, parent=0)
-    source, scored = [], []
+    source, target = [], []
     mask_UT = torch.zeros(rollout.token_NT.shape, dtype=torch.bool)
     segment, prompt_segment, last_prompt_token, open_prompt = 0, 0, 0, -1
     for n in completions:
@@ -126,9 +126,9 @@ def pack_batch(rollout: Rollout, completions: list[int], *, prefix: int) -> Batc
             rollout.token_NT[n, :length].tolist(), start=len(prompt), segment=segment, parent=prompt_segment)
         # A hidden state predicts the token after it, so each token's source stands one before it on its branch.
         source += [last_prompt_token, *range(begin, begin + length - 1)]
-        scored += [(n, t) for t in range(length)]
+        target += [(n, t) for t in range(length)]
         mask_UT[n, :length] = True
-    completion_K, place_K = torch.tensor(scored).T
+    completion_K, place_K = torch.tensor(target).T
     return Batch(
         token_L=torch.tensor(packed.token), position_L=torch.tensor(packed.position),
         segment_L=torch.tensor(packed.segment), parent_L=torch.tensor(packed.parent), source_K=torch.tensor(source),
@@ -143,7 +143,7 @@ def pack(rollout: Rollout, keep_U: torch.Tensor, *, max_tokens: int, rank: int =
 
 
 def merge(rollouts: Sequence[Rollout]) -> Rollout:
-    """The rollouts of all ranks as one, in rank order, without their cost."""
+    """Several rollouts as one, such as those of all ranks in rank order, without their cost."""
     longest = max(rollout.token_NT.shape[1] for rollout in rollouts)
 
     def padded(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -156,6 +156,18 @@ def merge(rollouts: Sequence[Rollout]) -> Rollout:
         sampler_logprob_NT=padded([rollout.sampler_logprob_NT for rollout in rollouts]),
         truncated_N=torch.cat([rollout.truncated_N for rollout in rollouts]),
         text=[text for rollout in rollouts for text in rollout.text])
+
+
+def take(rollout: Rollout, groups: list[int]) -> Rollout:
+    """The completions of these prompts, as a rollout of their own without its cost."""
+    num_generations = len(rollout.text) // len(rollout.prompt_ids)
+    rows = [b * num_generations + g for b in groups for g in range(num_generations)]
+    length_N = rollout.length_N[rows]
+    longest = int(length_N.max())
+    return Rollout(
+        prompt_ids=[rollout.prompt_ids[b] for b in groups], token_NT=rollout.token_NT[rows, :longest],
+        length_N=length_N, sampler_logprob_NT=rollout.sampler_logprob_NT[rows, :longest],
+        truncated_N=rollout.truncated_N[rows], text=[rollout.text[n] for n in rows])
 
 
 def filler(rollout: Rollout) -> Batch:

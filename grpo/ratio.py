@@ -54,7 +54,7 @@ def correction_weight(
     logprob_NT: torch.Tensor, sampler_logprob_NT: torch.Tensor, mask_NT: torch.Tensor, *, correction: str, cap: float,
     floor: float = 0.0,
 ) -> torch.Tensor:
-    """Importance weight of each token for the gap between the sampler, which drew it, and the trainer, which scores it.
+    """Importance weight of each token for the gap between the sampler, which drew it, and the trainer.
 
         w = exp(clamp(d, -20, 20))                   p_trainer / p_sampler of a token, or of a whole completion:
         d = logprob - sampler_logprob                of each token

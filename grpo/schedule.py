@@ -18,6 +18,17 @@ def prompts_of_step(num_examples: int, step: int, *, prompts_per_step: int, seed
     return [order[position // num_examples][position % num_examples] for position in positions]
 
 
+def refills_of_step(num_examples: int, step: int, *, prompts_per_step: int, seed: int) -> list[list[int]]:
+    """For each place of a step the problems that can stand in for its own, in order: all that the step does not have.
+
+    No problem is at two places. What the data's order is meant to show, each problem once an epoch, stays as it is:
+    stand-ins come besides it. A cursor into the order would make the length of an epoch depend on what was sampled.
+    """
+    own = set(prompts_of_step(num_examples, step, prompts_per_step=prompts_per_step, seed=seed))
+    others = [index for index in _permutation(num_examples, seed, -1 - step) if index not in own]  # of no epoch
+    return [others[place::prompts_per_step] for place in range(prompts_per_step)]
+
+
 def _permutation(num_examples: int, seed: int, epoch: int) -> list[int]:
     # The factor keeps seeds apart: with seed + epoch, seed 1 would begin with the second epoch of seed 0.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -29,10 +29,11 @@ from grpo.report.measures import (
     reward_metrics,
     rollout_metrics,
 )
+from grpo.run.groups import Groups, add_to_pass_rates, candidates, newest
 from grpo.run.parts import Run
 from grpo.run.scoring import rewards_of
 from grpo.sampler.generate import generate
-from grpo.schedule import learning_rate, prompts_of_step
+from grpo.schedule import learning_rate
 from grpo.types import Rollout
 from grpo.update import Update, ask_reference, choose_tokens, coefficients_of, move, prepare, state_after
 from rewards.workers.pool import Scored
@@ -47,10 +48,11 @@ class Collected:
     examples: list[Example]  # B problems
     rollout: Rollout  # their N = B * G completions
     reward_BG: torch.Tensor  # float32, totals of what is in `scored`; NaN where a completion has none
-    scored: Scored
+    scored: Scored  # the rewards by function
     advantage_BG: torch.Tensor  # float32
     metrics: dict[str, float]  # of the rewards, over all ranks
     logged: dict[str, float]  # what reward functions measured, over all ranks
+    drawn: list[Rollout]  # all that was sampled, with its cost; more than `rollout` with dynamic_sampling
 
     @property
     def scored_N(self) -> torch.Tensor:
@@ -112,7 +114,7 @@ def grpo_step(run: Run, step: int) -> Step:
         warmup_steps=config.warmup_steps, min_lr=config.min_lr, total=run.num_steps)
     moved = move(run.engine, work, config, rate)
     clock.enter("log")
-    metrics = collected.metrics | moved | rollout_metrics(collected.rollout, clock)
+    metrics = collected.metrics | moved | rollout_metrics(collected.drawn, clock)
     metrics |= {"learning_rate": rate, "skipped_steps": run.engine.skipped_steps, **work.coefficients}
     entropy = moved["entropy"] if work.entropy is None else work.entropy
     run.coefficients.update(state_after(config, run.coefficients, kl=moved["kl"], entropy=entropy))
@@ -127,49 +129,56 @@ def collect(run: Run, step: int, clock: Clock) -> Collected:
     """
     config = run.config
     clock.enter("sync")
-    examples, places = my_prompts(run, step)
-    run.sync()
+    choices = candidates(run, step)  # for each of this rank's B places, several problems
+    run.sync()  # the sampler gets the weights that the last update left
     with stop_request.may_end_this():
-        # 1. Sample G completions of each prompt from the current policy; no rank waits for another.
-        clock.enter("rollout")
-        rollout = sample(run, examples, places, step)
-        # 2. Score them with programs.
-        clock.enter("reward")
-        scored = score(run, examples, rollout, step)
+        draws = [draw(run, {b: problems[0] for b, problems in enumerate(choices)}, step, clock)]
+        # DAPO's dynamic sampling, arXiv 2503.14476 equation 11. Each rank draws again on its own.
+        for again in range(1, config.dynamic_sampling + 1):
+            others = {b: choices[b][again] for b in teaches_nothing(run, draws[-1]) if again < len(choices[b])}
+            if not others:
+                break
+            draws.append(draw(run, others, step, clock, again))
+    if not config.rollout_keep:
+        run.decoder.move("cpu")
     # 3. Compare: how much better than its group is each completion?
     clock.enter("advantage")
-    reward_BG = torch.tensor(scored.total).view(len(examples), config.num_generations)
-    advantage_BG, metrics = compare(run, reward_BG, scored, counted_tokens(run, rollout).view(reward_BG.shape))
+    groups = newest(draws)
+    advantage_BG, metrics = compare(run, groups, num_sampled=sum(len(one.scored.total) for one in draws))
+    metrics |= add_to_pass_rates(run, draws)
     return Collected(
-        examples=examples, rollout=rollout, reward_BG=reward_BG, scored=scored, advantage_BG=advantage_BG,
-        metrics=metrics, logged=logged_metrics(scored.metrics))
+        examples=[run.train_examples[problem] for problem in groups.problems.values()], rollout=groups.rollout,
+        reward_BG=groups.reward_BG, scored=groups.scored, advantage_BG=advantage_BG, metrics=metrics,
+        logged=logged_metrics(groups.scored.metrics), drawn=[one.rollout for one in draws])
 
 
-def my_prompts(run: Run, step: int) -> tuple[list[Example], list[int]]:
-    """This rank's prompts, and the place of each in the step, on which the noise of its sampling depends."""
-    num_prompts, share = run.config.prompts_per_step, run.config.prompts_per_step // world_size()
-    chosen = prompts_of_step(len(run.train_examples), step, prompts_per_step=num_prompts, seed=run.config.seed)
-    places = list(range(rank() * share, (rank() + 1) * share))
-    return [run.train_examples[chosen[place]] for place in places], places
+def draw(run: Run, problems: dict[int, int], step: int, clock: Clock, again: int = 0) -> Groups:
+    """Sample and score problems by their place b; `again` counts the step's draws before this one."""
+    examples = [run.train_examples[problem] for problem in problems.values()]
+    # A group's random numbers follow from its place in the step and the draw, not from the rank that samples it.
+    first = run.config.prompts_per_step // world_size() * rank() + run.config.prompts_per_step * again
+    # 1. Sample G completions of each prompt from the current policy; no rank waits for another.
+    clock.enter("rollout")
+    rollout = sample(run, examples, [first + b for b in problems], step)
+    # 2. Score them with programs.
+    clock.enter("reward")
+    return Groups(problems=problems, rollout=rollout, scored=score(run, examples, rollout, step, again))
 
 
 def sample(run: Run, examples: list[Example], places: list[int], step: int) -> Rollout:
-    """G completions of each prompt; a progress bar if it takes long."""
+    """Sample G completions of each prompt, with a progress bar if it takes long."""
     config = run.config
     with tqdm(total=len(examples) * config.num_generations, desc=f"sample step {step}", unit="completion",
               delay=PATIENCE_S, miniters=0, leave=False, disable=rank() > 0) as bar:
-        rollout = generate(
+        return generate(
             run.decoder, [run.prompt_ids(example) for example in examples], tokenizer=run.tokenizer,
             num_generations=config.num_generations, max_completion_length=config.max_completion_length,
             temperature=config.temperature, stop_token_ids=run.stop_token_ids, stop_strings=config.stop_strings,
             seed=config.seed, step=step, prompt_index=places, num_slots=run.num_slots, bar=bar)
-    if not config.rollout_keep:
-        run.decoder.move("cpu")
-    return rollout
 
 
-def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Scored:
-    """The reward of each completion; a warning names functions that failed.
+def score(run: Run, examples: list[Example], rollout: Rollout, step: int, again: int = 0) -> Scored:
+    """Give each completion its reward; a warning names functions that failed.
 
     Raises:
         Stopped: this process was asked to stop.
@@ -179,28 +188,48 @@ def score(run: Run, examples: list[Example], rollout: Rollout, step: int) -> Sco
         stop_request.leave()
 
     asked = [example for example in examples for _ in range(run.config.num_generations)]  # once for each completion
-    return rewards_of(run, asked, rollout, step, seed=f"{run.config.seed}/{step}/{rank()}", on_wait=wait)
+    seed = f"{run.config.seed}/{step}/{rank()}" + (f"/{again}" if again else "")
+    return rewards_of(run, asked, rollout, step, seed=seed, on_wait=wait)
 
 
-def compare(
-    run: Run, reward_BG: torch.Tensor, scored: Scored, num_tokens_BG: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, float]]:
+def teaches_nothing(run: Run, groups: Groups) -> list[int]:
+    """The places b of groups that teach nothing: every advantage is 0 before a mean or std of all ranks comes in."""
+    right_BG, _, compared_BG = rewards_to_compare(run, groups)
+    advantage_BG = group_advantages(compared_BG, scale="none")
+    if run.config.adv_estimator == "pass_at_k":
+        advantage_BG = pass_at_k_advantages(right_BG, ~compared_BG.isnan(), k=run.config.pass_k)
+    teaches_B = gate_advantages(advantage_BG, right_BG, gate=run.config.advantage_gate).any(dim=1)
+    return [b for b, teaches in zip(groups.problems, teaches_B) if not teaches]
+
+
+def rewards_to_compare(run: Run, groups: Groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which completions are right, what each reward function adds, and what completions are compared by.
+
+    [B, G] bool, [F, B, G] and [B, G] float32.
+    """
+    config, reward_BG, parts = run.config, groups.reward_BG, groups.scored.parts
+    right_BG = is_right(reward_BG, parts, config.outcome_reward)
+    part_FBG = torch.tensor(list(parts.values())).view(-1, *reward_BG.shape)
+    term_FBG = reward_terms(part_FBG, torch.tensor(run.rewards.weights), ~reward_BG.isnan(),
+                            aggregation=config.multi_objective_aggregation)
+    gdpo = config.multi_objective_aggregation == "normalize_then_sum"  # else the sum is reward_BG but for rounding
+    return right_BG, term_FBG, term_FBG.sum(dim=0) if gdpo else reward_BG
+
+
+def compare(run: Run, groups: Groups, *, num_sampled: int) -> tuple[torch.Tensor, dict[str, float]]:
     """Advantages, [B, G] float32, and the metrics of rewards and groups over all ranks. Collective: every rank.
 
-    `reward_BG` has the totals of `scored`, and `num_tokens_BG` the tokens that count in the loss with a reward.
+    `num_sampled` counts this rank's completions of the step, those of groups that gave way too.
     """
-    config, scored_BG = run.config, ~reward_BG.isnan()
-    right_BG = is_right(reward_BG, scored.parts, config.outcome_reward)
-    part_FBG = torch.tensor(list(scored.parts.values())).view(-1, *reward_BG.shape)
-    term_FBG = reward_terms(
-        part_FBG, torch.tensor(run.rewards.weights), scored_BG, aggregation=config.multi_objective_aggregation)
-    compared_BG, scale = reward_BG, config.scale_rewards
-    if config.multi_objective_aggregation == "normalize_then_sum":  # whose scale is the batch's, as in TRL
-        compared_BG, scale = term_FBG.sum(dim=0), "batch"
+    config, reward_BG = run.config, groups.reward_BG
+    scored_BG = ~reward_BG.isnan()
+    right_BG, term_FBG, compared_BG = rewards_to_compare(run, groups)
+    scale = "batch" if config.multi_objective_aggregation == "normalize_then_sum" else config.scale_rewards  # as in TRL
     if config.adv_estimator == "rloo":
         advantage_BG = leave_one_out_advantages(reward_BG)
     elif config.adv_estimator == "reinforce_plus_plus_baseline":
         centred_BG = group_advantages(reward_BG, scale="none")
+        num_tokens_BG = counted_tokens(run, groups.rollout).view(reward_BG.shape)
         mean, std = global_moments(centred_BG[scored_BG], num_tokens_BG[scored_BG])
         advantage_BG = whitened_advantages(centred_BG, scored_BG, mean=mean, std=std)
     elif config.adv_estimator == "pass_at_k":
@@ -210,7 +239,8 @@ def compare(
         advantage_BG = group_advantages(compared_BG, scale=scale, batch_std=batch_std)
     advantage_BG = gate_advantages(advantage_BG, right_BG, gate=config.advantage_gate)
     return advantage_BG, reward_metrics(
-        reward_BG, scored, right_BG, term_FBG=term_FBG, compared_BG=compared_BG, advantage_BG=advantage_BG)
+        reward_BG, groups.scored, right_BG, term_FBG=term_FBG, compared_BG=compared_BG, advantage_BG=advantage_BG,
+        num_sampled=num_sampled)
 
 
 def counted_tokens(run: Run, rollout: Rollout) -> torch.Tensor:

@@ -5,7 +5,7 @@ Axes, one letter each; a tensor's name ends in its axes:
     B  prompts of this rank in one step                   V  vocabulary
     G  completions per prompt                             H  hidden size
     N  completions, N = B * G, prompt-major: n = b*G+g    L  tokens of one packed batch
-    U  completions of all ranks together                  K  scored tokens of one packed batch
+    U  completions of all ranks together                  K  completion tokens of one packed batch
     T  completion tokens, padded to the longest           F  reward functions
 
 Sampling, rewards and advantages are each rank's own: N. The update is over all of them: U, which is the N of the
@@ -64,12 +64,12 @@ class Batch:
     position_L: torch.Tensor  # index of the token on its own branch, from 0: the rotary position
     segment_L: torch.Tensor
     parent_L: torch.Tensor  # the segment that the token's segment continues; 0 for prefix and prompt tokens
-    # Index into L of the hidden state that predicts a scored token. The last prompt token predicts the first token of
-    # all its completions, so indices repeat.
+    # Index into L of the hidden state that predicts a completion token. The last prompt token predicts the first token
+    # of all its completions, so indices repeat.
     source_K: torch.Tensor
-    target_K: torch.Tensor  # the scored tokens
-    completion_K: torch.Tensor  # where each scored token is in the step's [U, T] tensors: its completion
-    place_K: torch.Tensor  # and its place in it
+    target_K: torch.Tensor  # the completion tokens
+    completion_K: torch.Tensor  # where each of them is in the step's [U, T] tensors: its completion
+    place_K: torch.Tensor  # and its index T
     # True where this batch counts a token in the loss. No token counts in two batches of a step, and none in a filler,
     # the batch that a rank runs to keep step with the others.
     mask_UT: torch.Tensor
@@ -86,6 +86,6 @@ class Batch:
         return replace(self, **longer)
 
     def scatter(self, value_K: torch.Tensor) -> torch.Tensor:
-        """Values of scored tokens in the step's shape: [K] -> [U, T], 0.0 elsewhere; differentiable."""
+        """Values of completion tokens in the step's shape: [K] -> [U, T], 0.0 elsewhere; differentiable."""
         value_UT = value_K.new_zeros(self.mask_UT.shape)
         return value_UT.index_put((self.completion_K, self.place_K), value_K)

@@ -40,7 +40,7 @@ def fused_logprob(
 
         logprob_l = log softmax(hidden_l weight^T / temperature)[token_l]
 
-    Final hidden state number l predicts token_L[l], int64 in [0, V). Tokens sampled at T are scored at T.
+    Final hidden state number l predicts token_L[l], int64 in [0, V). Tokens sampled at T need the same T here.
     Gradient: from every output to hidden_LH and weight_VH, each only if it needs one; none to the reference.
 
     Args:

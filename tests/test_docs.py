@@ -32,7 +32,7 @@ OPTIONS |= {"config", *re.findall(r'"--(\w+)"', COMMAND.read_text())}
 OPTIONS |= set(re.findall(r'add\("--(\w+)"', (ROOT / "recipes" / "launch" / "sagemaker_job.py").read_text()))
 OPTIONS |= set(re.findall(r'"--(\w+)"', (ROOT / "data" / "gsm8k.py").read_text()))
 FOLDERS = ("grpo", "kernels", "rewards", "data")
-BELOW = ("grpo.config", "grpo.distributed", "kernels", "rewards", "data")  # the rooms below, besides those of grpo
+BELOW = ("grpo.config", "grpo.distributed", "kernels", "rewards", "data")  # the folders below, besides those of grpo
 OPTIONS |= {"against", "html", "markdown"}  # of tests/conformance
 TORCHRUN = {"nproc_per_node", "nnodes", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "help"}
 # Of sbatch, docker, deepspeed, accelerate, pip, rewards.sandbox and grpo.report.tokens.
@@ -116,8 +116,15 @@ def test_each_function_of_a_variant_stands_at_the_line_that_its_row_links() -> N
     assert len(links) > 20
     for name, file, line in links:
         lines = (ROOT / file).read_text().splitlines()
-        defined, = [number for number, text in enumerate(lines, 1) if text.startswith(f"def {name}(")]
+        starts = f"def {name}(", f"class {name}:"
+        defined, = [number for number, text in enumerate(lines, 1) if text.startswith(starts)]
         assert (name, int(line)) == (name, defined)
+
+
+def test_readme_says_how_many_variants_there_are() -> None:
+    rows = re.findall(r"^\| .*#L\d+\)", (ROOT / "docs" / "variants.md").read_text(), re.M)
+    named, more = re.search(r"^\| variants \| (.+) and (\d+) more", README, re.M).groups()
+    assert len(named.split(", ")) + int(more) == len(rows)
 
 
 def test_readme_is_short_and_says_how_long_the_algorithm_is() -> None:

@@ -34,17 +34,17 @@ SCRATCH = ".doctor"
 
 
 def first_step(run: Run) -> list[Finding]:
-    """Every check of a step: its completions, their scores, an update that learns nothing, a checkpoint.
+    """Every check of a step: its completions, their log-probabilities, an update that learns nothing, a checkpoint.
 
     Collective: every rank, once.
     """
     clock = Clock(0)
     collected = collect(run, 0, clock)
-    findings = completions(run, collected.rollout, collected.metrics | rollout_metrics(collected.rollout, clock))
+    findings = completions(run, collected.rollout, collected.metrics | rollout_metrics(collected.drawn, clock))
     work = prepare(run, collected, run.limit)
     if run.config.beta > 0:
         update.ask_reference(run.engine, work, run.config)
-    findings += scores(run, work, collected)
+    findings += agreement(run, work, collected)
     return agree([*findings, gradient(run, work), saved(run)])
 
 
@@ -93,7 +93,7 @@ def logprobs(run: Run, work: Update) -> torch.Tensor:
     torch.manual_seed(run.config.seed)  # dropout, if any, drops the same each time
     logprob_UT = torch.zeros_like(work.sampler_logprob_UT)
     for batch in work.micro_batches:
-        logprob_UT += batch.scatter(run.engine(batch).logprob_K) * batch.mask_UT
+        logprob_UT += torch.where(batch.mask_UT, batch.scatter(run.engine(batch).logprob_K), 0.0)
     return of_all_ranks(logprob_UT)
 
 
@@ -104,14 +104,14 @@ def of_all_ranks(value_UT: torch.Tensor) -> torch.Tensor:
     return summed_UT
 
 
-def scores(run: Run, work: Update, collected: Collected) -> list[Finding]:
+def agreement(run: Run, work: Update, collected: Collected) -> list[Finding]:
     """Do policy, reference and sampler give a token the same log-probability? Collective."""
     config = run.config
     column_T = torch.arange(work.sampler_logprob_UT.shape[1])
     mask_UT = ((column_T < work.rollout.length_N[:, None]) & work.keep_U[:, None]).to(run.device)
     logprob_UT, again_UT = logprobs(run, work), logprobs(run, work)
-    findings = [judge("repeatable", f"{int((logprob_UT != again_UT).sum()):,} of {work.num_tokens:,} tokens score "
-                      "otherwise the second time", fail="" if torch.equal(logprob_UT, again_UT) else
+    findings = [judge("repeatable", f"{int((logprob_UT != again_UT).sum()):,} of {work.num_tokens:,} tokens get "
+                      "another log-probability the second time", fail="" if torch.equal(logprob_UT, again_UT) else
                       "logprob_impl=reference, or a deepspeed setting that is deterministic")]
     if config.beta > 0:
         apart = float((logprob_UT - of_all_ranks(work.ref_logprob_UT)).abs().max())

@@ -71,7 +71,7 @@ def _copy_as_reference(model: PreTrainedModel) -> None:
         if isinstance(module, LoraLayer):
             for parts in (module.lora_A, module.lora_B):
                 parts[REFERENCE] = copy.deepcopy(parts[TRAINED], copies).requires_grad_(False)
-            module.lora_dropout[REFERENCE] = nn.Identity()  # the reference's scores must not be random
+            module.lora_dropout[REFERENCE] = nn.Identity()  # what the reference says must not be random
             module.scaling[REFERENCE] = module.scaling[TRAINED]
         elif isinstance(module, ModulesToSaveWrapper):
             saved = module.modules_to_save

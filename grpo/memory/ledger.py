@@ -229,7 +229,7 @@ class Ledger:
         return self.dtype.itemsize * (num_tokens * widest + (weight if self.run.load_in_4bit else 0))
 
     def head(self, num_tokens: int) -> int:
-        """Bytes of the scored hidden states, and of what the log-prob kernel needs."""
+        """Bytes of the hidden states that predict completion tokens, and of what the log-prob kernel needs."""
         hidden, number = self.config.hidden_size, self.dtype.itemsize
         exact = self.run.kl_estimator == "exact" and self.run.beta > 0
         rows, half = num_tokens * hidden, number < 4

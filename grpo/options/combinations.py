@@ -19,6 +19,7 @@ def check_combinations(config: Any) -> None:
     if config.keep_tokens > config.prompts_per_step:
         refuse("keep_tokens", config.keep_tokens, f"must be at most prompts_per_step={config.prompts_per_step}: a "
                "prompt is a group", config.prompts_per_step)
+    _check_filter(config)
     _check_floor(config)
     _check_evaluation(config)
     trains_whole = config.lora_modules_to_save or config.adapter_name_or_path  # the adapter may bring its own
@@ -91,6 +92,15 @@ def _check_outcome(config: Any) -> None:
     if config.advantage_gate == "outcome" and outcome is None and "correctness" not in names:
         refuse("advantage_gate", "outcome", "needs outcome_reward: nothing else says which completions are right",
                " or ".join(f"outcome_reward={name}" for name in names))
+
+
+def _check_filter(config: Any) -> None:
+    bounds = config.problem_filter
+    if bounds is not None and not (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] <= 1):
+        refuse("problem_filter", bounds, "must be two shares, the lowest and the highest", "0.1 0.9")
+    if config.problem_pass_rates is not None and bounds is None:
+        refuse("problem_pass_rates", config.problem_pass_rates, "needs problem_filter: nothing else reads it",
+               "none, or problem_filter=0.1 0.9")
 
 
 def _check_floor(config: Any) -> None:

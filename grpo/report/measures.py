@@ -33,7 +33,8 @@ class Clock:
             torch.cuda.synchronize()  # a phase ends when the GPU has finished its work
         now = time.perf_counter()
         if self.phase:
-            self.seconds[f"{self.phase}_s"] = now - self.last
+            # A phase may come several times: groups without differences are sampled and scored again.
+            self.seconds[f"{self.phase}_s"] = self.seconds.get(f"{self.phase}_s", 0.0) + now - self.last
         self.phase, self.last = phase, now
         pulse.enter(phase, self.step)
 
@@ -76,12 +77,14 @@ def pulls(term_FBG: torch.Tensor) -> torch.Tensor:
 
 
 def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tensor, *, term_FBG: torch.Tensor,
-                   compared_BG: torch.Tensor, advantage_BG: torch.Tensor) -> dict[str, float]:
+                   compared_BG: torch.Tensor, advantage_BG: torch.Tensor, num_sampled: int) -> dict[str, float]:
     """The metrics of the total rewards and of the groups, over all ranks. A mean over nothing is NaN.
 
     Args:
         term_FBG: what each function of `scored.parts` adds to `compared_BG`, which advantages were computed from.
         advantage_BG: after the gate.
+        num_sampled: completions of this rank that reward functions may have failed on; those of groups that gave way
+            to others count here alone.
 
     Collective: every rank, once per step.
     """
@@ -93,7 +96,8 @@ def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tens
     mass_B = advantage_BG.abs().sum(dim=1, dtype=torch.float64)
     phantom_B = torch.where(right_BG.any(dim=1), 0.0, mass_B)
     sums = {
-        "groups": float(compared_B.sum()), "completions": float(reward_BG.numel()), "scored": float(scored_BG.sum()),
+        "groups": float(compared_B.sum()), "sampled": float(num_sampled),
+        "completions": float(reward_BG.numel()), "scored": float(scored_BG.sum()),
         "reward": float(reward_BG[scored_BG].sum()), "right": float(right_BG.sum()),
         "std": float(std_B1[compared_B, 0].sum()), "flat": float(flat_B.sum()),
         "flat_right": float((flat_B & all_right_B).sum()), "flat_wrong": float((flat_B & ~all_right_B).sum()),
@@ -112,7 +116,7 @@ def reward_metrics(reward_BG: torch.Tensor, scored: Scored, right_BG: torch.Tens
         "reward": mean("reward", "scored"),
         "reward_std_batch": global_std(reward_BG[scored_BG]),
         "reward_std_within_group": mean("std", "groups"),
-        "reward_failures": max(sums[f"failed/{name}"] for name in part) / sums["completions"],
+        "reward_failures": max(sums[f"failed/{name}"] for name in part) / sums["sampled"],
         "unscored_share": (sums["completions"] - sums["scored"]) / sums["completions"],
         "accuracy": mean("right", "scored"),
         "phantom_advantage_share": sums["phantom"] / (sums["mass"] or 1.0),
@@ -177,12 +181,13 @@ class Tally:
             return torch.where(batch.mask_UT, value_UT, 0.0)
 
         gap_UT = counted((self.sampler_logprob_UT - logprob_UT).abs())
-        advantage_UT = counted(self.advantage_U[:, None])
         if kl_UT is not None:
             self._add("kl", counted(kl_UT).sum())
+            # Near the reference the KL is d^2 / 2, whatever the estimator, and its gradient's weight is beta d.
+            self._add("kl_distance", counted((2 * kl_UT.detach().abs()).sqrt()).sum())
         self._add("entropy", counted(batch.scatter(entropy_K)).sum())
-        self._add("surrogate", (advantage_UT * logprob_UT).sum())
-        self._add("advantage_mass", advantage_UT.abs().sum())
+        self._add("surrogate", counted(self.advantage_U[:, None] * logprob_UT).sum())
+        self._add("advantage_mass", counted(self.advantage_U.abs()[:, None]).sum())
         self._add("sampler_gap_mean", gap_UT.sum())
         self._raise("sampler_gap_max", gap_UT.max())
         if weight_UT is not None:  # another weight than the unbounded one has met a bound
@@ -192,20 +197,23 @@ class Tally:
             self._add("correction_weight_mean", counted(weight_UT).sum())
             self._add("correction_capped_share", (batch.mask_UT & bounded_UT).sum())
 
-    def metrics(self, num_tokens: float) -> dict[str, float]:
+    def metrics(self, num_tokens: float, *, beta: float) -> dict[str, float]:
         """The update's metrics over all ranks: kl is NaN without a reference, a correction's two need a correction.
 
         Args:
             num_tokens: counted tokens of all ranks.
+            beta: of this step.
 
         Collective: every rank, once per update.
         """
         sums = global_sum({name: float(value) for name, value in self.sums.items()})
         mass, iterations = sums.pop("advantage_mass"), self.num_iterations
+        pull = beta * sums.pop("kl_distance", math.nan)
         divisor = dict.fromkeys(sums, max(num_tokens, 1.0))
         divisor |= {"surrogate": mass or 1.0, "loss": iterations}  # the loss is divided by its denominator already
         divisor |= {name: divisor[name] * iterations for name in ("clip_share_low", "clip_share_high")}
         means = {name: sums[name] / divisor[name] for name in sums}
+        means |= {"kl_pull_share": pull / ((pull + mass) or 1.0)}
         return {"kl": math.nan} | means | global_max({name: float(value) for name, value in self.maxima.items()})
 
     def _add(self, name: str, value: torch.Tensor) -> None:
@@ -217,18 +225,24 @@ class Tally:
         self.maxima[name] = torch.maximum(self.maxima[name], value) if name in self.maxima else value
 
 
-def rollout_metrics(rollout: Rollout, clock: Clock) -> dict[str, float]:
-    """Lengths over all ranks, and the seconds of the slowest rank. Collective: every rank, once per step."""
-    cost = rollout.cost
+def rollout_metrics(rollouts: list[Rollout], clock: Clock) -> dict[str, float]:
+    """Lengths over all ranks, and the seconds of the slowest rank. Collective: every rank, once per step.
+
+    `rollouts` are all that this rank sampled in the step, with their cost.
+    """
+    costs = [one.cost for one in rollouts]
     sums = global_sum({
-        "completions": float(len(rollout.length_N)), "tokens": float(rollout.length_N.sum()),
-        "truncated": float(rollout.truncated_N.sum()), "slot_steps": float(cost.num_slots * cost.num_steps),
-        "prefill_s": cost.prefill_s, "seconds": cost.seconds})
+        "completions": float(sum(len(one.length_N) for one in rollouts)),
+        "tokens": float(sum(one.length_N.sum() for one in rollouts)),
+        "truncated": float(sum(one.truncated_N.sum() for one in rollouts)),
+        "slot_steps": float(sum(cost.num_slots * cost.num_steps for cost in costs)),
+        "prefill_s": sum(cost.prefill_s for cost in costs), "seconds": sum(cost.seconds for cost in costs)})
     on_gpu = torch.cuda.is_available()  # else the process's own memory, which Linux counts in KiB
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step_s = time.perf_counter() - clock.start
-    slowest = global_max(
-        {**clock.seconds, "warmup_s": cost.warmup_s, "step_s": step_s, "peak_memory_bytes": float(peak)})
+    slowest = global_max({
+        **clock.seconds, "warmup_s": sum(cost.warmup_s for cost in costs), "step_s": step_s,
+        "peak_memory_bytes": float(peak)})
     return {
         "completion_length": sums["tokens"] / sums["completions"],
         "truncated_share": sums["truncated"] / sums["completions"],

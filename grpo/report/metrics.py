@@ -87,6 +87,13 @@ METRICS: dict[str, Metric] = {
         "nor correctness is there", "share", "rises",
         "collapse: lower learning_rate or raise beta; flat while reward rises: only the format is learnt, "
         "advantage_gate=outcome", (Range(low=0.5, of="the start"),)),
+    "accuracy_of_first": Metric("accuracy with dynamic_sampling or problem_filter, of all groups that were sampled "
+        "first, those included that gave way: what the policy can do, where accuracy is of what it learns from",
+        "share", "rises", "as accuracy"),
+    "groups_drawn": Metric("groups sampled / prompts_per_step; more than 1 where groups without a lesson gave way",
+        "1", "", "dynamic_sampling + 1: hardly a group teaches; take other problems, or a problem_filter"),
+    "filtered_share": Metric("share of the training problems whose pass rate is outside problem_filter", "share", "",
+        "near 1: the data is used up; take harder or easier problems"),
     "phantom_advantage_share": Metric(
         "sum of |A| over groups without a right completion / sum of |A|, after advantage_gate; 0 where that is 0",
         "share", "",
@@ -108,6 +115,8 @@ METRICS: dict[str, Metric] = {
     "kl": Metric("mean over tokens of the KL estimate between policy and ref; null with beta 0", "nats", "",
         "not 0 at step 0: wrong reference, check model and adapter; later: lower learning_rate or raise beta",
         (Range(0, 0, "at step 0", patience=1), Range(high=1, when="later"))),
+    "kl_pull_share": Metric("beta * sum of sqrt(2 |kl|) / (that + sum of |A|), over tokens; null with beta 0", "share",
+        "", "high: the KL holds the policy back more than the rewards move it; lower beta", (Range(high=0.1),)),
     "entropy": Metric("mean over tokens of -sum_v p_v log p_v at the sampling temperature", "nats", "falls slowly",
         "exploration collapsed: lower learning_rate, or raise epsilon_high or beta; rises instead: the policy falls "
         "apart, lower learning_rate", (Range(low=0.1, of="the start"),)),
@@ -130,7 +139,7 @@ METRICS: dict[str, Metric] = {
         "share of tokens with ratio > 1 + epsilon_high (cispo: > epsilon_high) and A > 0", "share", "",
         "high: lower num_iterations or learning_rate", (Range(0, 0, "on policy"), Range(high=0.2, when="off policy"))),
     "ratio_max": Metric("max over tokens of exp(logprob - old logprob)", "1", "",
-        "on policy: a bug, old and new are not scored alike; off policy: lower num_iterations or learning_rate",
+        "on policy: a bug, old and new are not computed alike; off policy: lower num_iterations or learning_rate",
         (Range(high=1, when="on policy", patience=1), Range(high=2, when="off policy"))),
     "completion_length": Metric("mean over completions of the sampled tokens", "tokens", "below max_completion_length",
         "grows: raise beta, or show in the prompt how to end; shrinks: collapse, lower learning_rate",

@@ -34,6 +34,7 @@ from grpo.packing import common_prefix_length
 from grpo.run.announcement import announce
 from grpo.run.examples import check_tokens, fit_context, form_of_prompts, load_problems
 from grpo.run.parts import Run
+from grpo.run.pass_rates import Judged, PassRates
 from grpo.run.scoring import start_rewards, where_programs_run
 from grpo.sampler.decoder import Decoder
 from grpo.saving import checkpoint, continuation
@@ -86,7 +87,7 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
     test_examples = test_examples[: config.eval_examples]
     model_files = fingerprint(config.model_name_or_path, revision=config.model_revision)
     sources = continuation.sources(config, train_examples, test_examples, tokenizer, prompts, model_files)
-    resume_from, passed_over = _find_checkpoint(config, sources)
+    resume_from, record, passed_over = _find_checkpoint(config, sources)
     model = load_base(config.model_name_or_path, load_in_4bit=config.load_in_4bit, dtype=dtype, device=device, **hub)
     peft_config = add_adapter(model, config, dtype) if config.use_peft else None
     if peft_config is None:
@@ -117,13 +118,23 @@ def _build(config: Config, device: torch.device, rewards: RewardPool) -> Run:
         tokenizer=tokenizer, stop_token_ids=ends, train_examples=train_examples, test_examples=test_examples,
         rewards=rewards, peft_config=peft_config, sources=sources, num_steps=num_steps, num_slots=room.num_slots,
         first_step=checkpoint.restore(engine, resume_from) if resume_from else 0,
-        coefficients=checkpoint.record(resume_from).get("coefficients", {}) if resume_from else {},
+        coefficients=record.get("coefficients", {}), pass_rates=_pass_rates(config, train_examples, record),
         ledger=ledger, left_out=left_out, limit=TokenLimit(
             config.micro_batch_tokens, device=device,
             needed=partial(ledger.update, checkpointing=config.gradient_checkpointing == "true")),
         announcement=announce(config, device, engine, decoder, ledger, {
             "prompts": [prompts_line], "rollout": [room.words, copy_line], "update": [budget.words],
             "resume": passed_over, "programs": where_programs_run(config)}, left_out, num_steps))
+
+
+def _pass_rates(config: Config, examples: list[Example], record: dict[str, Any]) -> PassRates:
+    """What is known of the training problems: by the `record` of a resumed run's checkpoint, else by an evaluation."""
+    rates = PassRates(len(examples), config.problem_filter)
+    if record:
+        rates.add(Judged(*one) for one in record.get("pass_rates", []))
+    elif config.problem_pass_rates is not None:
+        rates.read(config.problem_pass_rates, examples)
+    return rates
 
 
 def _endings(
@@ -162,19 +173,20 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="(torch|deepspeed|peft|transformers|bitsandbytes)")
 
 
-def _find_checkpoint(config: Config, sources: dict[str, Any]) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a resumed run starts from, and one line each for it and for every damaged one. Collective.
+def _find_checkpoint(config: Config, sources: dict[str, Any]) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The checkpoint that a resumed run starts from, its record, and a line for it and every damaged one. Collective.
 
     Raises:
         ValueError: no checkpoint is whole, or the newest whole one is of a run that computes something else.
     """
     if not config.resume:
-        return None, []
+        return None, {}, []
     folder, lines = checkpoint.find(Path(config.output_dir))
     if folder is None:
         refuse("resume", True, f"needs a whole checkpoint: {'; '.join(lines)}", "False, with a new output_dir")
-    continuation.check(folder, checkpoint.record(folder), config, sources)
-    return folder, [*lines, f"goes on from {folder}"]
+    record = checkpoint.record(folder)
+    continuation.check(folder, record, config, sources)
+    return folder, record, [*lines, f"goes on from {folder}"]
 
 
 def _fit_memory(ledger: Ledger, decoder: Decoder, prompts: list[list[int]]) -> tuple[Room, Budget]:

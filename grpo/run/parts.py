@@ -15,6 +15,7 @@ from data.prompt_ids import prompt_ids
 from grpo.config import Config
 from grpo.distributed import rank
 from grpo.memory.ledger import Ledger
+from grpo.run.pass_rates import PassRates
 from grpo.sampler.decoder import Decoder
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
@@ -45,6 +46,7 @@ class Run:
     ledger: Ledger
     left_out: int  # problems with too long a prompt
     announcement: list[str]
+    pass_rates: PassRates  # of the training problems, where problem_filter wants them
     coefficients: dict[str, float] = field(default_factory=dict)  # `update.state_after` of the newest step
 
     def prompt_ids(self, example: Example) -> list[int]:

@@ -38,7 +38,8 @@ class Position:
         pulse.enter("save")
         problem = "" if self.saved == self.done else checkpoint.save(
             run.engine, run.output_dir, step=self.done, peft_config=run.peft_config,
-            facts=continuation.facts(run.asked, run.sources, self.done) | {"coefficients": run.coefficients},
+            facts=continuation.facts(run.asked, run.sources, self.done) | {
+                "coefficients": run.coefficients, "pass_rates": run.pass_rates.state()},
             save_total_limit=run.config.save_total_limit, keep=self.best)
         where = describe(pulse.take())
         if problem and must:

@@ -19,7 +19,7 @@ class TokenLimit:
     def __init__(self, max_tokens: int, *, needed: Callable[[int], int], device: torch.device) -> None:
         self.max_tokens, self.needed, self.device = max_tokens, needed, device
 
-    def rehearse(self, num_tokens: int) -> bool:
+    def has_room_for(self, num_tokens: int) -> bool:
         """Can this rank have the memory for a packed batch of `num_tokens` now?"""
         num_bytes = self.needed(num_tokens)
         if self.device.type != "cuda":

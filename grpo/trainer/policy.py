@@ -1,4 +1,4 @@
-"""The policy: a base with LoRA branches, its frozen reference, and the forward that scores packed batches.
+"""The policy: a base with LoRA branches, its frozen reference, and what both say of a packed batch's tokens.
 
 The reference is the policy of step 0: the base without a fresh adapter, a frozen copy of an adapter that training
 starts from, or, without LoRA, a frozen copy of the model. So the KL at step 0 is exactly 0, unless a start adapter has
@@ -61,8 +61,8 @@ class Head(nn.Module):
         return fused_logprob(hidden_KH, self.weight(reference=reference), target_K, **options)
 
 
-class Scores(NamedTuple):
-    """The scored tokens of a packed batch, float32 in nats; None for what was not asked."""
+class PolicyOutput(NamedTuple):
+    """What a policy says of a packed batch's completion tokens, float32 in nats; None for what was not asked."""
 
     logprob_K: torch.Tensor
     entropy_K: torch.Tensor | None = None
@@ -71,9 +71,9 @@ class Scores(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Scores packed batches, as the policy or as its reference.
+    """Log-probabilities of packed batches, as the policy or as its reference.
 
-    Tokens are scored at the temperature at which they were sampled. `frozen_copy` keeps a second, frozen model as the
+    They are at the temperature at which the tokens were sampled. `frozen_copy` keeps a second, frozen model as the
     reference, for training without an adapter; `impl` as for `kernels.fused_logprob`.
     """
 
@@ -89,8 +89,8 @@ class Policy(nn.Module):
 
     def forward(
         self, batch: Batch, *, reference: bool = False, ref_hidden_KH: torch.Tensor | None = None, entropy: bool = False
-    ) -> Scores:
-        """Score the K tokens of a packed batch; `reference`: as the policy of step 0, without gradient.
+    ) -> PolicyOutput:
+        """What the policy says of the K tokens; `reference`: what the policy of step 0 says, without gradient.
 
         kl_K is computed if `ref_hidden_KH` is given, the reference's hidden states of this batch.
 
@@ -102,14 +102,14 @@ class Policy(nn.Module):
             with torch.no_grad(), active_adapter(model, REFERENCE):
                 hidden_KH = hidden_states(model, batch)
                 output = self.head(hidden_KH, batch.target_K, reference=True, **self.options)
-            return Scores(output.logprob_L, hidden_KH=hidden_KH)
+            return PolicyOutput(output.logprob_L, hidden_KH=hidden_KH)
         hidden_KH = hidden_states(self.model, batch)
         output = self.head(hidden_KH, batch.target_K, ref_hidden_KH=ref_hidden_KH, entropy=entropy, **self.options)
-        return Scores(*output)
+        return PolicyOutput(*output)
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """[K, H] the final hidden states that predict the scored tokens; no other position reaches the head."""
+    """[K, H] the final hidden states that predict completion tokens; no other position reaches the head."""
     if batch.token_L.is_cuda:
         batch = batch.padded(padded_length(len(batch.token_L)))
     hidden_LH = model.model(

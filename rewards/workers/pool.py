@@ -41,6 +41,29 @@ class Scored(NamedTuple):
     metrics: dict[str, list[float]] = {}  # what each call of log_metric gave, by name
     extra: dict[str, list[Any]] = {}  # [N] what log_extra gave, by column; None where it gave nothing
 
+    def take(self, rows: list[int]) -> "Scored":
+        """The rewards of these completions; failures and metrics stay those of all."""
+        parts, extra = ({name: [values[n] for n in rows] for name, values in columns.items()}
+                        for columns in (self.parts, self.extra))
+        return self._replace(total=[self.total[n] for n in rows], parts=parts, extra=extra)
+
+
+def join(several: list[Scored]) -> Scored:
+    """The rewards of several calls of the same functions, one after the other."""
+    joined = Scored([], {name: [] for name in several[0].parts}, {}, {}, {})
+    for scored in several:
+        before, count = len(joined.total), len(scored.total)
+        joined.total.extend(scored.total)
+        for name, values in scored.parts.items():
+            joined.parts[name].extend(values)
+        for name, (failed, reason) in scored.failures.items():
+            joined.failures[name] = (joined.failures.get(name, (0, ""))[0] + failed, reason)
+        for name, numbers in scored.metrics.items():
+            joined.metrics.setdefault(name, []).extend(numbers)
+        for name in {**joined.extra, **scored.extra}:  # a call may log a column that another one does not
+            joined.extra.setdefault(name, [None] * before).extend(scored.extra.get(name, [None] * count))
+    return joined
+
 
 class Answered(NamedTuple):
     """One function's answer on N completions."""

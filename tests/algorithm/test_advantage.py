@@ -170,7 +170,7 @@ def test_a_long_wrong_answer_no_longer_beats_a_right_one():
 
 
 def test_a_function_whose_values_are_equal_adds_exactly_nothing():
-    # The float32 mean of seven 0.95 is not 0.95, and with its std of 6e-8 the difference would be full size.
+    # The float32 mean of seven 0.95 is not 0.95, so centring alone does not give 0.
     term_FBG = terms([[[0.95] * 7], [[1.0] + [0.0] * 6]], scored_BG=torch.ones(1, 7, dtype=torch.bool))
     assert term_FBG[0].tolist() == [[0.0] * 7] and term_FBG[1].abs().min() > 0.1
 

@@ -13,6 +13,7 @@ import torch
 
 from grpo.config import Config
 from grpo.report import measures
+from grpo.run.groups import Groups
 from grpo.step import compare
 from rewards.workers.pool import Scored
 
@@ -28,8 +29,14 @@ def alone(monkeypatch):
 def compared(reward_BG, parts, weights=(1.0, 1.0), num_tokens_BG=None, **options):
     """Advantages and metrics of these totals and parts, by name."""
     run = SimpleNamespace(config=Config(**options), rewards=SimpleNamespace(weights=list(weights)))
-    num_tokens_BG = torch.ones_like(torch.tensor(reward_BG)) if num_tokens_BG is None else torch.tensor(num_tokens_BG)
-    return compare(run, torch.tensor(reward_BG), Scored([], parts, {}), num_tokens_BG)
+    reward_BG = torch.tensor(reward_BG)
+    length_N = torch.ones(reward_BG.numel(), dtype=torch.int64)
+    if num_tokens_BG is not None:
+        length_N = torch.tensor(num_tokens_BG).flatten()
+    groups = Groups(
+        problems={b: b for b in range(len(reward_BG))}, scored=Scored(reward_BG.flatten().tolist(), parts, {}),
+        rollout=SimpleNamespace(length_N=length_N, truncated_N=torch.zeros(len(length_N), dtype=torch.bool)))
+    return compare(run, groups, num_sampled=reward_BG.numel())
 
 
 # Both functions agree in the first group, and one of them is silent about the second.

@@ -85,12 +85,12 @@ def test_losses_are_trls(drawn, options):
     assert_alike(drawn, ours(drawn, **options), of_trl(drawn, **options))
 
 
-@pytest.mark.parametrize("quantile", [1.0, 0.5, 0.2])
-def test_entropy_bonus_and_the_tokens_of_high_entropy_are_trls(drawn, quantile):
-    learns_NT = top_entropy_mask(drawn.entropy_NT.detach(), MASK_NT, quantile=quantile)
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.2])
+def test_entropy_bonus_and_the_tokens_of_high_entropy_are_trls(drawn, share):
+    learns_NT = top_entropy_mask(drawn.entropy_NT.detach(), MASK_NT, share=share)
     mine = ours(drawn, weight_NT=learns_NT.float())
     mine = mine - 0.3 * mean_entropy(drawn.entropy_NT, learns_NT, int(learns_NT.sum()))
-    theirs = of_trl(drawn, top_entropy_quantile=quantile, entropy_coef=0.3)
+    theirs = of_trl(drawn, top_entropy_quantile=share, entropy_coef=0.3)
     assert_alike(drawn, mine, theirs, entropy=True)
 
 

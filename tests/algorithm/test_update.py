@@ -13,9 +13,9 @@ from grpo.config import Config
 from grpo.report import measures
 from grpo.report.metrics import METRICS
 from grpo.trainer.out_of_memory import TokenLimit
-from grpo.trainer.policy import Scores
+from grpo.trainer.policy import PolicyOutput
 from grpo.types import Batch, Rollout
-from grpo.update import Update, choose_tokens, coefficients_of, move, only_learning, prepare, state_after
+from grpo.update import Update, ask_reference, choose_tokens, coefficients_of, move, only_learning, prepare, state_after
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ class TableEngine:
 
     def __call__(self, batch, **options):
         logprob_K = self.logprob_UT[batch.completion_K, batch.place_K]
-        return Scores(logprob_K, entropy_K=torch.zeros_like(logprob_K))
+        return PolicyOutput(logprob_K, entropy_K=torch.zeros_like(logprob_K))
 
     def backward(self, loss, last):
         loss.backward()
@@ -52,7 +52,7 @@ class TableEngine:
 
 
 def packed(completions, mask_UT):
-    """A packed batch in which both tokens of these completions are scored; what only a real engine reads is None."""
+    """A packed batch of both tokens of these completions; what only a real engine reads is None."""
     unused = dict.fromkeys(("token_L", "position_L", "segment_L", "parent_L", "source_K", "target_K"))
     completion_K, place_K = torch.cartesian_prod(torch.tensor(completions), torch.arange(2)).T
     counted_U1 = torch.isin(torch.arange(2), torch.tensor(completions))[:, None]
@@ -100,6 +100,20 @@ def test_all_iterations_compare_with_the_policy_of_the_first_and_are_measured_by
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("split", [[[0, 1]], [[0], [1]]], ids=["one packed batch", "two"])
+def test_the_share_of_the_kl_s_pull_is_of_the_weights_of_both_gradients(split):
+    # d of three tokens is 0.1, -0.3 and 0.2, and k2 is d^2 / 2: with beta 0.5 the KL weighs 0.3, and the advantages 3.
+    logprob_UT = torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log()
+    work = work_of(split)
+    work.ref_logprob_UT = logprob_UT - torch.tensor([[0.1, -0.3], [0.2, math.nan]])
+    found = [move(TableEngine(logprob_UT.clone()), work, Config(kl_estimator="k2", beta=beta), 1.0)["kl_pull_share"]
+             for beta in (0.5, 0.0)]
+    assert found[0] == pytest.approx(0.3 / 3.3, abs=1e-5) and math.isnan(found[1])
+    work.coefficients = {"beta": 5.0}  # where it moves
+    again = move(TableEngine(logprob_UT.clone()), work, Config(kl_estimator="k2", beta=0.5), 1.0)["kl_pull_share"]
+    assert again == pytest.approx(3 / 6, abs=1e-5)
+
+
 def prepared(scored, **options):
     """The update of four completions of 2, 3, 4 and 1 tokens, of which the second and the last were cut."""
     rollout = Rollout(
@@ -142,6 +156,27 @@ def test_a_completion_that_is_masked_gets_no_gradient_from_the_kl_either(kl_esti
     work.ref_logprob_UT = torch.full((2, 2), -0.1)
     move(engine, work, Config(beta=0.5, kl_estimator=kl_estimator), 1.0)
     torch.testing.assert_close(engine.grads[0], torch.tensor([[0.025, 0.025], [0.0, 0.0]]))
+
+
+def test_a_filler_that_is_not_finite_reaches_no_token_that_counts_and_no_metric():
+    # A filler runs a token of completion 0, which counts in another batch. Both iterations as without it: -A / 3 times
+    # the ratio, and of the KL, 0.05 nats in the second, beta * 0.05 / 3.
+    class BrokenFiller(TableEngine):
+        def __call__(self, batch, **options):
+            output = super().__call__(batch)
+            return output if batch.mask_UT.any() else output._replace(logprob_K=output.logprob_K + math.nan)
+
+    table_UT = torch.tensor([[0.25, 0.9], [0.4, 0.5]]).log()
+    engine, work, config = BrokenFiller(table_UT), work_of([[0, 1]]), Config(num_iterations=2, beta=0.6)
+    mask_UT = work.micro_batches[0].mask_UT
+    work.micro_batches.append(replace(work.micro_batches[0], mask_UT=torch.zeros_like(mask_UT)))
+    with torch.no_grad():
+        ask_reference(engine, work, config)
+    assert work.ref_logprob_UT.equal(torch.where(mask_UT, table_UT, 0.0))
+    metrics = move(engine, work, config, 1.0)
+    first_UT = torch.tensor([[-1.0, -1.0], [1.0, 0.0]]) / 3
+    torch.testing.assert_close(engine.grads, [first_UT, first_UT * math.exp(0.05) + 0.01 * mask_UT])
+    assert all(map(math.isfinite, metrics.values()))
 
 
 class EntropyEngine(TableEngine):

@@ -187,16 +187,16 @@ def test_the_entropy_is_a_mean_over_the_tokens_that_count():
     assert mean_entropy(entropy_NT, torch.zeros_like(MASK_NT), 0).item() == 0.0
 
 
-@pytest.mark.parametrize(("quantile", "kept"), [
+@pytest.mark.parametrize(("share", "kept"), [
     # 0.1 0.3 0.5 0.7 0.9: the 0.6 quantile is 0.5 + 0.4 * 0.2 = 0.58, the 0.5 quantile is 0.5 itself
     (0.4, [[False, False, False], [True, True, False]]), (0.5, [[False, True, False], [True, True, False]]),
     (0.0, [[False, False, False], [True, False, False]]), (1.0, [[True, True, True], [True, True, False]]),
 ])
-def test_the_tokens_of_highest_entropy_are_kept(quantile, kept):
+def test_the_tokens_of_highest_entropy_are_kept(share, kept):
     entropy_NT = torch.tensor([[0.1, 0.5, 0.3], [0.9, 0.7, 5.0]])  # the last does not count, here neither
-    assert top_entropy_mask(entropy_NT, MASK_NT, quantile=quantile).tolist() == kept
+    assert top_entropy_mask(entropy_NT, MASK_NT, share=share).tolist() == kept
     nothing_NT = torch.zeros_like(MASK_NT)
-    assert not top_entropy_mask(entropy_NT, nothing_NT, quantile=quantile).any()
+    assert not top_entropy_mask(entropy_NT, nothing_NT, share=share).any()
 
 
 # All of them

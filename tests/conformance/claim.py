@@ -18,6 +18,13 @@ PASSED, FAILED, NAMED, NOT_OFFERED = STATUSES = ("passed", "failed", "convention
 Check = Callable[[Adapter, float], str | None]
 
 
+class Cause(NamedTuple):
+    """What several failed claims most likely have in common, and what to do."""
+
+    words: str
+    remedy: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """One claim; its texts are plain, and numbers in `by_hand` can be worked out with a pencil.
@@ -36,6 +43,7 @@ class Claim:
     tolerance: float
     check: Check
     names: bool  # a convention
+    cause: Cause | None
 
 
 class Outcome(NamedTuple):
@@ -60,11 +68,13 @@ CLAIMS: list[Claim] = []
 def claims_of(subject: str) -> Callable[..., Callable[[Check], Check]]:
     """A decorator for claims about a subject: `needs` and the texts of Claim; the function's name is the claim's."""
 
-    def claim(needs: str, *, tolerance: float = 1e-5, names: bool = False, **texts: str) -> Callable[[Check], Check]:
+    def claim(
+        needs: str, *, tolerance: float = 1e-5, names: bool = False, cause: Cause | None = None, **texts: str
+    ) -> Callable[[Check], Check]:
         def register(check: Check) -> Check:
             CLAIMS.append(Claim(
                 name=check.__name__.replace("_", " "), subject=subject, needs=tuple(needs.split()), check=check,
-                tolerance=tolerance, names=names, **texts))
+                tolerance=tolerance, names=names, cause=cause, **texts))
             return check
 
         return register

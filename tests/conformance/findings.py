@@ -21,7 +21,14 @@ class Finding(NamedTuple):
 
 
 DIGITS = ("never negative in float32", "small differences are exact")
+ROUNDED = ("equal rewards that round", "equal rewards of hundreds")
+EXCLUDED = ("entropy with an excluded word", "gradient of the entropy with an excluded word")
 FINDINGS = [
+    Finding(
+        TRL, ("equal rewards of hundreds",), ERROR, "trl/trainer/grpo_trainer.py",
+        "advantages = advantages / (std_rewards + 1e-4)",
+        "Whether rewards are equal is asked for the log alone. 1e-4 is well above the rounding of rewards around 1, "
+        "not of rewards around 100: seven equal 95.3 get 0.07 each, seven 953.1 get -0.37."),
     Finding(
         TRL, (*DIGITS, "never negative in bfloat16"), ERROR, "trl/trainer/grpo_trainer.py",
         "torch.exp(ref_per_token_logps - per_token_logps) - (ref_per_token_logps - per_token_logps) - 1",
@@ -41,10 +48,15 @@ FINDINGS = [
         "x_sum_exp.mul_(rescale).add_((e * z).sum(-1))",
         "0 * -infinity. The head's weights and bias are finite in the models that TRL trains."),
     Finding(
-        VERL, ("equal rewards that round",), ERROR, "verl/trainer/ppo/core_algos.py",
+        TRL, ("gradient of the entropy with an excluded word",), NOT_REACHED, "trl/kernels/chunked_logprob.py",
+        "grad -= grad_entropy.unsqueeze(-1) * p * (log_p + entropy.unsqueeze(-1))",
+        "The entropy that its forward has saved is NaN already. With entropy_coef its trainer takes this gradient; "
+        "the head's weights and bias are finite in the models that TRL trains."),
+    Finding(
+        VERL, ROUNDED, ERROR, "verl/trainer/ppo/core_algos.py",
         "scores[i] = (scores[i] - id2mean[index[i]]) / (id2std[index[i]] + epsilon)",
         "Whether rewards are equal is not asked. With epsilon 1e-6 the rounding of a mean of seven 0.95 is 6 % of a "
-        "full advantage, of one sign for the whole group."),
+        "full advantage, and of seven 95.3 83 %, of one sign for the whole group."),
     Finding(
         VERL, (*DIGITS, "never negative in bfloat16"), ERROR, "verl/trainer/ppo/core_algos.py",
         "kld = (ratio - kl - 1).contiguous()",
@@ -59,14 +71,14 @@ FINDINGS = [
         "The softmax of bfloat16 logits, which the FSDP engine has under autocast, is rounded to bfloat16. This is the "
         "path without flash-attention, whose kernel takes its place where it is installed: not tried here."),
     Finding(
-        VERL, ("entropy with an excluded word",), NOT_REACHED, "verl/utils/torch_functional.py",
+        VERL, EXCLUDED, NOT_REACHED, "verl/utils/torch_functional.py",
         "entropy = torch.logsumexp(logits, dim=-1) - torch.sum(pd * logits, dim=-1)",
-        "0 * -infinity. Logits of the models that verl trains are finite."),
+        "0 * -infinity, forwards and backwards. Logits of the models that verl trains are finite."),
     Finding(
-        OPENRLHF, ("equal rewards that round",), ERROR, "openrlhf/trainer/ppo_utils/experience_maker.py",
+        OPENRLHF, ROUNDED, ERROR, "openrlhf/trainer/ppo_utils/experience_maker.py",
         "rewards = (rewards - rewards.mean(-1, keepdim=True)) / (rewards.std(-1, keepdim=True) + 1e-9)",
         "Whether rewards are equal is not asked. 1e-9 is far below the rounding of a mean in float32: seven equal 0.95 "
-        "get 0.91 each, as strong as a lesson, of one sign for the whole group."),
+        "get 0.91 each, seven 95.3 get 0.93, as strong as a lesson, of one sign for the whole group."),
     Finding(
         OPENRLHF, DIGITS, ERROR, "openrlhf/models/utils.py", "log_ratio = (-log_ratio).exp() - 1 + log_ratio",
         "exp(x) - 1 - x loses its digits where x is small. The gradient is right."),
@@ -91,7 +103,7 @@ FINDINGS = [
         "openrlhf/models/actor.py", 'entropy = compute_entropy(output["logits"])',
         "Taken before the logits are divided by the temperature: log and bonus have the entropy at temperature 1."),
     Finding(
-        OPENRLHF, ("entropy with an excluded word",), NOT_REACHED, "openrlhf/models/utils.py",
+        OPENRLHF, EXCLUDED, NOT_REACHED, "openrlhf/models/utils.py",
         "entropy = torch.logsumexp(logits, dim=-1) - torch.sum(pd * logits, dim=-1)",
-        "0 * -infinity. Logits of the models that OpenRLHF trains are finite."),
+        "0 * -infinity, forwards and backwards. Logits of the models that OpenRLHF trains are finite."),
 ]

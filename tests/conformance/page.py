@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from grpo.report.markup import escaped, page, pairs, paragraph
-from tests.conformance.claim import FAILED, NAMED, NOT_OFFERED, PASSED, STATUSES, Claim, Outcome
+from tests.conformance.claim import FAILED, NAMED, NOT_OFFERED, PASSED, STATUSES, Cause, Claim, Outcome
 
 COLORS = {PASSED: "--c2", FAILED: "--c1", NAMED: "--c0", NOT_OFFERED: "--soft"}  # of grpo.report.markup
 STYLE = "".join(f".{name.replace(' ', '-')} {{ color: var({color}); }}\n" for name, color in COLORS.items())
@@ -20,24 +20,38 @@ def counts(outcomes: Sequence[Outcome]) -> str:
 
 
 def terminal(name: str, outcomes: Sequence[Outcome]) -> str:
-    """A line for each claim under its subject, and below them what each failed claim is about."""
+    """A line for each claim under its subject; below, what failed claims are about, once for those of one cause."""
     lines = [f"{name}: {len(outcomes)} claims, {counts(outcomes)}"]
     for subject, some in groupby(outcomes, key=lambda one: one.claim.subject):
         lines += ["", subject]
         for claim, status, found in some:
             word = status.upper() if status == FAILED else status
             lines.append(f"  {word:<11}  {claim.name}" + (f": {found}" if found else ""))
-    for claim, status, found in outcomes:
-        if status == FAILED:
-            lines += ["", f"FAILED {claim.name}: {claim.says}", *(f"  {label:<9} {text}" for label, text in (
-                ("found", found), *about(claim)))]
+    for first, *others in by_cause(outcomes):
+        claim, cause = first.claim, first.claim.cause
+        if others:
+            lines += ["", f"{1 + len(others)} claims fail that most likely have one cause: {cause.words}. The first:"]
+        lines += ["", f"FAILED {claim.name}: {claim.says}", *(f"  {label:<9} {text}" for label, text in (
+            ("found", first.found), *about(claim)))]
+        if others:
+            lines.append(f"  {'as well':<9} {', '.join(other.claim.name for other in others)}")
     return "\n".join(lines)
+
+
+def by_cause(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """The failed ones, those of one cause together, in the place of the first."""
+    groups: dict[Claim | Cause, list[Outcome]] = {}
+    for one in outcomes:
+        if one.status == FAILED:
+            groups.setdefault(one.claim.cause or one.claim, []).append(one)
+    return list(groups.values())
 
 
 def about(claim: Claim) -> list[tuple[str, str]]:
     """What a reader needs to judge a claim, by label."""
+    remedy = [("remedy", claim.cause.remedy)] if claim.cause else []
     return [("equation", claim.equation), ("by hand", claim.by_hand), ("source", claim.source),
-            ("if not" if not claim.names else "effect", claim.violation)]
+            ("if not" if not claim.names else "effect", claim.violation), *remedy]
 
 
 def html(name: str, outcomes: Sequence[Outcome]) -> str:
@@ -47,7 +61,12 @@ def html(name: str, outcomes: Sequence[Outcome]) -> str:
         "A claim passes or fails. Where code may differ, a claim names the convention that it found. What an adapter "
         "does not have is not offered. Click on a claim for its equation, its source and a number worked by hand.")]
     if failed:
-        body += ["<h2>Failed</h2>", *map(_folded, failed)]
+        body.append("<h2>Failed</h2>")
+    for group in by_cause(outcomes):
+        if len(group) > 1:
+            cause = group[0].claim.cause.words
+            body.append(paragraph(f"{len(group)} claims that most likely have one cause: {cause}."))
+        body += map(_folded, group)
     for subject, some in groupby(outcomes, key=lambda one: one.claim.subject):
         body += [f"<h2>{escaped(subject[:1].upper() + subject[1:])}</h2>", *map(_folded, some)]
     return page(f"Conformance of {name}", body)

@@ -20,9 +20,10 @@ from grpo.advantage import group_advantages
 from grpo.doctor import at_rest, problems, trial
 from grpo.doctor.finding import Finding
 from grpo.run.command import load
+from grpo.run.groups import candidates
 from grpo.run.parts import Run
 from grpo.saving import checkpoint
-from grpo.step import my_prompts, sample
+from grpo.step import sample
 from rewards.workers.pool import RewardPool
 
 SMALL = ["--eval_examples", "4", "--prompts_per_step", "2", "--num_generations", "4", "--max_steps", "3",
@@ -282,7 +283,8 @@ def test_the_reference_of_a_start_adapter_is_that_adapter(begin: Callable[..., R
 
 
 def test_a_gradient_that_is_no_number_or_0_and_a_checkpoint_that_is_not_read_are_named(run: Run, monkeypatch) -> None:
-    rollout = sample(run, *my_prompts(run, 0), 0)
+    examples = [run.train_examples[problems[0]] for problems in candidates(run, 0)]
+    rollout = sample(run, examples, [0, 1], 0)
     reward_BG = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
     advantage_N = group_advantages(reward_BG).flatten()
 

@@ -169,8 +169,8 @@ def saved_bytes(policy: Policy, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scores = policy(batch)
-        del scores
+        output = policy(batch)
+        del output
     return sum(storage.nbytes() for storage in kept.values())
 
 

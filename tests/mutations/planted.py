@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tests.mutations.planted_answers import ANSWER_GROUPS
 from tests.mutations.planted_chat import CHAT_GROUPS
 from tests.mutations.planted_conformance import CONFORMANCE_GROUPS
+from tests.mutations.planted_difficulty import DIFFICULTY_GROUPS
 from tests.mutations.planted_domains import DOMAIN_GROUPS
 from tests.mutations.planted_field import FIELD_GROUPS
 from tests.mutations.planted_launch import LAUNCH_GROUPS
@@ -181,5 +182,6 @@ _GROUPS = [
     *TOKEN_GROUPS,
     *VARIANT_GROUPS,
     *CONFORMANCE_GROUPS,
+    *DIFFICULTY_GROUPS,
 ]
 PLANTED = [Planted(file, tests, *row) for file, tests, rows in _GROUPS for row in rows]

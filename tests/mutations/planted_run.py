@@ -47,15 +47,21 @@ UPDATE = [
     ("the old policy follows", "        if old_logprob_UT is None:", "        if True:"),
     ("gradients' norms added up", " / config.num_iterations", ""),
     ("masked completions are no sequences", "num_sequences=len(keep_U)", "num_sequences=int(keep_U.sum())"),
-    ("masked completions' tokens counted", "int(rollout.length_N[keep_U].sum())", "int(rollout.length_N.sum())"),
-    ("masked completions trained on", "keep_U = keep_U & ~rollout.truncated_N", "pass"),
-    ("truncated completions need no reward", "keep_U & ~rollout.truncated_N", "~rollout.truncated_N"),
+    ("masked completions' tokens counted", "int(merged.length_N[keep_U].sum())", "int(merged.length_N.sum())"),
+    ("masked completions trained on", "keep_U = keep_U & ~merged.truncated_N", "pass"),
+    ("truncated completions need no reward", "keep_U & ~merged.truncated_N", "~merged.truncated_N"),
     ("completions without a reward trained on", "torch.cat(scored)", "torch.ones_like(rollout.truncated_N)"),
     ("what was masked is not kept", ', "keep_N": self.keep_U', ""),
+    ("a filler reaches the reference", "torch.where(batch.mask_UT, batch.scatter(output.logprob_K), 0.0)",
+     "batch.scatter(output.logprob_K) * batch.mask_UT"),
+    ("a filler reaches the old policy", "torch.where(batch.mask_UT, current_UT.detach(), 0.0)",
+     "current_UT.detach() * batch.mask_UT"),
     ("weights of the sampler's gap follow", "current_UT if first else old_logprob_UT", "current_UT"),
 ]
 
 TALLY = [
+    ("a filler reaches the surrogate", "counted(self.advantage_U[:, None] * logprob_UT)",
+     "(counted(self.advantage_U[:, None]) * logprob_UT)"),
     ("clip shares added up", "divisor[name] * iterations for", "divisor[name] for"),
     ("losses added up", '"loss": iterations', '"loss": 1'),
 ]
@@ -110,7 +116,13 @@ LINEAR = [
     ("the bias added after rounding", "torch.addmm(bias_O, rows_XI, weight_IO)", "(rows_XI @ weight_IO).add_(bias_O)"),
 ]
 
+MEMORY = [
+    ("a rank among others packs again", "if world_size() > 1 or all(", "if all("),
+    ("no rank packs again", "if world_size() > 1 or all(", "if world_size() > 0 or all("),
+]
+
 RUN_GROUPS = [
+    ("grpo/trainer/out_of_memory.py", ("test_out_of_memory.py",), MEMORY),
     ("grpo/loading/adapter.py", ("test_adapter.py",), ADAPTER),
     ("grpo/doctor/trial.py", ("test_adapter.py",), TRIAL),
     ("grpo/doctor/at_rest.py", ("test_adapter.py", "test_doctor.py"), DOCTOR),

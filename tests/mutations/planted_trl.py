@@ -29,7 +29,7 @@ MEASURES = [
     ("right without a reward", "return right_BG & ~reward_BG.isnan()", "return right_BG"),
     ("the unscored are wrong", "(right_BG | ~scored_BG).all(dim=1)", "right_BG.all(dim=1)"),
     ("the share of the scored", '(sums["completions"] - sums["scored"])', 'sums["scored"]'),
-    ("failures over the scored", 'for name in part) / sums["completions"]', 'for name in part) / sums["scored"]'),
+    ("failures over the scored", 'for name in part) / sums["sampled"]', 'for name in part) / sums["scored"]'),
     ("None counts in a function's mean", 'mean(f"sum/{name}", f"num/{name}")', 'mean(f"sum/{name}", "completions")'),
     ("metrics of this rank alone", "gather_objects(logged)", "[logged]"),
     ("the last value logged", "sum(numbers) / len(numbers)", "numbers[-1]"),
@@ -145,7 +145,7 @@ STEP = [
     ("columns not written", "        if extra:  # of log_extra\n", "        if False:\n"),
     ("all are scored", "return ~self.reward_BG.flatten().isnan()",
      "return self.reward_BG.flatten() == self.reward_BG.flatten()[-1]"),
-    ("metrics not kept", "logged=logged_metrics(scored.metrics))", "logged={})"),
+    ("metrics not kept", "logged=logged_metrics(groups.scored.metrics),", "logged={},"),
 ]
 
 PARTS = [

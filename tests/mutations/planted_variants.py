@@ -84,7 +84,7 @@ LOSSES = [
     ("the entropy of what does not count", "torch.where(mask_NT, entropy_NT, 0.0).sum()", "entropy_NT.sum()"),
     ("the entropy's sum", ".sum() / max(1, num_tokens)", ".sum()"),
     ("the tokens of lowest entropy", "entropy_NT >= below.lerp", "entropy_NT <= below.lerp"),
-    ("the share that is left out", "place = (1 - quantile) *", "place = quantile *"),
+    ("the share that is left out", "place = (1 - share) *", "place = share *"),
     ("a threshold over what does not count too", "sorted_K = entropy_NT[mask_NT].sort()",
      "sorted_K = entropy_NT.flatten().sort()"),
     ("the nearest value below the quantile", "below.lerp(above, place % 1)", "below"),

@@ -23,13 +23,17 @@ KILLED = 2  # the step of the kill; step-2 is saved then
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three")
-    prepare(folder)
+    prepare(folder, num_problems=40)
     return folder
 
 
 def uneven(folder: Path, output: str, **changed: object) -> list[str]:
-    """Six prompts a step, which one, two and three ranks share; head and embeddings trained beside LoRA, over NF4."""
+    """Six prompts a step, which one, two and three ranks share; head and embeddings trained beside LoRA, over NF4.
+
+    A reward of 0 or 1 makes most groups of two flat: they give way to others, and solved problems are passed over.
+    """
     chosen = {"prompts_per_step": 6, "max_steps": 3, "load_in_4bit": True,
+              "reward_funcs": f"{folder / 'my_rewards.py'}:vocal", "dynamic_sampling": 2, "problem_filter": "0 0.9",
               "lora_modules_to_save": "lm_head embed_tokens", **changed}
     return [*options(folder, output, **{"zero_stage": 3, **chosen}), "--deepspeed", json.dumps(SHARD_EVERYTHING)]
 
@@ -50,6 +54,15 @@ def test_what_the_ranks_share_is_uneven(whole: Path) -> None:
     sizes = [tensor.numel() for tensor in weights(whole).values()]
     assert sum(size % 3 > 0 for size in sizes) > len(sizes) / 2
     assert 64 * 320 in sizes and 64 * 320 % 3 == 2  # the embeddings
+
+
+def test_flat_groups_gave_way_and_solved_problems_were_passed_over(whole: Path) -> None:
+    steps = numbers(whole)
+    assert all(1 < row["groups_drawn"] <= 3 for row in steps)
+    shares = [row["filtered_share"] for row in steps]
+    assert 0 < shares[0] <= shares[1] <= shares[2] < 1
+    flat = [row["zero_variance_share"] for row in steps]
+    assert min(flat) < 0.5
 
 
 @pytest.fixture(scope="module")

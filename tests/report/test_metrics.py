@@ -130,7 +130,7 @@ def measured(reward_BG, parts, *, scale="none", gate="none", outcome=None, failu
         part_FBG, torch.ones(len(parts)), ~reward_BG.isnan(), aggregation="sum_then_normalize")
     advantage_BG = gate_advantages(group_advantages(reward_BG, scale=scale, eps=0.0), right_BG, gate=gate)
     return reward_metrics(reward_BG, Scored([], parts, failures or {}), right_BG, term_FBG=term_FBG,
-                          compared_BG=reward_BG, advantage_BG=advantage_BG)
+                          compared_BG=reward_BG, advantage_BG=advantage_BG, num_sampled=reward_BG.numel())
 
 
 def scored(rewards, scale, gate="none"):

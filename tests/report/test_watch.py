@@ -5,6 +5,7 @@ recovery, and says what to do. Needs 3 s.
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from grpo.options.option import options
 from grpo.report.metrics import METRICS, Range, markdown_table
 from grpo.report.watch import AGAIN, RANGES, Watch, warnings
 
+ROOT = Path(__file__).parents[2]
 OFF_POLICY = {"num_iterations": 2}
 BFLOAT16 = {"torch_dtype": "bfloat16"}
 # Metric, a value on the edge of its range, one just outside, settings. One line for each end of each patient range.
@@ -22,6 +24,7 @@ PATIENT = [
     ("phantom_advantage_share", 0.5, 0.51, {}),
     ("phantom_advantage_share/format", 0.5, 0.51, {}),
     ("kl", 1.0, 1.01, {}),
+    ("kl_pull_share", 0.1, 0.11, {}),
     ("grad_norm", 10.0, 10.1, {}),
     ("reward_failures", 0.0, 0.01, {}),
     ("clip_share_low", 0.0, 0.001, {}),
@@ -214,3 +217,22 @@ def test_the_table_prints_the_ranges_that_the_watch_acts_on():
     assert str(Range(0.25, 4, of="the start")) == "0.25 to 4 times the start"
     rows = {line.split("`")[1]: line for line in markdown_table().splitlines()[2:]}
     assert [name for name, healthy in RANGES if str(healthy) not in rows[name]] == []
+
+
+FAILED = json.loads((ROOT / "benchmarks" / "results" / "failures.json").read_text())
+
+
+@pytest.mark.parametrize(("run", "metric"), [
+    ("rate too high", "accuracy"), ("beta too large", "kl_pull_share"), ("equal rewards", "zero_variance_all_right"),
+    ("no end", "truncated_share"), ("cut off", "truncated_share"),
+    ("another reward takes over", "phantom_advantage_share"), ("entropy collapse", "entropy"),
+    ("wrong template", "phantom_advantage_share")])
+def test_a_run_that_was_made_to_fail_is_warned_of_by_the_metric_of_its_symptom(run, metric):
+    told = warnings(settings(), FAILED["runs"][run])
+    assert any(re.match(rf"warning \[step \d+\] {metric} is ", line) for line in told), told
+    assert f"`{metric}`" in (ROOT / "docs" / "when-it-does-not-learn.md").read_text()
+
+
+def test_of_the_run_that_nothing_is_wrong_with_nothing_is_said_and_every_failing_one_is_above():
+    assert warnings(settings(), FAILED["runs"]["healthy"]) == []
+    assert len(FAILED["runs"]) == 9

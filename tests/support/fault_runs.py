@@ -8,16 +8,20 @@ from tests.support.tiny_models import tiny_qwen2, tiny_tokenizer
 REWARD = """
 def vowels(completions, **columns):
     return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
+
+def vocal(completions, **columns):
+    return [float(share > 0.15) for share in vowels(completions)]
 """
 TIMES = {"step_s", "rollout_s", "reward_s", "advantage_s", "sync_s", "reference_s", "update_s", "warmup_s",
          "tokens_per_s", "rollout_tokens_per_s", "prefill_share", "peak_memory_bytes"}
 
 
-def prepare(folder: Path) -> None:
-    """A model, seven problems and a reward file."""
+def prepare(folder: Path, num_problems: int = 7) -> None:
+    """A model, problems and a reward file."""
     tiny_qwen2(num_hidden_layers=1).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    rows = [{"prompt": f"Question: Tom has {i} apples.\nSolution:", "final_answer": str(i)} for i in range(7)]
+    rows = [{"prompt": f"Question: Tom has {i} apples.\nSolution:", "final_answer": str(i)}
+            for i in range(num_problems)]
     (folder / "data.json").write_text(json.dumps(rows))
     (folder / "my_rewards.py").write_text(REWARD)
 

@@ -110,7 +110,8 @@ def test_the_run_does_something(alone: Path) -> None:
 
 
 def test_the_metrics_of_a_step_are_the_rows_of_the_table(alone: Path) -> None:
-    only_asked_for = {"correction_weight_mean", "correction_capped_share", "beta", "entropy_coef", "<name>"}
+    only_asked_for = {"correction_weight_mean", "correction_capped_share", "beta", "entropy_coef", "<name>",
+                      "accuracy_of_first", "groups_drawn", "filtered_share"}
     for record in lines(alone / "metrics.jsonl"):
         rows = {name.replace("/vowels", "/<name>") for name in record}
         assert rows == METRICS.keys() - only_asked_for

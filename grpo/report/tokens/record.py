@@ -36,7 +36,7 @@ class TokenRecord:
         self.iterations.append({})
 
     def start_again(self) -> None:
-        """Forget the iteration, which ran out of memory: its completions may come to other ranks now."""
+        """Forget the iteration, which ran out of memory: it is done again from its first micro-batch."""
         self.iterations[-1] = {}
 
     def add(self, batch: Batch, loss: torch.Tensor, logprob_UT: torch.Tensor, *, kl_UT: torch.Tensor | None,
@@ -66,7 +66,7 @@ class TokenRecord:
         now["total"] = now["total"] + total if "total" in now else total
 
     def part(self) -> list[dict[str, torch.Tensor]]:
-        """This rank's part for `lines`, on the CPU: of each iteration only the completions that it scored."""
+        """This rank's part for `lines`, on the CPU: of each iteration only the completions in its batches."""
         if not len(self.kept_N):
             return []
         parts = []
@@ -114,7 +114,7 @@ def lines(kept_N: torch.Tensor, parts: Sequence[list[dict[str, torch.Tensor]]], 
 
 
 def _joined(num_completions: int, longest: int, parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """One iteration of all ranks: each completion from the rank that scored it."""
+    """One iteration of all ranks: each completion from the rank that had it in a batch."""
     names = dict.fromkeys(name for part in parts for name in part if name not in ("index", "total"))
     joined = {name: torch.zeros(num_completions, longest, dtype=parts[0][name].dtype) for name in names}
     for part in parts:

@@ -47,8 +47,8 @@ class NegatedTwice:
 class ComparedAcrossPrompts:
     """The same issue, further down: rewards are reshaped to one row, so mean and std are those of the whole batch."""
 
-    CAUGHT_BY = ("prompts are kept apart", "a group adds up to 0", "equal rewards", "a flat group beside another",
-                 "not a number stays in its group")
+    CAUGHT_BY = ("prompts are kept apart", "a group adds up to 0", "equal rewards", "equal rewards of hundreds",
+                 "a flat group beside another", "not a number stays in its group")
 
     @staticmethod
     def advantages(rewards: torch.Tensor) -> torch.Tensor:

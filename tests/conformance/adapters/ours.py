@@ -14,7 +14,7 @@ from grpo.loss import kl_divergence, loss_denominator
 from grpo.report.measures import Tally
 from grpo.trainer.engine import Engine
 from grpo.trainer.out_of_memory import TokenLimit
-from grpo.trainer.policy import Scores
+from grpo.trainer.policy import PolicyOutput
 from grpo.trainer.zero import adamw_settings, zero_config
 from grpo.types import Batch, Rollout
 from grpo.update import Update, gradient, prepare
@@ -28,8 +28,8 @@ class Table:
         self.logprob_UT = logprob_UT
         self.loss = torch.zeros(())
 
-    def __call__(self, batch: Batch, **options: object) -> Scores:
-        return Scores(self.logprob_UT[batch.completion_K, batch.place_K])
+    def __call__(self, batch: Batch, **options: object) -> PolicyOutput:
+        return PolicyOutput(self.logprob_UT[batch.completion_K, batch.place_K])
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         self.loss = self.loss + loss
@@ -42,13 +42,13 @@ class Words(nn.Module):
         super().__init__()
         self.model = nn.ParameterDict({"weight": nn.Parameter(weight.detach().clone())})
 
-    def forward(self, batch: Batch, **options: object) -> Scores:
+    def forward(self, batch: Batch, **options: object) -> PolicyOutput:
         logprob_K = self.model["weight"].log_softmax(dim=0)[batch.target_K]
-        return Scores(logprob_K, entropy_K=torch.zeros_like(logprob_K).detach())
+        return PolicyOutput(logprob_K, entropy_K=torch.zeros_like(logprob_K).detach())
 
 
 def packed(rows: list[int], mask_UT: torch.Tensor) -> Batch:
-    """A packed batch that scores all tokens of these completions; what only a model reads is None."""
+    """A packed batch of all tokens of these completions; what only a model reads is None."""
     place_U = torch.zeros(len(mask_UT), dtype=torch.bool).index_fill(0, torch.tensor(rows), True)
     completion_K, place_K = (place_U[:, None] & torch.ones_like(mask_UT)).nonzero().T
     unused = dict.fromkeys(("token_L", "position_L", "segment_L", "parent_L", "source_K", "target_K"))

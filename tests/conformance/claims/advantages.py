@@ -2,14 +2,16 @@
 
 import torch
 
+from grpo.report.tokens.worked import EXAMPLE as WORKED
+from grpo.report.tokens.worked import worked
 from tests.conformance.adapter import Adapter
 from tests.conformance.claim import Wrong, claims_of
+from tests.conformance.claims import causes
 from tests.conformance.tools import expect, expect_finite, words
 
 claim = claims_of("advantages")
 PAPER = "DeepSeekMath, arXiv 2402.03300, section 4.1.2"
 CENTRED = "A_g = (r_g - mean r) / s, with s > 0 or 1"
-WORKED = (1.0, 0.0, 0.0, 0.0)  # the example of README
 
 
 def advantages(adapter: Adapter, *groups: tuple[float, ...]) -> torch.Tensor:
@@ -29,7 +31,7 @@ def shape(advantage_G: torch.Tensor) -> torch.Tensor:
     "advantages", tolerance=1e-3,
     says="The only right one of four completions gets 3 times what each wrong one gets, and the other sign.",
     equation=CENTRED, source=PAPER,
-    by_hand="(1, 0, 0, 0): mean 0.25, so 0.75 and three times -0.25: 3 to -1",
+    by_hand=f"{worked(WORKED).text} Whatever divides them: 3 to −1.",
     violation="Right answers do not become likelier in proportion to how rare they are in their group.")
 def one_right_of_four(adapter: Adapter, tolerance: float) -> None:
     winner, *losers = advantages(adapter, WORKED)[0]
@@ -119,13 +121,26 @@ def equal_rewards(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "advantages", tolerance=0.01,
+    "advantages", tolerance=0.01, cause=causes.ROUNDING,
     says="Equal rewards whose mean rounds teach nothing either.",
     equation="A_g = 0 where all r are equal", source="NVIDIA-NeMo/RL pull request 4158 (the same in another form)",
-    by_hand="seven times 0.95: the float32 mean is 0.95 - 6e-8, and so is the std: 6e-8 / (6e-8 + 1e-9) = 0.98",
+    by_hand="seven times 0.95: the float32 mean is 6.0e-8 below, so the sample std is 6.0e-8 * sqrt(7/6) = 6.4e-8: "
+            "with eps 1e-9 each gets 6.0e-8 / 6.5e-8 = 0.91, with 1e-8 0.80",
     violation="Rounding errors become advantages of full size, all of one sign: noise as strong as a lesson.")
 def equal_rewards_that_round(adapter: Adapter, tolerance: float) -> None:
     for value in (0.95, -0.95, 0.35):
+        expect(advantages(adapter, (value,) * 7)[0], [0.0] * 7, tolerance, f"seven times {value}")
+
+
+@claim(
+    "advantages", tolerance=0.01, cause=causes.ROUNDING,
+    says="Equal rewards teach nothing, whatever their size.",
+    equation="A_g = 0 where all r are equal", source="NVIDIA-NeMo/RL pull request 4158 (the same in another form)",
+    by_hand="seven times 953.1: a float32 there has steps of 6.1e-5, so a mean that rounds is one step off, and the "
+            "sample std 6.1e-5 * sqrt(7/6) = 6.6e-5. With eps 1e-4: 6.1e-5 / (6.6e-5 + 1e-4) = 0.37",
+    violation="With lengths, times or per cents as rewards, prompts that teach nothing get a third of a lesson.")
+def equal_rewards_of_hundreds(adapter: Adapter, tolerance: float) -> None:
+    for value in (95.3, 953.1, -953.1):
         expect(advantages(adapter, (value,) * 7)[0], [0.0] * 7, tolerance, f"seven times {value}")
 
 
@@ -167,9 +182,9 @@ def two_completions(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "advantages",
+    "advantages", cause=causes.ONE,
     says="A prompt with one completion gives finite advantages.",
-    equation="the sample std of one number is 0 / 0", source=PAPER,
+    equation="the sample std of one number is 0 / 0", source="definition of the sample standard deviation",
     by_hand="(1): the mean is 1, so 0 / 0 without care",
     violation="NaN goes through the loss into all weights.")
 def one_completion(adapter: Adapter, tolerance: float) -> None:

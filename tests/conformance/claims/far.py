@@ -4,6 +4,7 @@ import torch
 
 from tests.conformance.adapter import Adapter
 from tests.conformance.claim import claims_of
+from tests.conformance.claims import causes
 from tests.conformance.tools import Part, expect, expect_finite, unit, whole_loss
 
 claim = claims_of("ratio and clip")
@@ -20,7 +21,7 @@ def far(adapter: Adapter, log_ratio: float, advantage: float) -> Part:
 
 
 @claim(
-    "loss", tolerance=1e-4,
+    "loss", tolerance=1e-4, cause=causes.OVERFLOW,
     says="A good token that has become e^100 times likelier is clipped: gradient 0, not NaN.",
     equation=CLAMP, source=SOURCE,
     by_hand="exp(100) is infinite in float32; min chooses the bound, and backward is 0 * infinity",
@@ -32,7 +33,7 @@ def far_above_and_good(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "loss",
+    "loss", cause=causes.OVERFLOW,
     says="A bad token that has become e^100 times likelier has a finite loss.",
     equation=CLAMP, source=SOURCE,
     by_hand="ratio |A| with ratio at most exp(20) = 4.9e8, or c |A| with dual clip",

@@ -80,7 +80,8 @@ def a_completion_without_reward(adapter: Adapter, tolerance: float) -> str:
     says="What a prompt with one completion gets.",
     equation="A = r - mean r = 0, or A = r", source="verl takes the reward itself, REINFORCE",
     by_hand="(3): 0, or 3",
-    violation="With 0 nothing is learned; with the reward itself everything that is rewarded becomes likelier.")
+    violation="With 0 nothing is learned; with the reward itself everything that is rewarded becomes likelier. "
+              "NaN is no choice: \"one completion\" judges it.")
 def a_group_of_one(adapter: Adapter, tolerance: float) -> str:
     value = advantages(adapter, (3.0,), (1.0,))[0, 0].item()
     return "not a number" if math.isnan(value) else named(value, {0.0: "0", 3.0: "its reward"}, 1e-3)

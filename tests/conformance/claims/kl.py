@@ -6,6 +6,7 @@ import torch
 
 from tests.conformance.adapter import Adapter
 from tests.conformance.claim import NotOffered, Wrong, claims_of
+from tests.conformance.claims import causes
 from tests.conformance.tools import expect, expect_finite, gradient, words
 
 claim = claims_of("KL")
@@ -158,7 +159,7 @@ def expect_no_negative(adapter: Adapter, dtype: torch.dtype) -> None:
 
 
 @claim(
-    "kl", tolerance=0.0,
+    "kl", tolerance=0.0, cause=causes.DIGITS,
     says="In float32 the KL is never negative.",
     equation="k3 = expm1(-d) + d >= 0", source="unslothai/unsloth-zoo pull request 1240",
     by_hand="d = -1e-6: exp(1e-6) is 1.00000095 in float32; less 1e-6 and 1 that is -6e-8; right is 5e-13",
@@ -168,7 +169,7 @@ def never_negative_in_float32(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "kl", tolerance=0.0,
+    "kl", tolerance=0.0, cause=causes.DIGITS,
     says="In bfloat16 the KL is never negative.",
     equation="k3 = expm1(-d) + d >= 0", source="unslothai/unsloth-zoo pull request 1240",
     by_hand="d = -0.011: exp(0.011) = 1.0111 rounds to 1.0078 in bfloat16; less 1 and 0.011: -0.003; right is 6e-5",
@@ -178,7 +179,7 @@ def never_negative_in_bfloat16(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "kl", tolerance=0.01,
+    "kl", tolerance=0.01, cause=causes.DIGITS,
     says="A small difference has the right KL, to 1 %.",
     equation="k2, k3 = d^2 / 2 for small d", source="unslothai/unsloth-zoo pull request 1240",
     by_hand="d = 2^-10: d^2 / 2 = 4.77e-7; exp(-d) - 1 + d has an error of up to 6e-8, that is 12 %",
@@ -191,9 +192,10 @@ def small_differences_are_exact(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "kl",
+    "kl", cause=causes.OVERFLOW,
     says="However far apart policy and reference are, value and gradient of the KL are finite.",
-    equation="exp(-d) with d bounded", source="meta-pytorch/torchforge issue 664: a KL of 7e9",
+    equation="exp(-clamp(d, -20, 20)); any bound below 88 is finite in float32",
+    source="meta-pytorch/torchforge issue 664: a KL of 7e9",
     by_hand="d = -100: exp(100) = 2.7e43 is infinite in float32",
     violation="One token that the policy has given up ends the run with NaN.")
 def far_apart(adapter: Adapter, tolerance: float) -> None:
@@ -201,6 +203,22 @@ def far_apart(adapter: Adapter, tolerance: float) -> None:
     value = adapter.kl(logprob, torch.tensor([[-1.0, -101.0, -1.0]]))
     expect_finite(value, "values at d = -100, 100, -200")
     expect_finite(gradient(value.sum(), logprob), "gradients at d = -100, 100, -200")
+
+
+@claim(
+    "kl", tolerance=0.0, cause=causes.HALF_BOUND,
+    says="However far a token is from the reference, the KL never pushes it further away.",
+    equation="d * dkl / dlogp >= 0: back towards the reference, or 0 beyond a bound (k2, k3)", source=SCHULMAN,
+    by_hand="d = -30: k3's gradient is 1 - exp(30) = -1.07e13, k2's -30; 0 with d bounded at 20. With the bound in the "
+            "exponential alone, expm1(clamp(-d)) + d, it is 0 + 1 = +1: less likely still",
+    violation="Tokens that the policy has all but given up are driven to probability 0: what the KL is there to stop.")
+def it_never_pushes_away(adapter: Adapter, tolerance: float) -> None:
+    needs_sign(adapter)
+    for d in (-30.0, -22.0, 22.0, 30.0):
+        logprob = torch.tensor([[-40.0 + d]], requires_grad=True)
+        grad = gradient(adapter.kl(logprob, torch.tensor([[-40.0]])).sum(), logprob).item()
+        if grad * d < -tolerance:
+            raise Wrong(f"d = {d:g}: found gradient {grad:.4g}, expected {'none above' if d < 0 else 'none below'} 0")
 
 
 @claim(

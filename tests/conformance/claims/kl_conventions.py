@@ -35,7 +35,7 @@ def gradient_of(adapter: Adapter, tolerance: float) -> str:
     says="Where the KL is bounded.",
     equation="exp(clamp(-d)), or clamp(kl)", source="verl and OpenRLHF: 10",
     by_hand="d = -30: exp(30) - 1 - 30 = 1.07e13; with d bounded at 20, 4.9e8; or 10",
-    violation="Beyond its bound a token is not pulled back any more.")
+    violation="Beyond its bound a token is not pulled back any more. k3 without one overflows: see \"far apart\".")
 def bounded_at(adapter: Adapter, tolerance: float) -> str:
     value = adapter.kl(torch.tensor([[-31.0]], dtype=torch.float64), torch.tensor([[-1.0]], dtype=torch.float64)).item()
     free = {"k1": -30.0, "k2": 450.0, "k3": 1.0686e13}.get(kind(adapter), float("nan"))

@@ -6,6 +6,7 @@ import torch
 
 from tests.conformance.adapter import Adapter
 from tests.conformance.claim import NotOffered, Wrong, claims_of
+from tests.conformance.claims.causes import DIVISOR
 from tests.conformance.pair import Answer, Case, in_processes
 from tests.conformance.tools import expect, expect_finite
 
@@ -73,7 +74,7 @@ def both_apply_the_same(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "rank_gradient", tolerance=1e-5,
+    "rank_gradient", tolerance=1e-5, cause=DIVISOR,
     says="Both ranks apply the gradient that one process has with all completions.",
     equation=SUMMED, source="huggingface/trl issue 3021; ms-swift issue 10117",
     by_hand="5 tokens on one rank, 1 on the other: each weighs 1/6; the mean of the ranks' means has 1/10 and 1/2",
@@ -83,7 +84,7 @@ def it_is_that_of_the_whole_batch(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "rank_gradient", tolerance=1e-5,
+    "rank_gradient", tolerance=1e-5, cause=DIVISOR,
     says="So do ranks with different numbers of completions.",
     equation=SUMMED, source="verl pull request 5228",
     by_hand="two completions with 4 tokens, one with 5: each token weighs 1/9",
@@ -93,7 +94,7 @@ def different_numbers_of_completions(adapter: Adapter, tolerance: float) -> None
 
 
 @claim(
-    "rank_gradient", tolerance=1e-5,
+    "rank_gradient", tolerance=1e-5, cause=DIVISOR,
     says="A rank on which nothing counts takes part, and adds nothing.",
     equation=SUMMED, source="verl pull request 5228: ranks that wait for each other",
     by_hand="5 tokens and none: each weighs 1/5, on both",

@@ -4,6 +4,7 @@ import torch
 
 from tests.conformance.adapter import Adapter
 from tests.conformance.claim import NotOffered, Wrong, claims_of
+from tests.conformance.claims import causes
 from tests.conformance.tools import (
     expect,
     needs_ratio_of_tokens,
@@ -103,7 +104,7 @@ def inside_below(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "loss", tolerance=1e-4,
+    "loss", tolerance=1e-4, cause=causes.CLIP,
     says="A good token that has become much likelier is not pushed further.",
     equation=LOSS, source=PPO,
     by_hand="ratio 2, A = 1, high 0.2: value -min(2, 1.2) = -1.2, gradient 0",
@@ -113,7 +114,7 @@ def clipped_above(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "loss", tolerance=1e-4,
+    "loss", tolerance=1e-4, cause=causes.CLIP,
     says="A bad token that has become much less likely is not pushed further.",
     equation=LOSS, source=PPO,
     by_hand="ratio 0.5, A = -1, low 0.2: value -min(-0.5, -0.8) = 0.8, gradient 0",
@@ -150,7 +151,7 @@ def expect_edge(adapter: Adapter, edge: float, outwards: float, advantage: float
 
 
 @claim(
-    "loss", tolerance=0.0,
+    "loss", tolerance=0.0, cause=causes.CLIP,
     says="The upper bound is where the adapter says.",
     equation="1 + high", source=DAPO,
     by_hand="high 0.2: at ratio 1.19 a gradient for A = 1, at 1.21 none",
@@ -160,7 +161,7 @@ def the_upper_bound(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "loss", tolerance=0.0,
+    "loss", tolerance=0.0, cause=causes.CLIP,
     says="The lower bound is where the adapter says.",
     equation="1 - low", source=DAPO,
     by_hand="low 0.2: at ratio 0.81 a gradient for A = -1, at 0.79 none",

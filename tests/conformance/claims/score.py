@@ -6,6 +6,7 @@ import torch
 
 from tests.conformance.adapter import Adapter
 from tests.conformance.claim import NotOffered, Wrong, claims_of
+from tests.conformance.claims import causes
 from tests.conformance.tools import expect, expect_finite, gradient
 
 claim = claims_of("log-probabilities")
@@ -22,12 +23,12 @@ def logprob(adapter: Adapter, logits: list, token: int, temperature: float = 1.0
 
 
 def entropy(adapter: Adapter, logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """The entropies of [N, T, V] logits, [N, T]."""
+    """The entropies of [N, T, V] logits, [N, T], with the gradient that they have."""
     tokens = torch.zeros(logits.shape[:2], dtype=torch.int64)
-    found = adapter.score(logits.clone().requires_grad_(), tokens, temperature)[1]
+    found = adapter.score(logits, tokens, temperature)[1]
     if found is None:
         raise NotOffered("no entropy")
-    return found.detach()
+    return found
 
 
 @claim(
@@ -101,7 +102,7 @@ def huge_logits(adapter: Adapter, tolerance: float) -> None:
 
 
 @claim(
-    "score", tolerance=1e-5,
+    "score", tolerance=1e-5, cause=causes.EXCLUDED,
     says="A word that the model excludes has no share, and disturbs no other.",
     equation="z_v = -infinity implies p_v = 0", source="vocabularies padded to a multiple of 64",
     by_hand="(0, -infinity, ln 3), the third word: ln 3/4, gradient (-1/4, 0, 1/4)",
@@ -164,7 +165,7 @@ def exact_from_bfloat16(adapter: Adapter, tolerance: float) -> None:
     by_hand="four equal words: ln 4 = 1.3863; (1/2, 1/4, 1/4, 0 or nearly): 1.5 ln 2 = 1.0397",
     violation="An entropy bonus pulls, and the log shows, something else.")
 def entropy_by_hand(adapter: Adapter, tolerance: float) -> None:
-    logits = torch.tensor([[[0.0] * 4, [math.log(2), 0.0, 0.0, -60.0]]])
+    logits = torch.tensor([[[0.0] * 4, [math.log(2), 0.0, 0.0, -60.0]]], requires_grad=True)
     expect(entropy(adapter, logits), [[math.log(4), 1.5 * math.log(2)]], tolerance)
 
 
@@ -175,16 +176,35 @@ def entropy_by_hand(adapter: Adapter, tolerance: float) -> None:
     by_hand="logits (0, 2 ln 3) at temperature 2: probabilities 1/4 and 3/4, entropy 0.5623; at temperature 1: 0.3251",
     violation="The entropy in the log, or the bonus, is of a distribution that nobody samples from.")
 def entropy_at_the_temperature(adapter: Adapter, tolerance: float) -> None:
-    expect(entropy(adapter, torch.tensor([[[0.0, 2 * math.log(3)]]]), 2.0), [[0.56234]], 10 * tolerance)
+    logits = torch.tensor([[[0.0, 2 * math.log(3)]]], requires_grad=True)
+    expect(entropy(adapter, logits, 2.0), [[0.56234]], 10 * tolerance)
 
 
 @claim(
-    "score", tolerance=1e-5,
+    "score", tolerance=1e-5, cause=causes.EXCLUDED,
     says="A word that the model excludes adds nothing to the entropy.",
     equation="0 log 0 = 0", source="vocabularies padded to a multiple of 64",
     by_hand="(0, -infinity, 0): two equal words, ln 2 = 0.6931",
     violation="0 * infinity: the entropy is NaN, and with a bonus the loss.")
 def entropy_with_an_excluded_word(adapter: Adapter, tolerance: float) -> None:
-    found = entropy(adapter, torch.tensor([[[0.0, -INF, 0.0]]]))
+    found = entropy(adapter, torch.tensor([[[0.0, -INF, 0.0]]], requires_grad=True))
     expect_finite(found, "entropy")
     expect(found, [[math.log(2)]], tolerance)
+
+
+@claim(
+    "score", tolerance=1e-4, cause=causes.EXCLUDED,
+    says="A word that the model excludes leaves the entropy's gradient finite, and right.",
+    equation="dH / dz_v = -p_v (log p_v + H) / temperature, 0 for the excluded word",
+    source="pytorch/pytorch issue 68425: NaN from the branch of torch.where that is not taken",
+    by_hand="(0, -infinity, ln 3): p = (1/4, 0, 3/4), H = ln 4 - 3/4 ln 3 = 0.5623; 1/4 (1.3863 - 0.5623) = 0.2060 for "
+            "the first word, -0.2060 for the third",
+    violation="With an entropy bonus all weights become NaN in the first step, although the logged entropy is right.")
+def gradient_of_the_entropy_with_an_excluded_word(adapter: Adapter, tolerance: float) -> None:
+    logits = torch.tensor([[[0.0, -INF, math.log(3)]]], requires_grad=True)
+    found = entropy(adapter, logits)
+    if not found.requires_grad:
+        raise NotOffered("its entropy has no gradient")
+    grad = gradient(found.sum(), logits)[0, 0]
+    expect_finite(grad, "gradient")
+    expect(grad, [0.2060, 0.0, -0.2060], tolerance, "gradient")

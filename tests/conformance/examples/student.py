@@ -1,59 +1,74 @@
-"""GRPO in 60 lines: a table of logits learns to count down from the digit that it is given."""
-
+"""A small GRPO: DeepSeekMath (2402.03300) objective, DAPO token-level mean and clip-higher."""
 import torch
-
-PLACES, WORDS, STOP = 4, 11, 10  # at most four words; the word 10 ends a completion
-GROUP, EPSILON, BETA = 8, 0.2, 0.01
-
-
-def sample(logits, temperature):
-    tokens = torch.distributions.Categorical(logits=logits / temperature).sample()
-    stops = (tokens == STOP).long()
-    return tokens, stops.cumsum(dim=1) - stops == 0  # the stop counts, what follows it does not
+import torch.distributed as dist
+import torch.nn.functional as F
 
 
-def reward(digit, tokens, mask):
-    wanted = digit[:, None] - 1 - torch.arange(PLACES)
-    return ((tokens == torch.where(wanted >= 0, wanted, STOP)) * mask).sum(dim=1) / PLACES
+def token_stats(model_logits, ids, temperature=1.0):
+    """Log-prob of each chosen token and entropy of each distribution."""
+    logp = F.log_softmax(model_logits.float() / temperature, dim=-1)
+    chosen = logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    entropy = -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+    return chosen, entropy
 
 
-def logprobs(logits, tokens, temperature):
-    return (logits / temperature).log_softmax(dim=-1).gather(2, tokens[..., None])[..., 0]
+def sum_gradients(params):
+    """The sum over all processes: the divisor is already that of all."""
+    if dist.is_initialized():
+        for p in params:
+            dist.all_reduce(p.grad)
 
 
-def advantages(rewards):
-    std = rewards.std(dim=1, keepdim=True)
-    return (rewards - rewards.mean(dim=1, keepdim=True)) / (std + 1e-8)
+def count_tokens(masks):
+    """Tokens of all micro-batches of all processes."""
+    n = sum(m.sum() for m in masks)
+    if dist.is_initialized():
+        dist.all_reduce(n)
+    return n
 
 
-def k3(logprob, ref):
-    return torch.exp(ref - logprob) - (ref - logprob) - 1
+class GRPO:
+    def __init__(self, group_size, eps_low=0.2, eps_high=0.28, kl_coef=0.04):
+        self.group_size = group_size
+        self.eps_low = eps_low
+        self.eps_high = eps_high
+        self.kl_coef = kl_coef
 
+    def group_advantages(self, rewards):
+        """rewards: flat [prompts * group_size] -> flat, normalised in each group."""
+        r = rewards.view(-1, self.group_size)
+        if self.group_size == 1:
+            return torch.zeros_like(rewards)
+        adv = (r - r.mean(dim=1, keepdim=True)) / (r.std(dim=1, keepdim=True) + 1e-4)
+        adv = torch.where((r == r[:, :1]).all(dim=1, keepdim=True), 0.0, adv)  # rounding is no lesson
+        return adv.view(-1)
 
-def grpo_loss(logprob, old, advantage, mask, ref):
-    ratio = torch.exp(logprob - old)
-    gain = torch.min(ratio * advantage[:, None], ratio.clamp(1 - EPSILON, 1 + EPSILON) * advantage[:, None])
-    return ((-gain + BETA * k3(logprob, ref)) * mask).sum() / mask.sum()
+    @staticmethod
+    def k3(logp, ref_logp):
+        """Schulman's k3: exp(ref - logp) - (ref - logp) - 1."""
+        diff = (ref_logp - logp).float().clamp(-20, 20)
+        return torch.expm1(diff) - diff
 
+    def loss(self, batch, n_tokens=None):
+        """batch: dict of logp, old_logp, ref_logp, mask [N, T] and adv [N]."""
+        mask = batch["mask"].bool()
+        ratio = torch.exp((batch["logp"] - batch["old_logp"]).clamp(-20, 20))
+        adv = batch["adv"].unsqueeze(1)
+        clipped = torch.clamp(ratio, 1 - self.eps_low, 1 + self.eps_high)
+        per_token = -torch.min(ratio * adv, clipped * adv)
+        if self.kl_coef > 0:
+            per_token = per_token + self.kl_coef * self.k3(batch["logp"], batch["ref_logp"])
+        if n_tokens is None:
+            n_tokens = mask.sum()
+        return torch.where(mask, per_token, 0.0).sum() / n_tokens.clamp(min=1)
 
-def step_loss(micro_batches):
-    return sum(grpo_loss(*one) for one in micro_batches) / len(micro_batches)
-
-
-def train(steps, temperature=1.0):
-    table = torch.zeros(10, PLACES, WORDS, requires_grad=True)  # the policy: logits by digit and place
-    reference = table.detach().clone()
-    optimizer = torch.optim.Adam([table], lr=0.1)
-    for _ in range(steps):
-        digit = torch.randint(10, (4,)).repeat_interleave(GROUP)
-        tokens, mask = sample(table.detach()[digit], temperature)
-        rewards = reward(digit, tokens, mask)
-        advantage = advantages(rewards.view(-1, GROUP)).flatten()
-        old, ref = (logprobs(one.detach()[digit], tokens, temperature) for one in (table, reference))
-        for _ in range(2):  # two updates of each batch, each over two micro-batches
-            new = logprobs(table[digit], tokens, temperature)
-            halves = [tensor.chunk(2) for tensor in (new, old, advantage, mask, ref)]
-            optimizer.zero_grad()
-            step_loss(list(zip(*halves))).backward()
-            optimizer.step()
-    return rewards.mean().item()
+    def step(self, policy, optimizer, batches, max_norm=1.0):
+        """One optimizer step with gradient accumulation; policy(batch) fills in logp."""
+        optimizer.zero_grad()
+        n_tokens = count_tokens([b["mask"] for b in batches])
+        for batch in batches:
+            batch["logp"] = policy(batch)
+            self.loss(batch, n_tokens).backward()
+        sum_gradients(policy.parameters())
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+        optimizer.step()

@@ -169,7 +169,7 @@ def train_steps(
 
 
 def engine_logprobs(engine: Engine, whole: Rollout, run: Config, **options) -> torch.Tensor:
-    """[N, T] what the engine says of the rollout; each rank scores its share, and all get the whole."""
+    """[N, T] what the engine says of the rollout; each rank asks it of its share, and all get the whole."""
     work = work_of(run, whole)
     result_NT = torch.zeros_like(work.sampler_logprob_UT)
     with torch.no_grad():

@@ -7,6 +7,7 @@ from tiny_models import tiny_tokenizer
 
 from grpo.advantage import group_advantages, reward_terms
 from grpo.distributed import gather_objects, rank
+from grpo.run.groups import Groups
 from grpo.sampler.generate import generate
 from grpo.step import compare
 from rewards.workers.pool import Scored
@@ -16,6 +17,7 @@ from tests.trainer.checks.cases import (
     config,
     copied,
     move,
+    part_of,
     rollout,
     sync,
     train_steps,
@@ -30,12 +32,14 @@ def check_groups_compare_on_two_ranks_as_on_one() -> None:
     part_FBG[1, 1, 0] = torch.nan
     weights, mine = [1.0, 0.5], slice(2 * rank(), 2 * rank() + 2)
     reward_BG = (torch.tensor(weights)[:, None, None] * part_FBG).nansum(dim=0)
+    total = reward_BG[mine].flatten().tolist()
     parts = dict(zip(("correctness", "format"), part_FBG[:, mine].flatten(1).tolist()))
     for aggregation in ("sum_then_normalize", "normalize_then_sum"):
         run = config(multi_objective_aggregation=aggregation, scale_rewards="batch")
+        groups = Groups(
+            problems={0: 0, 1: 1}, rollout=part_of(rollout(), 0, 2), scored=Scored(total, parts, {}))
         advantage_BG, metrics = compare(
-            SimpleNamespace(config=run, rewards=SimpleNamespace(weights=weights)), reward_BG[mine],
-            Scored([], parts, {}), torch.ones(2, 3))
+            SimpleNamespace(config=run, rewards=SimpleNamespace(weights=weights)), groups, num_sampled=6)
         term_FBG = reward_terms(
             part_FBG, torch.tensor(weights), torch.ones(4, 3, dtype=torch.bool), aggregation=aggregation)
         whole_BG = group_advantages(term_FBG.sum(dim=0), scale="batch")

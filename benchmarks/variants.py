@@ -1,0 +1,151 @@
+"""What each variant changes in the default run: `python -m benchmarks.variants` trains every one for three seeds.
+
+Writes benchmarks/results/variants.json, variants.md and variants.png. Runs that are there already are not run again, so
+it can be ended and started again. Each is one rank; as many at a time as there are cores.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from benchmarks.record import RESULTS, ROOT, commit, machine, versions
+from benchmarks.toy_runs import COMPLETIONS, LAST, PACKAGES, STEPS, Steps, last, train_all
+
+SEEDS = (0, 1, 2)
+BASE, OFF_POLICY = "default", "two updates"
+# As in docs/variants.md. Those that differ from the default only off policy have a second iteration, as "two updates".
+VARIANTS = {
+    BASE: "",
+    "GRPO as in the paper": "--loss_type grpo --kl_estimator k3",
+    "Dr. GRPO": "--loss_type dr_grpo --scale_rewards none",
+    "batch std": "--scale_rewards batch",
+    "RLOO": "--adv_estimator rloo",
+    "REINFORCE++ baseline": "--adv_estimator reinforce_plus_plus_baseline",
+    "PASS@k": "--adv_estimator pass_at_k --pass_k 4",
+    "GDPO": "--multi_objective_aggregation normalize_then_sum",
+    "outcome gate": "--advantage_gate outcome",
+    OFF_POLICY: "--num_iterations 2",
+    "clip-higher": "--num_iterations 2 --epsilon_high 0.28",
+    "dual clip": "--num_iterations 2 --delta 3",
+    "GSPO": "--num_iterations 2 --importance_sampling_level sequence --loss_type grpo "
+            "--epsilon 3e-4 --epsilon_high 4e-4",
+    "CISPO": "--num_iterations 2 --loss_type cispo --epsilon_high 5",
+    "SAPO": "--num_iterations 2 --loss_type sapo",
+    "GMPO": "--num_iterations 2 --loss_type geo_mean --epsilon 0.4",
+    "entropy bonus": "--entropy_coef 0.001",
+    "entropy target": "--use_adaptive_entropy --entropy_target 0.2",
+    "top-entropy tokens": "--top_entropy_quantile 0.2",
+    "truncated correction": "--rollout_correction truncated",
+    "sequence mask": "--rollout_correction sequence_masked --rollout_correction_floor 0.5",
+    "KL k1": "--kl_estimator k1",
+    "KL exact": "--kl_estimator exact",
+    "adaptive beta": "--target_kl 0.05",
+    "overlong filtering": "--mask_truncated_completions",
+    "dynamic sampling": "--dynamic_sampling 2",
+    "difficulty": "--problem_filter 0.1 0.9",
+}
+CURVES = ("accuracy", "entropy", "kl", "grad_norm")
+
+
+def accuracy_of(steps: Steps) -> str:
+    """With groups that gave way, or problems passed over, accuracy is not that of the policy."""
+    return "accuracy_of_first" if "accuracy_of_first" in steps[0] else "accuracy"
+
+
+def base_of(name: str) -> str:
+    """What a variant is compared with."""
+    return OFF_POLICY if name != OFF_POLICY and VARIANTS[OFF_POLICY] in VARIANTS[name] else BASE
+
+
+def row(name: str, runs: dict[str, list[Steps]]) -> str:
+    """A variant's row of the table."""
+    of, base = runs[name], runs[base_of(name)]
+    right = [100 * last(one, accuracy_of(one)) for one in of]
+    against = "—"
+    if of is not base:
+        apart = [a - 100 * last(one, "accuracy") for a, one in zip(right, base, strict=True)]
+        against = f"{statistics.fmean(apart):+.1f} ± {statistics.stdev(apart) / math.sqrt(len(apart)):.1f}"
+    means = [statistics.fmean(last(one, metric) for one in of) for metric in CURVES[1:]]
+    seconds = statistics.fmean(statistics.fmean(step["step_s"] for step in one[1:]) for one in of)
+    cells = [name, f"`{VARIANTS[name]}`" if VARIANTS[name] else "—", " ".join(f"{one:.1f}" for one in right), against,
+             *(f"{mean:.3g}" for mean in means), f"{seconds:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a page."""
+    used = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return "\n".join([
+        "# Variants on the default run\n",
+        f"`python -m benchmarks.variants`, commit {result['commit']}. {result['machine']}; {used}.\n",
+        f"{STEPS} steps of recipes/toy.yaml with 16 prompts of 8 completions, one rank, seeds "
+        f"{', '.join(map(str, SEEDS))}, nothing else changed: no rate or coefficient was tuned for a variant. Values "
+        f"at the end are means over the last {LAST} steps. Accuracy is of sampled completions, by seed in percent; "
+        "with dynamic sampling and the filter, that of the first groups drawn. Against: the mean over seeds of the "
+        "difference to the default, or to two updates where the variant has two, and its standard error over the three "
+        f"seeds. A seed's accuracy is of {LAST * COMPLETIONS:,} completions, so differences below 3 points are noise. "
+        "Seconds a step are of two runs side by side on two cores.\n",
+        "| variant | options | accuracy by seed | against | entropy | KL | gradient norm | s/step |",
+        "|---|---|---|---|---|---|---|---|",
+        *(row(name, result["runs"]) for name in VARIANTS),
+        "", "![Accuracy over steps, each variant beside what it is compared with](variants.png)", ""])
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Accuracy over steps of each variant, mean and seeds, above what it is compared with."""
+    names = [name for name in VARIANTS if name != BASE]
+    columns = 5
+    figure, axes = plt.subplots(
+        -(-len(names) // columns), columns, sharex=True, sharey=True, figsize=(13, 13), squeeze=False)
+    for axis in axes.flat[len(names):]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names):
+        base = base_of(name)
+        plot(axis, result["runs"][base], "0.55", base)
+        plot(axis, result["runs"][name], "tab:blue", name)
+        axis.set_title(name, fontsize=9)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("step")
+    figure.supylabel("accuracy of sampled completions (grey: what it is compared with)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def plot(axis: Axes, runs: list[Steps], color: str, label: str) -> None:
+    """The seeds thin, their mean thick."""
+    curves = [[step[accuracy_of(steps)] for step in steps] for steps in runs]
+    for curve in curves:
+        axis.plot(curve, color=color, linewidth=0.6, alpha=0.5)
+    axis.plot([statistics.fmean(step) for step in zip(*curves)], color=color, linewidth=1.8, label=label)
+
+
+def main() -> None:
+    """Run what has not run, and write the three files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "variants", help="folder of the runs")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, help="train these, and write nothing")
+    asked = parser.parse_args()
+    folders = {(name, seed): f"{name.replace(' ', '-')}-{seed}" for name in asked.only or VARIANTS for seed in SEEDS}
+    found = train_all({folder: (VARIANTS[name], seed) for (name, seed), folder in folders.items()}, asked.work)
+    if asked.only:
+        return
+    kept = {"step_s", *CURVES, "reward", "accuracy_of_first", "groups_drawn", "filtered_share", "zero_variance_share"}
+    runs = {name: [[{key: value for key, value in step.items() if key in kept} for step in found[folders[name, seed]]]
+                   for seed in SEEDS] for name in VARIANTS}
+    result = {"commit": commit(), "machine": machine(), "versions": versions(PACKAGES), "steps": STEPS,
+              "options": VARIANTS, "runs": runs}
+    (RESULTS / "variants.json").write_text(json.dumps(result) + "\n")
+    (RESULTS / "variants.md").write_text(markdown(result))
+    draw(result, RESULTS / "variants.png")
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()
