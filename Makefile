@@ -9,6 +9,8 @@ NPROC ?= $(shell $(VENV) -c 'import torch; print(torch.cuda.device_count() or 2)
 # Of `make test`, for two cores: tests of several ranks often wait.
 WORKERS ?= 3
 export OMP_NUM_THREADS ?= 1
+# Tests start a hundred processes of this project; where this is set, each would compile its files again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install train test lint bench
 install: .venv/installed

@@ -11,7 +11,7 @@ from grpo.options.strict_yaml import read_yaml
 
 
 def command_line(*classes: type, usage: str, renamed: Mapping[str, Field] | None = None,
-                 hidden: Iterable[str] = ()) -> "_Parser":
+                 hidden: Iterable[str] = ()) -> "Parser":
     """A parser of `--option value` for the options of the dataclasses; it gives text, and only what was given.
 
     Args:
@@ -20,7 +20,7 @@ def command_line(*classes: type, usage: str, renamed: Mapping[str, Field] | None
 
     Its `parse_args` raises ValueError where argparse would print a page of usage and exit.
     """
-    parser = _Parser(usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+    parser = Parser(usage=usage, allow_abbrev=False, argument_default=argparse.SUPPRESS,
                      formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120))
     for cls in classes:
         group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
@@ -45,7 +45,7 @@ def _values(one: Field) -> dict[str, Any]:
     return shown
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     hidden: set[str] = set()
 
     def error(self, message: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """An option: one field of a dataclass with its sentence, unit and range. From it come help, conversion and checks."""
 
+import functools
 import math
 import os
 import types
@@ -35,8 +36,9 @@ def option(default: Any, text: str, *, unit: str = "", within: str = "", choices
     return field(default=default, metadata=metadata)
 
 
+@functools.cache
 def options(cls: type) -> dict[str, Field]:
-    """The options of a dataclass by name, in its order."""
+    """The options of a dataclass by name, in its order; to be read only."""
     return {one.name: one for one in fields(cls) if one.metadata}
 
 

@@ -1,5 +1,6 @@
 """What a command line of train.py asks for. Imports no torch: all but a run itself is answered at once."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from grpo.config import Config
 from grpo.health import last_words
 from grpo.memory import plan
 from grpo.options import foreign, recipe
-from grpo.options.command_line import command_line
+from grpo.options.command_line import Parser, command_line
 from grpo.options.option import options
 from grpo.options.refusal import told
 from grpo.options.surroundings import PROJECT, READ, check_surroundings, folder_of, located, world_size
@@ -35,6 +36,16 @@ def asked(argv: list[str]) -> Config:
     raise SystemExit(0)
 
 
+@functools.cache
+def parser() -> Parser:
+    """What reads the command line."""
+    made = command_line(Config, recipe.ForeignNames, usage="torchrun train.py [--config FILE] [--option value ...]",
+                        renamed=recipe.renamed(Config), hidden=recipe.hidden())
+    made.add_argument("--config", metavar="FILE", help="YAML recipe [recipes/toy.yaml where neither it nor a model nor "
+                      "a training dataset is given]")
+    return made
+
+
 def load(argv: list[str]) -> Config:
     """The configuration of `train.py [--config recipe.yaml] [--option value ...]`; `--help` prints and exits.
 
@@ -44,11 +55,7 @@ def load(argv: list[str]) -> Config:
     Raises:
         ValueError: a line for each mistake that names the field, the value, the rule and the nearest valid value.
     """
-    parser = command_line(Config, recipe.ForeignNames, usage="torchrun train.py [--config FILE] [--option value ...]",
-                          renamed=recipe.renamed(Config), hidden=recipe.hidden())
-    parser.add_argument("--config", metavar="FILE", help="YAML recipe [recipes/toy.yaml where neither it nor a model "
-                        "nor a training dataset is given]")
-    given = parser.parse_args(argv)
+    given = parser().parse_args(argv)
     # A rate for the shipped model would break another one, so nobody's own model or data gets it.
     mine = TOY_PARTS & {foreign.RENAMED.get(name, name) for name in given}
     file: Any = located({"config": given.pop("config", None)})["config"] or (None if mine else TOY_RECIPE)
