@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_runs import lines, numbers, options, prepare, texts
-from faults import Warm, torchrun
+from fault_runs import numbers, options, prepare, texts
+from faults import Warm
 
 from grpo.health.stop_request import Stopped, StopRequest
 from grpo.saving.sealed_folder import damage
@@ -94,18 +94,6 @@ def test_what_is_saved_is_not_saved_again(folder: Path, warm: Warm) -> None:
         os.kill(pid, signal.SIGTERM)
     assert warm.end().codes == [0, 0]
     assert state.stat().st_mtime_ns == written_ns
-
-
-def test_sigterm_to_torchrun_saves_before_it_ends_and_without_a_compiler_none_is_needed(folder: Path) -> None:
-    nothing = {"PATH": str(folder / "empty"), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
-    command = options(folder, "preempted", max_steps=1000, save_strategy="no")
-    process, ranks = torchrun(folder / "preempted", *command, num_ranks=1, **nothing)
-    assert not (folder / "extensions").exists()
-    process.terminate()
-    process.communicate()
-    assert not any(rank.is_running() for rank in ranks)
-    (saved,) = (folder / "preempted" / "checkpoints").iterdir()
-    assert not damage(saved) and saved.name == f"step-{len(lines(folder / 'preempted' / 'metrics.jsonl'))}"
 
 
 def test_signals_do_again_what_they_did_before() -> None:

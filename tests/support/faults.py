@@ -87,14 +87,14 @@ def wait_for_steps(output: Path, number: int = 1) -> None:
 
 
 def torchrun(
-    output: Path, *argv: str, num_ranks: int = 2, **env: str
+    output: Path, *argv: str, num_ranks: int = 2, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """torchrun with its ranks in their second step or later, and these ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}",
-               "train.py"]
-    process = subprocess.Popen([*command, *argv], cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True)
+    """torchrun with its ranks in their second step or later, and these ranks; env None is that of this process."""
+    program = str(ROOT / "train.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}", program]
+    process = subprocess.Popen(
+        [*command, *argv], cwd=cwd, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     wait_for_steps(output)
-    ranks = [one for one in psutil.Process(process.pid).children() if "train.py" in one.cmdline()]
+    ranks = [one for one in psutil.Process(process.pid).children() if program in one.cmdline()]
     assert len(ranks) == num_ranks
     return process, ranks

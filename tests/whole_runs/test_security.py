@@ -1,19 +1,21 @@
 """Files from elsewhere and texts of a model are data: nothing of them is run, and a run writes to its folder alone.
 
-20 seconds, most of it one run of train.py in a home of its own.
+20 seconds, most of it one run in a home of its own, which SIGTERM stops.
 """
 
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import pytest
 import torch
+from fault_runs import lines
+from faults import torchrun
 from peft import LoraConfig, get_peft_model
 from refusals import refused, save_small_run, small_run, snapshot
 from tiny_models import tiny_qwen2
@@ -25,6 +27,7 @@ from grpo.evaluation.answers import Answer, answers_path, load_answers, save_ans
 from grpo.options.refusal import spelled_out
 from grpo.report import page
 from grpo.report.log import Log
+from grpo.saving.sealed_folder import damage
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "</pre><script>alert(\"'\")</script>\0\x1b[2J\x9b31m\u202e\u2028\ud800 <b>#### 1"
@@ -140,28 +143,51 @@ def test_what_a_terminal_would_act_on_is_spelled_out(folder, tmp_path, capsys) -
     assert r"\x1b[2J" in line and not UNSEEN.search(line)
 
 
-def test_a_run_writes_to_its_folder_alone_and_opens_no_pickle(folder, tmp_path) -> None:
+class Stopped(NamedTuple):
+    """A run under torchrun, in a home of its own and without a compiler, that was stopped by SIGTERM."""
+
+    place: Path  # everything that it may see
+    ranks: list[psutil.Process]
+    written: list[str]  # files and folders that are new or another, from the place
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    place = tmp_path_factory.mktemp("stopped")
     for name in ("home", "work", "tmp"):
-        (tmp_path / name).mkdir()
+        (place / name).mkdir()
     for name in ("model", "adapter"):
-        plant(shutil.copytree(folder / name, tmp_path / name), tmp_path / "ran")
-    shutil.copy(folder / "data.json", tmp_path)
+        plant(shutil.copytree(folder / name, place / name), place / "ran")
+    shutil.copy(folder / "data.json", place)
     homes = {name: value for name, value in os.environ.items() if not re.match("HF_|XDG_|TRITON_|TORCH|MPL", name)}
-    environment = {**homes, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"), "HF_HUB_OFFLINE": "1",
-                   "PYTHONDONTWRITEBYTECODE": "1"}
-    before = snapshot(tmp_path)
+    environment = {**homes, "HOME": str(place / "home"), "TMPDIR": str(place / "tmp"), "HF_HUB_OFFLINE": "1",
+                   "PYTHONDONTWRITEBYTECODE": "1", "PATH": str(place / "empty"), "CC": "", "CXX": "",
+                   "TORCH_EXTENSIONS_DIR": str(place / "extensions")}
+    before = snapshot(place)
     up = Path("..", "work", "..")
     changed = {"model_name_or_path": up / "model", "adapter_name_or_path": up / "adapter", "eval_examples": 2,
                "train_dataset_id_or_path": up / "data.json", "test_dataset_id_or_path": up / "data.json",
-               "output_dir": "run", "save_strategy": "steps", "save_steps": 1}
-    run = subprocess.run([sys.executable, str(ROOT / "train.py"), *small_run(tmp_path, **changed)],
-                         cwd=tmp_path / "work", env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert not (tmp_path / "ran").exists()
-    after = snapshot(tmp_path)
-    written = {path.relative_to(tmp_path).as_posix() for path in after
-               if before.get(path) != after[path] and not (path in before and path.is_dir())}
-    assert "work/run/report.html" in written and "work/run/checkpoints/step-1/state.safetensors" in written
-    # torch's compiler makes a folder when it is imported, Triton keeps kernels.
-    caches = r"home/\.triton.*|tmp/torchinductor_.*"
-    assert [path for path in sorted(written) if not re.fullmatch(rf"work/run(/.*)?|{caches}", path)] == []
+               "output_dir": "run", "save_strategy": "no", "max_steps": 1000}
+    process, ranks = torchrun(place / "work" / "run", *small_run(place, **changed), num_ranks=1, cwd=place / "work",
+                              env=environment)
+    process.terminate()
+    process.communicate()
+    after = snapshot(place)
+    return Stopped(place, ranks, sorted(
+        path.relative_to(place).as_posix() for path in after
+        if before.get(path) != after[path] and not (path in before and path.is_dir())))
+
+
+def test_a_run_writes_to_its_folder_alone_and_opens_no_pickle(stopped: Stopped) -> None:
+    assert not (stopped.place / "ran").exists()
+    assert "work/run/report.html" in stopped.written
+    # torch's compiler makes a folder when it is imported, Triton keeps kernels, and torchrun keeps its ranks' errors.
+    others = r"home/\.triton.*|tmp/torch(inductor|elastic)_.*"
+    assert [path for path in stopped.written if not re.fullmatch(rf"work/run(/.*)?|{others}", path)] == []
+
+
+def test_sigterm_to_torchrun_saves_before_it_ends_and_without_a_compiler_none_is_needed(stopped: Stopped) -> None:
+    assert not any(rank.is_running() for rank in stopped.ranks)
+    run = stopped.place / "work" / "run"
+    (saved,) = (run / "checkpoints").iterdir()
+    assert not damage(saved) and saved.name == f"step-{len(lines(run / 'metrics.jsonl'))}"
