@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.record import RESULTS, ROOT, commit, machine, versions
+from benchmarks.record import RESULTS, ROOT, machine, versions
 from benchmarks.toy_runs import COMPLETIONS, LAST, PACKAGES, STEPS, Steps, last, train_all
 
 SEEDS = (0, 1, 2)
@@ -42,11 +42,17 @@ VARIANTS = {
     "entropy target": "--use_adaptive_entropy --entropy_target 0.2",
     "top-entropy tokens": "--top_entropy_quantile 0.2",
     "truncated correction": "--rollout_correction truncated",
+    "masked correction": "--rollout_correction masked --rollout_correction_floor 0.5",
     "sequence mask": "--rollout_correction sequence_masked --rollout_correction_floor 0.5",
+    "sequence truncated": "--rollout_correction sequence_truncated",
     "KL k1": "--kl_estimator k1",
+    "KL k2": "--kl_estimator k2",
+    "KL k3": "--kl_estimator k3",
     "KL exact": "--kl_estimator exact",
     "adaptive beta": "--target_kl 0.05",
     "overlong filtering": "--mask_truncated_completions",
+    "overlong shaping": "--reward_funcs format correctness get_soft_overlong_punishment --reward_options "
+                        '{"get_soft_overlong_punishment":{"max_completion_len":48,"soft_punish_cache":16}}',
     "dynamic sampling": "--dynamic_sampling 2",
     "difficulty": "--problem_filter 0.1 0.9",
 }
@@ -83,7 +89,7 @@ def markdown(result: dict[str, Any]) -> str:
     used = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n".join([
         "# Variants on the default run\n",
-        f"`python -m benchmarks.variants`, commit {result['commit']}. {result['machine']}; {used}.\n",
+        f"`python -m benchmarks.variants`, {' and '.join(result['commits'])}. {result['machine']}; {used}.\n",
         f"{STEPS} steps of recipes/toy.yaml with 16 prompts of 8 completions, one rank, seeds "
         f"{', '.join(map(str, SEEDS))}, nothing else changed: no rate or coefficient was tuned for a variant. Values "
         f"at the end are means over the last {LAST} steps. Accuracy is of sampled completions, by seed in percent; "
@@ -139,7 +145,9 @@ def main() -> None:
     kept = {"step_s", *CURVES, "reward", "accuracy_of_first", "groups_drawn", "filtered_share", "zero_variance_share"}
     runs = {name: [[{key: value for key, value in step.items() if key in kept} for step in found[folders[name, seed]]]
                    for seed in SEEDS] for name in VARIANTS}
-    result = {"commit": commit(), "machine": machine(), "versions": versions(PACKAGES), "steps": STEPS,
+    commits = sorted({json.loads((asked.work / folder / "run.json").read_text())[0]["code"]
+                      for folder in folders.values()})  # the runs can be of several sittings
+    result = {"commits": commits, "machine": machine(), "versions": versions(PACKAGES), "steps": STEPS,
               "options": VARIANTS, "runs": runs}
     (RESULTS / "variants.json").write_text(json.dumps(result) + "\n")
     (RESULTS / "variants.md").write_text(markdown(result))

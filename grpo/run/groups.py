@@ -35,13 +35,20 @@ class Groups:
         return [Judged(*one) for one in zip(self.problems.values(), right_B, scored_B)]
 
 
+def has_choice(run: Run) -> bool:
+    """Whether a problem may give way to another one, so that their pass rates are kept."""
+    return run.config.dynamic_sampling > 0 or run.config.problem_filter is not None
+
+
 def candidates(run: Run, step: int) -> list[list[int]]:
     """For each of this rank's places in the step the problems that it may have, in order: indices into the data."""
     num_prompts, num_examples = run.config.prompts_per_step, len(run.train_examples)
-    own = prompts_of_step(num_examples, step, prompts_per_step=num_prompts, seed=run.config.seed)
-    others = refills_of_step(num_examples, step, prompts_per_step=num_prompts, seed=run.config.seed)
     share = num_prompts // world_size()
     mine = range(rank() * share, (rank() + 1) * share)
+    own = prompts_of_step(num_examples, step, prompts_per_step=num_prompts, seed=run.config.seed)
+    if not has_choice(run):
+        return [[own[place]] for place in mine]
+    others = refills_of_step(num_examples, step, prompts_per_step=num_prompts, seed=run.config.seed)
     return [run.pass_rates.wanted([own[place], *others[place]]) for place in mine]
 
 
@@ -60,7 +67,7 @@ def newest(draws: list[Groups]) -> Groups:
 
 def add_to_pass_rates(run: Run, draws: list[Groups]) -> dict[str, float]:
     """Add what was drawn to the pass rates. Returns metrics of what gave way or was not drawn. Collective."""
-    if not run.config.dynamic_sampling and run.config.problem_filter is None:
+    if not has_choice(run):
         return {}
     judged = [groups.judged(run.config.outcome_reward) for groups in draws]
     everyone = gather_objects((judged[0], judged[1:]))
