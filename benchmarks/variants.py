@@ -19,7 +19,8 @@ from benchmarks.toy_runs import COMPLETIONS, LAST, PACKAGES, STEPS, Steps, last,
 
 SEEDS = (0, 1, 2)
 BASE, OFF_POLICY = "default", "two updates"
-# As in docs/variants.md. Those that differ from the default only off policy have a second iteration, as "two updates".
+# In the order of docs/variants.md, which has their results. Those that differ from the default only off policy have a
+# second iteration, as "two updates".
 VARIANTS = {
     BASE: "",
     "GRPO as in the paper": "--loss_type grpo --kl_estimator k3",
@@ -50,11 +51,11 @@ VARIANTS = {
     "KL k3": "--kl_estimator k3",
     "KL exact": "--kl_estimator exact",
     "adaptive beta": "--target_kl 0.05",
+    "dynamic sampling": "--dynamic_sampling 2",
+    "difficulty": "--problem_filter 0.1 0.9",
     "overlong filtering": "--mask_truncated_completions",
     "overlong shaping": "--reward_funcs format correctness get_soft_overlong_punishment --reward_options "
                         '{"get_soft_overlong_punishment":{"max_completion_len":48,"soft_punish_cache":16}}',
-    "dynamic sampling": "--dynamic_sampling 2",
-    "difficulty": "--problem_filter 0.1 0.9",
 }
 CURVES = ("accuracy", "entropy", "kl", "grad_norm")
 
@@ -108,7 +109,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     names = [name for name in VARIANTS if name != BASE]
     columns = 5
     figure, axes = plt.subplots(
-        -(-len(names) // columns), columns, sharex=True, sharey=True, figsize=(13, 13), squeeze=False)
+        -(-len(names) // columns), columns, sharex=True, sharey=True, figsize=(13, 15), squeeze=False)
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names):
