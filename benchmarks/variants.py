@@ -18,9 +18,9 @@ from benchmarks.record import RESULTS, ROOT, machine, versions
 from benchmarks.toy_runs import COMPLETIONS, LAST, PACKAGES, STEPS, Steps, last, train_all
 
 SEEDS = (0, 1, 2)
-BASE, OFF_POLICY = "default", "two updates"
+BASE, OFF_POLICY, CUT = "default", "two updates", "30 tokens"
 # In the order of docs/variants.md, which has their results. Those that differ from the default only off policy have a
-# second iteration, as "two updates".
+# second iteration, as "two updates"; those that need cut completions may have 30 tokens, where the default has 48.
 VARIANTS = {
     BASE: "",
     "GRPO as in the paper": "--loss_type grpo --kl_estimator k3",
@@ -53,9 +53,11 @@ VARIANTS = {
     "adaptive beta": "--target_kl 0.05",
     "dynamic sampling": "--dynamic_sampling 2",
     "difficulty": "--problem_filter 0.1 0.9",
-    "overlong filtering": "--mask_truncated_completions",
-    "overlong shaping": "--reward_funcs format correctness get_soft_overlong_punishment --reward_options "
-                        '{"get_soft_overlong_punishment":{"max_completion_len":48,"soft_punish_cache":16}}',
+    CUT: "--max_completion_length 30",
+    "overlong filtering": "--max_completion_length 30 --mask_truncated_completions",
+    "overlong shaping": "--max_completion_length 30 --reward_funcs format correctness get_soft_overlong_punishment "
+                        "--reward_options "
+                        '{"get_soft_overlong_punishment":{"max_completion_len":30,"soft_punish_cache":4}}',
 }
 CURVES = ("accuracy", "entropy", "kl", "grad_norm")
 
@@ -67,7 +69,7 @@ def accuracy_of(steps: Steps) -> str:
 
 def base_of(name: str) -> str:
     """What a variant is compared with."""
-    return OFF_POLICY if name != OFF_POLICY and VARIANTS[OFF_POLICY] in VARIANTS[name] else BASE
+    return next((base for base in (OFF_POLICY, CUT) if name != base and VARIANTS[base] in VARIANTS[name]), BASE)
 
 
 def row(name: str, runs: dict[str, list[Steps]]) -> str:
@@ -79,9 +81,8 @@ def row(name: str, runs: dict[str, list[Steps]]) -> str:
         apart = [a - 100 * last(one, "accuracy") for a, one in zip(right, base, strict=True)]
         against = f"{statistics.fmean(apart):+.1f} ± {statistics.stdev(apart) / math.sqrt(len(apart)):.1f}"
     means = [statistics.fmean(last(one, metric) for one in of) for metric in CURVES[1:]]
-    seconds = statistics.fmean(statistics.fmean(step["step_s"] for step in one[1:]) for one in of)
     cells = [name, f"`{VARIANTS[name]}`" if VARIANTS[name] else "—", " ".join(f"{one:.1f}" for one in right), against,
-             *(f"{mean:.3g}" for mean in means), f"{seconds:.2f}"]
+             *(f"{mean:.3g}" for mean in means)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -95,11 +96,11 @@ def markdown(result: dict[str, Any]) -> str:
         f"{', '.join(map(str, SEEDS))}, nothing else changed: no rate or coefficient was tuned for a variant. Values "
         f"at the end are means over the last {LAST} steps. Accuracy is of sampled completions, by seed in percent; "
         "with dynamic sampling and the filter, that of the first groups drawn. Against: the mean over seeds of the "
-        "difference to the default, or to two updates where the variant has two, and its standard error over the three "
-        f"seeds. A seed's accuracy is of {LAST * COMPLETIONS:,} completions, so differences below 3 points are noise. "
-        "Seconds a step are of two runs side by side on two cores.\n",
-        "| variant | options | accuracy by seed | against | entropy | KL | gradient norm | s/step |",
-        "|---|---|---|---|---|---|---|---|",
+        "difference to the default, or to two updates or 30 tokens where the variant has them, and its standard error "
+        f"over the seeds. A seed's accuracy is of {LAST * COMPLETIONS:,} completions, so differences below 3 points "
+        "are noise.\n",
+        "| variant | options | accuracy by seed | against | entropy | KL | gradient norm |",
+        "|---|---|---|---|---|---|---|",
         *(row(name, result["runs"]) for name in VARIANTS),
         "", "![Accuracy over steps, each variant beside what it is compared with](variants.png)", ""])
 
@@ -143,7 +144,7 @@ def main() -> None:
     found = train_all({folder: (VARIANTS[name], seed) for (name, seed), folder in folders.items()}, asked.work)
     if asked.only:
         return
-    kept = {"step_s", *CURVES, "reward", "accuracy_of_first", "groups_drawn", "filtered_share", "zero_variance_share"}
+    kept = {*CURVES, "reward", "accuracy_of_first", "groups_drawn", "filtered_share", "zero_variance_share"}
     runs = {name: [[{key: value for key, value in step.items() if key in kept} for step in found[folders[name, seed]]]
                    for seed in SEEDS] for name in VARIANTS}
     commits = sorted({json.loads((asked.work / folder / "run.json").read_text())[0]["code"]
