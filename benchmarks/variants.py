@@ -110,18 +110,19 @@ def draw(result: dict[str, Any], path: Path) -> None:
     names = [name for name in VARIANTS if name != BASE]
     columns = 5
     figure, axes = plt.subplots(
-        -(-len(names) // columns), columns, sharex=True, sharey=True, figsize=(13, 15), squeeze=False)
+        -(-len(names) // columns), columns, sharex=True, sharey=True, figsize=(13, 15), squeeze=False,
+        layout="constrained")
     for axis in axes.flat[len(names):]:
         axis.set_visible(False)
-    for axis, name in zip(axes.flat, names):
+    for place, (axis, name) in enumerate(zip(axes.flat, names)):
         base = base_of(name)
         plot(axis, result["runs"][base], "0.55", base)
         plot(axis, result["runs"][name], "tab:blue", name)
         axis.set_title(name, fontsize=9)
         axis.grid(alpha=0.3)
+        axis.tick_params(labelbottom=place + columns >= len(names))
     figure.supxlabel("step")
     figure.supylabel("accuracy of sampled completions (grey: what it is compared with)")
-    figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
