@@ -121,6 +121,14 @@ def test_each_function_of_a_variant_stands_at_the_line_that_its_row_links() -> N
         assert (name, int(line)) == (name, defined)
 
 
+def test_what_each_variant_changes_in_a_run_is_what_was_found() -> None:
+    difference = r"[+-]\d+\.\d ± \d+\.\d"
+    found = re.findall(rf"^\| (?!30 tokens).* \| ({difference}) \|", (RESULTS / "variants.md").read_text(), re.M)
+    rows = re.findall(r"^\| .*#L\d+\).* \| (.+) \|$", (ROOT / "docs" / "variants.md").read_text(), re.M)
+    assert [one for row in rows for one in re.findall(difference, row)] == found
+    assert len(found) >= len(rows) - 2  # all but the default, and no grader fails in these runs
+
+
 def test_readme_says_how_many_variants_there_are() -> None:
     rows = re.findall(r"^\| .*#L\d+\)", (ROOT / "docs" / "variants.md").read_text(), re.M)
     named, more = re.search(r"^\| variants \| (.+) and (\d+) more", README, re.M).groups()
