@@ -15,6 +15,12 @@ from grpo.run.command import load
 BOTH = pytest.mark.parametrize("parse", [load, evaluation.parse], ids=["train", "eval"])
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where outputs/toy, the default, holds no run of `make train`."""
+    monkeypatch.chdir(tmp_path)
+
+
 @BOTH
 def test_by_default_the_data_decides(parse) -> None:
     options = parse([])

@@ -120,7 +120,8 @@ def test_a_function_that_cannot_be_called_is_refused_in_one_line_before_the_mode
 def test_a_function_of_a_module_that_python_can_import_is_found_by_its_name(folder: Path) -> None:
     functions = loading.load(["rewards.math:format_reward", "correctness"])
     assert functions == {"format_reward": format_reward, "correctness": correctness_reward}
-    assert load(["--reward_funcs", "rewards.math:format_reward"]).reward_funcs == ["rewards.math:format_reward"]
+    argv = ["--reward_funcs", "rewards.math:format_reward", "--output_dir", str(folder / "out")]
+    assert load(argv).reward_funcs == ["rewards.math:format_reward"]
 
 
 def test_the_nearest_argument_is_named(tmp_path: Path) -> None:
