@@ -1,5 +1,6 @@
 """What every test runs under: no network, one thread, and on a machine without a GPU no test that is marked `gpu`."""
 
+import atexit
 import functools
 import gc
 import math
@@ -36,12 +37,15 @@ def warm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     process.close()
 
 
-@pytest.fixture(scope="session")
-def generated() -> None:
-    """Word problems are generated once."""
+@pytest.fixture(scope="module")
+def generated() -> Iterator[None]:
+    """Runs have a tenth of the word problems."""
+    import few_problems
     from data import wordproblems
 
-    wordproblems.load = functools.cache(wordproblems.load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wordproblems, "load", few_problems.load)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,15 +107,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.enable()
-    gc.freeze()  # what was imported: each start of DeepSpeed collects garbage, and would look through it
+    gc.freeze()  # what was imported: starts of DeepSpeed and measurements collect garbage, and would look through it
+    atexit.register(gc.unfreeze)  # or libraries speak of leaks at the end
     if any("warm" in getattr(item, "fixturenames", ()) for item in session.items):
         from faults import Warm
 
         session.config.stash[WARM] = Warm()  # before any test has changed this process
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or libraries speak of leaks at the end
 
 
 class OneWorker(LoadScopeScheduling):

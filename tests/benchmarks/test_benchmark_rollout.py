@@ -4,7 +4,6 @@
 """
 
 import functools
-import gc
 import json
 import math
 
@@ -29,14 +28,6 @@ PLAN = Plan(
     wide_hidden_size=64, wide_intermediate_size=128, wide_num_attention_heads=2, wide_num_hidden_layers=1)
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20], [5, 6, 7, 30, 31, 32, 33, 34, 35]]
 CASE = Case(PROMPTS, [0, 1, 2], num_generations=2, max_new_tokens=5, stop_ids=[], temperature=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_garbage_collection():
-    """Each measurement collects garbage first; without this it would look at every imported module each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def in_this_process(bench, engine, cases, model="small", repeats=1):

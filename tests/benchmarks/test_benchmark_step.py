@@ -3,7 +3,6 @@
 35 seconds: whole steps start a process for each trainer. TRL's row is skipped where TRL is not installed.
 """
 
-import gc
 import importlib.util
 import json
 import math
@@ -28,14 +27,6 @@ PLAN = Plan(
     repeats=2, enough_s=5)
 CASE = Case("", "", num_prompts=2, num_generations=2, max_completion_length=4, num_steps=3, output_dir="")
 STEP = Step(1.0, {"update_s": 0.5}, [5, 5, 7, 7], [4, 4, 4, 4], [0.0, 1.0, 0.5, 0.0])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_garbage_collection():
-    """Each measurement collects garbage first; without this it would look at every imported module each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def in_this_process(self, kind, engine, cases):

@@ -65,9 +65,9 @@ def test_an_outcome_for_which_no_gold_answer_is_right_is_told_before_the_run(wit
 
 
 def test_what_a_reward_function_can_read_of_the_run_is_where_it_is(run: Run) -> None:
-    assert len(run.train_examples) == 4000
+    assert len(run.train_examples) == 400
     assert run.trainer_state(2) == {
-        "global_step": 2, "max_steps": 3, "epoch": 2 * 2 / 4000, "num_train_epochs": 1, "logging_steps": 1,
+        "global_step": 2, "max_steps": 3, "epoch": 2 * 2 / 400, "num_train_epochs": 1, "logging_steps": 1,
         "save_steps": 50, "is_world_process_zero": True, "is_local_process_zero": True}
     assert replace(run, num_steps=4001).trainer_state(0)["num_train_epochs"] == 3  # of as many steps
     epochs = replace(run, num_steps=5000, config=replace(run.config, max_steps=-1, num_train_epochs=2.5))

@@ -1,5 +1,6 @@
 """Every planted mistake still applies, and one is caught; `python -m tests.mutations.run` tries them all. 3 seconds."""
 
+import ast
 from pathlib import Path
 
 from ranks import ROOT
@@ -9,12 +10,13 @@ from tests.mutations.run import copy_project, outcome, planted_source
 
 
 def test_every_planted_mistake_still_applies_and_is_another_program() -> None:
+    there = {path.name for path in (ROOT / "tests").rglob("*.py")}
     for change in PLANTED:
         source = planted_source(change)  # refuses a text that does not stand there once
         if change.file.endswith(".py"):  # the others are of a shell
-            compile(source, change.file, "exec")
+            ast.parse(source, change.file)
         assert change.old != change.new
-        assert all(list((ROOT / "tests").rglob(name)) for name in change.tests), change.tests
+        assert there.issuperset(change.tests), change.tests
     assert len(PLANTED) == len({(change.file, change.old, change.new) for change in PLANTED}) >= 60
 
 

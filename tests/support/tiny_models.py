@@ -36,7 +36,7 @@ CHAT_TEMPLATE = """\
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 320,
