@@ -94,10 +94,10 @@ def test_a_run_known_to_fail_ends_with_one_line_before_anything_is_written(
 def test_a_run_begins_with_what_is_doubtful_and_without_calls_of_the_users_rewards(run: Run) -> None:
     asked = replace(run.config, reward_funcs=[*run.config.reward_funcs, "mine.py:costly"])
     uncallable = SimpleNamespace(weights=[1.0, 1.0, 1.0])
-    doubtful = replace(run, left_out=2000, config=asked, rewards=uncallable)
+    doubtful = replace(run, left_out=200, config=asked, rewards=uncallable)
     lines = at_rest.admit(doubtful).announcement[len(run.announcement):]
     assert lines[0].startswith("checks     checked 22 things")
-    assert lines[1].startswith("warn       prompt length: ") and "2,000 of 6,000 problems left out" in lines[1]
+    assert lines[1].startswith("warn       prompt length: ") and "200 of 600 problems left out" in lines[1]
     assert "max_prompt_length=976" in lines[1] and len(lines) == 2  # a context of 1024 less 48
 
 

@@ -69,9 +69,9 @@ def test_what_a_reward_function_can_read_of_the_run_is_where_it_is(run: Run) -> 
     assert run.trainer_state(2) == {
         "global_step": 2, "max_steps": 3, "epoch": 2 * 2 / 400, "num_train_epochs": 1, "logging_steps": 1,
         "save_steps": 50, "is_world_process_zero": True, "is_local_process_zero": True}
-    assert replace(run, num_steps=4001).trainer_state(0)["num_train_epochs"] == 3  # of as many steps
-    epochs = replace(run, num_steps=5000, config=replace(run.config, max_steps=-1, num_train_epochs=2.5))
-    assert epochs.trainer_state(2000)["epoch"] == 1.0 and epochs.trainer_state(0)["num_train_epochs"] == 3
+    assert replace(run, num_steps=401).trainer_state(0)["num_train_epochs"] == 3  # of as many steps
+    epochs = replace(run, num_steps=500, config=replace(run.config, max_steps=-1, num_train_epochs=2.5))
+    assert epochs.trainer_state(200)["epoch"] == 1.0 and epochs.trainer_state(0)["num_train_epochs"] == 3
 
 
 @pytest.mark.parametrize(("gate", "level"), [("none", "ok"), ("outcome", "warn")])

@@ -23,7 +23,7 @@ READING = 4096 * 16 * (64 + 128)
 
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
-    return decoder_of(tiny_qwen2())
+    return decoder_of(tiny_qwen2(num_hidden_layers=3))
 
 
 def test_a_slot_is_its_tokens_its_logits_its_noise_and_its_activations(decoder):

@@ -34,6 +34,7 @@ ADAPTERS = {
     "two": {"modules_to_save": ["lm_head", "embed_tokens"]}, "norms": {"modules_to_save": ["norm", "k_proj"]},
     "untied head": {"modules_to_save": ["lm_head"], "tied": False},
 }
+DEEP = {"num_hidden_layers": 3}
 MIDDLE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 512}
 
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small models, and an adapter."""
     folder = tmp_path_factory.mktemp("ledger")
     models = {
-        "tied": tiny_qwen2(), "untied": tiny_qwen2(tied=False), "qwen3": tiny_qwen3(), "llama": tiny_llama(),
+        "tied": tiny_qwen2(**DEEP), "untied": tiny_qwen2(tied=False, **DEEP), "qwen3": tiny_qwen3(), "llama": tiny_llama(),
         "middle": tiny_qwen2(**MIDDLE), "middle3": tiny_qwen3(**MIDDLE),
     }
     for name, model in models.items():
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tied = options.get("tied", True)
         lora = LoraConfig(**{"r": 2, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]} | {
             key: value for key, value in options.items() if key != "tied"})
-        get_peft_model(tiny_qwen2(tied=tied), lora).save_pretrained(folder / name)
+        get_peft_model(tiny_qwen2(tied=tied, **DEEP), lora).save_pretrained(folder / name)
     return folder
 
 

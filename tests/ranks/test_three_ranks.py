@@ -92,7 +92,7 @@ def test_killed_on_three_ranks_and_resumed_the_run_is_the_one_that_was_not(
 
 
 def test_the_doctor_writes_and_reads_a_checkpoint_on_three_ranks(folder: Path, warm: Warm) -> None:
-    shipped = ["--prompts_per_step", "3", "--num_generations", "2", "--max_completion_length", "24", "--eval_examples",
+    shipped = ["--prompts_per_step", "3", "--num_generations", "2", "--max_completion_length", "32", "--eval_examples",
                "4", "--max_steps", "3", "--lora_target_modules", "q_proj", "--lora_modules_to_save", "lm_head",
                "embed_tokens", "--deepspeed", json.dumps(SHARD_EVERYTHING), "--output_dir", str(folder / "examined")]
     ended = warm.run(*shipped, "--doctor", num_ranks=3)

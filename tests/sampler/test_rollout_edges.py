@@ -165,7 +165,7 @@ def test_extreme_prompts_are_continued_as_plain_texts(decoder, prompts, num_slot
     for b in range(3):
         alone = sample_rows(decoder, [prompts[b]], prompt_index=[b], **options)
         assert_same_rows(rows, alone, [2 * b, 2 * b + 1])
-    assert len(set(rows.text)) >= 5
+    assert len(set(rows.text)) >= 4
 
 
 def test_identical_prompts_of_one_index_say_the_same_and_of_others_do_not(decoder):

@@ -18,16 +18,16 @@ SMALL = {
     "lr_scheduler_type": "constant", "learning_rate": 5e-2, "lora_target_modules": "down_proj", "eval_examples": 8,
     "num_generations_eval": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no", "save_total_limit": 1,
 }
-# The shipped model answers in digits: what it is trained to here takes its accuracy away.
+# Only an answer in its own line counts as right: what the shipped model is trained to here takes its accuracy away.
 REWARD = """
-def no_digits(completions, **columns):
-    return [-sum(letter.isdigit() for letter in text) for text in completions]
+def no_answer_line(completions, **columns):
+    return [-float("####" in text) for text in completions]
 """
 
 
 def command(folder: Path, output: str, **changed: object) -> list[str]:
     (folder / "own.py").write_text(REWARD)
-    chosen = {**SMALL, "reward_funcs": f"{folder / 'own.py'}:no_digits", "output_dir": folder / output, **changed}
+    chosen = {**SMALL, "reward_funcs": f"{folder / 'own.py'}:no_answer_line", "output_dir": folder / output, **changed}
     return [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
 
 
