@@ -15,7 +15,7 @@ from tiny_models import tiny_qwen2, tiny_tokenizer
 def results(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each check said: "ok", or the traceback of the rank it failed on."""
     folder = tmp_path_factory.mktemp("rollout")
-    tiny_qwen2().save_pretrained(folder / "model")
+    tiny_qwen2(num_hidden_layers=1).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     rows = [{"prompt": f"Question: Tom has {i} apples.\nSolution:", "final_answer": str(i)} for i in range(8)]
     (folder / "data.json").write_text(json.dumps(rows))

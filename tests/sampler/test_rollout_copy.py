@@ -21,7 +21,7 @@ OPTIONS = {
 def runs(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict], str]]:
     """By name of the options: the metrics of two steps on one rank, and what the run printed."""
     folder = tmp_path_factory.mktemp("copy")
-    tiny_qwen2().save_pretrained(folder / "model")
+    tiny_qwen2(num_hidden_layers=1).save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     common = {"model_name_or_path": folder / "model", "train_dataset_id_or_path": "wordproblems", "eval_examples": 0,
               "max_completion_length": 12, "prompts_per_step": 2, "num_generations": 4, "max_steps": 2,

@@ -17,7 +17,7 @@ from grpo.run.parts import Run
 from grpo.step import grpo_step
 
 EVERY_TOKEN = set(range(320))
-LONGEST = 100
+LONGEST = 60
 
 
 def collectives() -> int:
@@ -37,7 +37,7 @@ def small_run() -> Run:
 
 
 def check_a_rank_whose_completions_end_at_once_does_not_wait() -> None:
-    """8 completions in 4 slots: rank 0 has sampled 1 token of each, and is done, long before rank 1 has sampled 100."""
+    """8 completions in 4 slots: rank 0 has sampled 1 token of each, and is done, long before rank 1 has sampled 60."""
     run = small_run()
     options = {"num_generations": 2, "num_slots": 4, "max_completion_length": LONGEST,
                "stop_token_ids": run.stop_token_ids}
@@ -54,7 +54,7 @@ def check_a_rank_whose_completions_end_at_once_does_not_wait() -> None:
 
 
 def check_both_ranks_start_the_same_collectives_in_every_phase_of_a_step() -> None:
-    """None in sampling; elsewhere as many on the rank with 6 sampled tokens as on the rank with 600."""
+    """None in sampling; elsewhere as many on the rank with 6 sampled tokens as on the rank with 360."""
     run, enter = small_run(), Clock.enter
     for step in range(2):
         counts, seen = {}, collectives()

@@ -19,7 +19,7 @@ from transformers import Qwen2ForCausalLM
 
 from grpo.report.metrics import METRICS
 
-NUM_STEPS, NUM_SHARDED = 5, 3
+NUM_STEPS, NUM_SHARDED = 5, 2
 REWARD = """
 def vowels(completions, **columns):
     return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
