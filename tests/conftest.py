@@ -41,6 +41,7 @@ def warm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def generated() -> Iterator[None]:
     """Runs have a tenth of the word problems."""
     import few_problems
+
     from data import wordproblems
 
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedModel, Qwen2ForCausalLM
-from transformers.generation import CompileConfig, ContinuousBatchingConfig
 
 from grpo.packing import common_prefix_length
 from grpo.sampler.decoder import LORA_MODULES, Decoder
@@ -137,6 +136,8 @@ def trimmed(token_NT: torch.Tensor, case: Case) -> Sampled:
 def hugging_face(model: PreTrainedModel, case: Case, *, compiled: bool = False, **options: Any) -> Sampled:
     """`model.generate`; `compiled` asks for it on a CPU as well, where transformers does not by itself."""
     if compiled:
+        from transformers.generation import CompileConfig  # here: two seconds that only this engine needs
+
         options["compile_config"] = CompileConfig()
         options["compile_config"]._compile_all_devices = True
     token_BL, mask_BL = padded(case.prompts, model.device)
@@ -174,6 +175,8 @@ def read_once(model: PreTrainedModel, case: Case) -> Sampled:
 
 def continuous(model: PreTrainedModel, case: Case, *, at_once: int | None = None) -> Sampled:
     """`model.generate_batch`; room in its cache for as many whole rows as go on at once."""
+    from transformers.generation import ContinuousBatchingConfig  # here: two seconds that only this engine needs
+
     num_rows = len(case.prompts) * case.num_generations
     at_once = min(at_once or case.at_once or num_rows, num_rows)
     pages = -(-(max(map(len, case.prompts)) + case.max_new_tokens) // PAGE_TOKENS)

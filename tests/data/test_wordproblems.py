@@ -189,5 +189,5 @@ def complete(model, tokenizer, examples: list[Example], *, sample: bool) -> list
     torch.manual_seed(0)
     batch = tokenizer([row.prompt for row in examples], padding=True, padding_side="left", return_tensors="pt")
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {"do_sample": False}
-    token_NS = model.generate(**batch, max_new_tokens=48, **options)
+    token_NS = model.generate(**batch, max_new_tokens=40, **options)
     return tokenizer.batch_decode(token_NS[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)

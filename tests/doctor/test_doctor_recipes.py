@@ -50,7 +50,7 @@ def test_the_recipe_of_clinical_notes_pays_most_for_gold_notes(begin, tmp_path: 
 
 
 def test_two_ranks_agree_that_the_recipe_of_the_0_5b_is_green(warm: Warm, gsm8k: str, tmp_path: Path) -> None:
-    smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "64"]
+    smaller = ["--prompts_per_step", "2", "--num_generations", "4", "--max_completion_length", "40"]
     recipe = ["--config", "recipes/qwen2.5-0.5b-gsm8k.yaml", "--train_dataset_id_or_path", gsm8k]
     both = warm.run(*recipe, *HOME, *smaller, "--output_dir", str(tmp_path / "out"), "--doctor")
     assert both.codes == [0, 0], both.out[0] + both.err[0][-2000:]

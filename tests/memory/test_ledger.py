@@ -43,8 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small models, and an adapter."""
     folder = tmp_path_factory.mktemp("ledger")
     models = {
-        "tied": tiny_qwen2(**DEEP), "untied": tiny_qwen2(tied=False, **DEEP), "qwen3": tiny_qwen3(), "llama": tiny_llama(),
-        "middle": tiny_qwen2(**MIDDLE), "middle3": tiny_qwen3(**MIDDLE),
+        "tied": tiny_qwen2(**DEEP), "untied": tiny_qwen2(tied=False, **DEEP), "qwen3": tiny_qwen3(),
+        "llama": tiny_llama(), "middle": tiny_qwen2(**MIDDLE), "middle3": tiny_qwen3(**MIDDLE),
     }
     for name, model in models.items():
         model.save_pretrained(folder / name)

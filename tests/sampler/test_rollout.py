@@ -180,17 +180,17 @@ def assert_follows(count_X: torch.Tensor, prob_X: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_first_tokens_of_20000_rows_follow_the_exact_probabilities(decoder, temperature):
+def test_first_tokens_of_10000_rows_follow_the_exact_probabilities(decoder, temperature):
     rows = sample_rows(
-        decoder, PROMPTS[:2], num_generations=20_000, max_completion_length=1, temperature=temperature,
+        decoder, PROMPTS[:2], num_generations=10_000, max_completion_length=1, temperature=temperature,
         num_slots=2000)
     for b in range(2):
         prob_V = (decoder.logits(torch.tensor([PROMPTS[b]]))[0, -1].double() / temperature).softmax(-1)
-        count_V = torch.bincount(rows.token_NT[20_000 * b : 20_000 * (b + 1), 0], minlength=320).double()
+        count_V = torch.bincount(rows.token_NT[10_000 * b : 10_000 * (b + 1), 0], minlength=320).double()
         assert_follows(count_V, prob_V)
 
 
-def test_whole_sequences_of_20000_rows_follow_the_exact_probabilities():
+def test_whole_sequences_of_10000_rows_follow_the_exact_probabilities():
     """Of 6 tokens, up to 3 long, ended by token 1: 1 + 5 + 25 * 6 = 156 sequences, in 500 slots at temperature 0.7."""
     decoder = decoder_of(tiny_qwen2(vocab_size=6, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, seed=3))
     prompt = [3, 4, 2, 5]
@@ -205,13 +205,13 @@ def test_whole_sequences_of_20000_rows_follow_the_exact_probabilities():
             exact[said] = float(prob_LV[range(len(said)), said].prod())
     assert len(exact) == 156
     rows = sample_rows(
-        decoder, [prompt], num_generations=20_000, max_completion_length=3, temperature=0.7, stop_token_ids={EOS},
+        decoder, [prompt], num_generations=10_000, max_completion_length=3, temperature=0.7, stop_token_ids={EOS},
         num_slots=500)
     index = {said: place for place, said in enumerate(exact)}
     place_N = [index[tuple(token_T[:n])] for token_T, n in zip(rows.token_NT.tolist(), rows.length_N.tolist())]
     count_X = torch.bincount(torch.tensor(place_N), minlength=156).double()
     assert_follows(count_X, torch.tensor(list(exact.values()), dtype=torch.float64))
-    assert rows.cost.num_steps < 3 * 20_000 / 500, "slots were refilled in the middle"
+    assert rows.cost.num_steps < 3 * 10_000 / 500, "slots were refilled in the middle"
 
 
 def test_rows_hold_their_stop_token_and_zeros_beyond_it(decoder):

@@ -5,6 +5,7 @@ The truth of every gradient is computed on each rank with plain PyTorch: no Deep
 process.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -179,16 +180,22 @@ def engine_logprobs(engine: Engine, whole: Rollout, run: Config, **options) -> t
     return result_NT
 
 
-def padded_distributions(model, whole: Rollout) -> torch.Tensor:
-    """[N, T, V] log-probabilities the plain way: one completion at a time, full logits; 0.0 beyond its length."""
-    model.set_attn_implementation("sdpa")  # a Policy has set its own
+def distributions(logits: Callable[[torch.Tensor], torch.Tensor], whole: Rollout) -> torch.Tensor:
+    """[N, T, V] log-probabilities the plain way: full logits of a prompt's padded completions; 0.0 beyond their ends.
+    """
     logprob_NTV = []
-    for n, length in enumerate(whole.length_N.tolist()):
-        prompt = whole.prompt_ids[n // NUM_GENERATIONS]
-        tokens = torch.tensor([prompt + whole.token_NT[n, :length].tolist()])
-        logits_LV = model(input_ids=tokens, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-        logprob_NTV.append(torch.nn.functional.pad(logits_LV.log_softmax(-1), (0, 0, 0, LONGEST - length)))
-    return torch.stack(logprob_NTV)
+    for b, prompt in enumerate(whole.prompt_ids):
+        token_GT = whole.token_NT[b * NUM_GENERATIONS : (b + 1) * NUM_GENERATIONS]  # behind an end lies padding
+        token_GL = torch.cat([torch.tensor([prompt]).expand(NUM_GENERATIONS, -1), token_GT], dim=1)
+        logprob_NTV.append(logits(token_GL)[:, len(prompt) - 1 : -1].float().log_softmax(-1))
+    mask_NT = torch.arange(LONGEST) < whole.length_N[:, None]
+    return torch.cat(logprob_NTV) * mask_NT[..., None]
+
+
+def padded_distributions(model, whole: Rollout) -> torch.Tensor:
+    """[N, T, V] what a model of transformers says."""
+    model.set_attn_implementation("sdpa")  # a Policy has set its own
+    return distributions(lambda token_GL: model(input_ids=token_GL, use_cache=False).logits, whole)
 
 
 def padded_logprobs(model, whole: Rollout) -> torch.Tensor:

@@ -11,10 +11,10 @@ from grpo.types import Rollout
 from tests.trainer.checks.cases import (
     ALL_LINEAR,
     HEAD,
-    NUM_GENERATIONS,
     base_of,
     begin,
     config,
+    distributions,
     engine_logprobs,
     engine_of,
     padded_logprobs,
@@ -27,13 +27,7 @@ from tests.trainer.checks.cases import (
 
 def decoder_logprobs(decoder: Decoder, whole: Rollout) -> torch.Tensor:
     """[N, T] what the sampler says of the rollout, from plain forwards."""
-    logprob_NT = torch.zeros(whole.token_NT.shape)
-    for n, length in enumerate(whole.length_N.tolist()):
-        prompt = whole.prompt_ids[n // NUM_GENERATIONS]
-        tokens = torch.tensor([prompt + whole.token_NT[n, :length].tolist()])
-        logits_LV = decoder.logits(tokens)[0, len(prompt) - 1 : -1]
-        logprob_NT[n, :length] = torch.log_softmax(logits_LV, -1).gather(-1, tokens[0, len(prompt) :, None])[:, 0]
-    return logprob_NT
+    return distributions(decoder.logits, whole).gather(-1, whole.token_NT[..., None])[..., 0]
 
 
 def check_copy_equals_engine_after_updates() -> None:
