@@ -7,7 +7,7 @@ VENV := .venv/bin/python
 # One process for each GPU; two on a CPU.
 NPROC ?= $(shell $(VENV) -c 'import torch; print(torch.cuda.device_count() or 2)')
 # Of `make test`, for two cores: tests of several ranks often wait.
-WORKERS ?= 3
+WORKERS ?= 4
 export OMP_NUM_THREADS ?= 1
 # Tests start a hundred processes of this project; where this is set, each would compile its files again.
 export PYTHONDONTWRITEBYTECODE :=

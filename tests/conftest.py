@@ -109,7 +109,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.enable()
     gc.freeze()  # what was imported: starts of DeepSpeed and measurements collect garbage, and would look through it
-    atexit.register(gc.unfreeze)  # or libraries speak of leaks at the end
+    if hasattr(session.config, "workerinput"):
+        atexit.register(os._exit, 0)  # a worker has told everything: to take the libraries apart takes three seconds
+    else:
+        atexit.register(gc.unfreeze)  # or libraries speak of leaks at the end
     if any("warm" in getattr(item, "fixturenames", ()) for item in session.items):
         from faults import Warm
 
