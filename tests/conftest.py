@@ -51,13 +51,20 @@ def generated() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def at_rest() -> Iterator[None]:
-    """After a file's tests no step is under way and nothing is saved: messages in the next file's would tell of it."""
+    """After a file's tests no step is under way and nothing is saved, or messages in the next file's would tell of it.
+
+    The process is in no group either: one that is forked from it cannot leave its groups, whose threads it lacks.
+    """
     from grpo.health import last_words
     from grpo.health.pulse import pulse
 
     yield
     last_words.advise("")
     pulse.begin(0, math.inf, tell=lambda: None)
+    if torch.distributed.is_initialized():
+        from deepspeed import comm
+
+        comm.destroy_process_group()  # DeepSpeed's: it holds on to groups of its own
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import socket
-import sys
 import tempfile
 import time
 import traceback
@@ -87,9 +86,6 @@ def _rank(
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     try:
-        if dist.is_initialized():  # this process's parent was in a group
-            # Of DeepSpeed, where it is imported: it holds on to groups of its own.
-            sys.modules.get("deepspeed.comm", dist).destroy_process_group()
         store = dist.FileStore(f"{folder}/store", num_ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
         for case in cases:
