@@ -16,6 +16,8 @@ from faults import Warm
 from ranks import SHARD_EVERYTHING
 from safetensors.torch import load_file
 
+from grpo.saving import checkpoint
+
 NUM_STEPS, KILLED = 6, 3  # steps; the kill comes in the one after three
 
 
@@ -132,6 +134,8 @@ def test_a_run_that_leaves_out_a_problem_goes_on(folder: Path, warm: Warm) -> No
     changed = {"train_dataset_id_or_path": folder / "with_long.json", "max_prompt_length": 40}
     ended = warm.run(*options(folder, "leaves_out", **changed), num_ranks=1)
     assert ended.codes == [0] and "1 problems left out" in ended.out[0]
+    kept = checkpoint.record(folder / "leaves_out" / "checkpoints" / "step-4")
+    assert kept["data"]["num_examples"] == 7 and kept["epoch"] == 8 / 7  # it has read eight of seven
     before = numbers(folder / "leaves_out")
     for number in (3, 4):
         shutil.rmtree(folder / "leaves_out" / "checkpoints" / f"step-{number}")
