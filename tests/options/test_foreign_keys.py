@@ -72,8 +72,9 @@ def test_a_secret_is_not_shown(name: str, value: Any, place: Path) -> None:
 
 
 def test_values_of_the_command_line_are_read_as_in_a_recipe(place: Path) -> None:
-    said = notes(place, "--push_to_hub", "--use_vllm", "--eval_strategy", "no", "--top_p", "1.0",
-                 "--vllm_server_port", "9", "--include_for_metrics", "a", "b", "--model_init_kwargs", "{}", "--delta", "none", "--debug", "[")
+    said = notes(
+        place, "--push_to_hub", "--use_vllm", "--eval_strategy", "no", "--top_p", "1.0", "--vllm_server_port", "9",
+        "--include_for_metrics", "a", "b", "--model_init_kwargs", "{}", "--delta", "none", "--debug", "[")
     assert [line.split(" has no effect")[0] for line in said] == [
         "push_to_hub=True", "vllm_server_port=9", "include_for_metrics=['a', 'b']", "debug='['", "use_vllm=True"]
 
