@@ -26,7 +26,8 @@ from tests.mutations.planted import PLANTED, Planted
 
 COMMAND = "python -m tests.mutations.run"
 PACKAGES = ("torch", "transformers", "pytest")
-COPIED = ("data", "docs", "grpo", "kernels", "recipes", "rewards", "tests", "eval.py", "setup.cfg", "train.py")
+COPIED = (
+    "benchmarks", "data", "docs", "grpo", "kernels", "recipes", "rewards", "tests", "eval.py", "setup.cfg", "train.py")
 # What the tests import, conftest first: it sets what the others read from the environment.
 WARM = ("tests.conftest", "torch._inductor", "transformers.models.qwen2.modeling_qwen2", "peft", "deepspeed")
 LIMIT_S = 300  # of one change; one that never ends is noticed too
