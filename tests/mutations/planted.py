@@ -17,7 +17,7 @@ from tests.mutations.planted_models import MODEL_GROUPS
 from tests.mutations.planted_output import OUTPUT_GROUPS
 from tests.mutations.planted_ranks import DISTRIBUTED, DOOR, HEARTBEAT, LAUNCHER, RANK_GROUPS
 from tests.mutations.planted_recipes import RECIPE_GROUPS
-from tests.mutations.planted_rewards import DEPTH, POOL, REQUESTS, RUNNER, VALUES, WORKER
+from tests.mutations.planted_rewards import DEPTH, POOL, PROCESSES, REQUESTS, RUNNER, VALUES, WORKER
 from tests.mutations.planted_rows import (
     COEFFICIENTS,
     FUSED_LOGPROB,
@@ -147,6 +147,7 @@ _GROUPS = [
     ("rewards/workers/pool.py", ("test_reward_pool.py",), REWARDS),
     ("rewards/workers/pool.py", ("test_reward_answers.py", "test_reward_pool.py"), POOL),
     ("rewards/workers/keeper.py", ("test_reward_answers.py", "test_reward_pool.py"), WORKER),
+    ("rewards/workers/processes.py", ("test_reward_pool.py",), PROCESSES),
     ("rewards/workers/requests.py", ("test_reward_answers.py",), REQUESTS),
     ("rewards/workers/runner.py", ("test_reward_answers.py", "test_reward_pool.py"), RUNNER),
     ("rewards/values.py", ("test_reward_values.py",), VALUES),

@@ -26,7 +26,14 @@ POOL = [
      'reply["values"]'),
 ]
 
+PROCESSES = [
+    ("of all processes", "count += os.getsid(number) == leader", "count += 1"),
+    ("only the leader counts", "count += os.getsid(number) == leader", "count += number == leader"),
+]
+
 WORKER = [
+    ("those that left the session do not count", "or len(processes := self._found()) > 1 + MAX_PROCESSES:",
+     "or not (processes := self._found()):"),
     ("limits not looked at between two calls", "reason = self._broken_limit() if self.runner else None",
      "reason = None"),
     ("any line is the answer", "if reply.startswith(head) and reply", "if reply"),

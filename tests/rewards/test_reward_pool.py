@@ -21,6 +21,19 @@ import train
 from rewards.math import correctness_reward, format_reward
 from rewards.workers import pool
 from rewards.workers.pool import RewardPool
+from rewards.workers.processes import in_session
+
+# Three children, the last of which leaves the session.
+THREE = """
+import os, time
+for number in range(3):
+    if os.fork() == 0:
+        if number == 2:
+            os.setsid()
+        os.write(1, b".")
+        break
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -40,6 +53,16 @@ def pid_in(path: Path) -> int:
         assert time.monotonic() < give_up
         time.sleep(0.01)
     return int(path.read_text())
+
+
+def test_processes_are_counted_by_their_session() -> None:
+    with subprocess.Popen([sys.executable, "-c", THREE], stdout=subprocess.PIPE, start_new_session=True) as leader:
+        try:
+            assert leader.stdout.read(3) == b"..."
+            assert in_session(leader.pid) == 3  # with the leader; of psutil's children are three
+        finally:
+            for process in [*psutil.Process(leader.pid).children(), leader]:
+                process.kill()
 
 
 def test_a_pool_gives_what_direct_calls_give_weighed_and_summed_and_keeps_state(start) -> None:
