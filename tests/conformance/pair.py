@@ -86,6 +86,8 @@ def _rank(
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     try:
+        if dist.is_initialized():  # the adapter's module has joined a group
+            dist.destroy_process_group()
         store = dist.FileStore(f"{folder}/store", num_ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
         for case in cases:
