@@ -22,10 +22,11 @@ import torch
 import yaml
 from transformers import AutoConfig
 
-from benchmarks.gsm8k.cost import phases, product_flops
+from benchmarks.gsm8k.cost import operations, phases, product_flops, prompt_tokens
 from benchmarks.gsm8k.page import draw, markdown
 from benchmarks.record import RESULTS, ROOT, commit, machine, versions
 from benchmarks.toy import PACKAGES
+from grpo.config import Config
 from grpo.evaluation.answers import Answer, load_answers
 from grpo.evaluation.statistics import compare, mean_interval, summarize
 from grpo.report.json_lines import read
@@ -48,6 +49,7 @@ class Plan:
     problems: int
     temperature: float
     num_samples: int
+    answer_length: int | None  # tokens; none: the training's
     train_options: list[str]  # all of train.py's, the recipe among them
     num_ranks: int
     deadline: float  # of time.monotonic()
@@ -98,6 +100,8 @@ def asked(plan: Plan, label: str, shots: int) -> list[str]:
         "output": plan.work / f"{label}-{shots}-shots", "temperature": plan.temperature,
         "num_samples": plan.num_samples}
     options |= {name: config[name] for name in ("max_completion_length", "seed", "load_in_4bit", "torch_dtype")}
+    if plan.answer_length is not None:
+        options["max_completion_length"] = plan.answer_length
     if label == "trained":
         options["adapter"] = plan.run / "adapter"
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -163,9 +167,11 @@ def step_cost(plan: Plan) -> dict[str, Any]:
     """Where the seconds of a step go, and their floor, on a CPU."""
     if torch.cuda.is_available():
         return {}
-    flops = product_flops()
-    config = AutoConfig.from_pretrained(plan.model)
-    return {"product_flops": flops, "phases": phases(read(plan.run / "metrics.jsonl"), config, recipe_of(plan), flops)}
+    recipe, flops = recipe_of(plan), product_flops()
+    asked = prompt_tokens(Config(**recipe), read(plan.run / "completions.jsonl"))
+    needed = operations(AutoConfig.from_pretrained(plan.model), recipe)
+    found = phases(read(plan.run / "metrics.jsonl"), needed, prompt_tokens=asked, flops=flops)
+    return {"product_flops": flops, "prompt_tokens": asked, "phases": found}
 
 
 def read_command_line(arguments: list[str] | None) -> tuple[Plan, str]:
@@ -179,6 +185,7 @@ def read_command_line(arguments: list[str] | None) -> tuple[Plan, str]:
     parser.add_argument("--problems", type=int, default=200, help="of the test split")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the evaluations; 0 is greedy")
     parser.add_argument("--num_samples", type=int, default=1, help="answers to each problem")
+    parser.add_argument("--answer_length", type=int, help="max_completion_length of answers; none: the training's")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="of this sitting")
     parser.add_argument("--nproc", type=int, default=torch.cuda.device_count() or 1, help="ranks of the training")
     parser.add_argument("--name", default="gsm8k", help="of the result's files")
@@ -188,8 +195,8 @@ def read_command_line(arguments: list[str] | None) -> tuple[Plan, str]:
                "--output_dir", str(work / "run"), "--eval_examples", "0", "--report_to", "none", *more]
     plan = Plan(
         model=given.model, data=given.data, work=work, shots=given.shots, problems=given.problems,
-        temperature=given.temperature, num_samples=given.num_samples, train_options=options, num_ranks=given.nproc,
-        deadline=time.monotonic() + 60 * given.minutes)
+        temperature=given.temperature, num_samples=given.num_samples, answer_length=given.answer_length,
+        train_options=options, num_ranks=given.nproc, deadline=time.monotonic() + 60 * given.minutes)
     return plan, given.name
 
 

@@ -13,7 +13,7 @@ COLORS = {"base": "#d96c1e", "trained": "#2a7ab8"}
 SHOWN = (
     "load_in_4bit", "torch_dtype", "lora_r", "lora_alpha", "lora_modules_to_save", "num_shots", "prompts_per_step",
     "num_generations", "max_completion_length", "temperature", "learning_rate", "lr_scheduler_type", "warmup_ratio",
-    "beta", "loss_type", "epsilon", "zero_stage", "seed")
+    "warmup_steps", "beta", "loss_type", "epsilon", "zero_stage", "seed")
 NOTE = """Strict: the right number in the asked format. Lenient: strict, or the last number is right. Format: the answer
 line is there. Truncated: cut at max_completion_length. In brackets the 95 % interval (Wilson); p of the exact paired
 test on the same problems, base against trained."""
@@ -66,8 +66,9 @@ def _cost(result: dict[str, Any]) -> list[str]:
     if "phases" not in result:
         return []
     lines = [
-        f"A step on this CPU. The floor: operations of the completions over the {result['product_flops'] / 1e9:.0f} "
-        "GFLOP/s that a large product reaches here; prompts and attention are left out of it.\n",
+        f"A step on this CPU. The floor: operations of the completions and of {result['prompt_tokens']:,.0f} tokens of "
+        f"prompts over the {result['product_flops'] / 1e9:.0f} GFLOP/s that a large product reaches here; attention is "
+        "left out of it.\n",
         "| phase | seconds | floor | times |", "|---|---|---|---|"]
     for row in [*result["phases"], {"phase": "together", **{
             name: sum(one[name] for one in result["phases"]) for name in ("seconds", "floor")}}]:

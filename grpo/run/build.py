@@ -174,7 +174,7 @@ def quiet() -> None:
 
 
 def _find_checkpoint(config: Config, sources: dict[str, Any]) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The checkpoint that a resumed run starts from, its record, and a line for it and every damaged one. Collective.
+    """The checkpoint that a resumed run starts from, its record, and lines on what was found. Collective.
 
     Raises:
         ValueError: no checkpoint is whole, or the newest whole one is of a run that computes something else.
@@ -186,7 +186,7 @@ def _find_checkpoint(config: Config, sources: dict[str, Any]) -> tuple[Path | No
         refuse("resume", True, f"needs a whole checkpoint: {'; '.join(lines)}", "False, with a new output_dir")
     record = checkpoint.record(folder)
     continuation.check(folder, record, config, sources)
-    return folder, record, [*lines, f"goes on from {folder}"]
+    return folder, record, [*lines, f"goes on from {folder}", *continuation.edited(record, sources)]
 
 
 def _fit_memory(ledger: Ledger, decoder: Decoder, prompts: list[list[int]]) -> tuple[Room, Budget]:

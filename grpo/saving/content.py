@@ -37,6 +37,12 @@ def of_adapter(path: str | None) -> str | None:
     return "-".join(digests) or None
 
 
+def of_reward_files(reward_funcs: list[str]) -> dict[str, str]:
+    """Of each file that reward functions are named in, by its place; what the file imports is not read."""
+    places = dict.fromkeys(name.rpartition(":")[0] for name in reward_funcs)
+    return {place: hashlib.sha256(Path(place).read_bytes()).hexdigest() for place in places if place.endswith(".py")}
+
+
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]) -> str:
     """Of the vocabulary, the special tokens, the chat template, and the tokens that these prompts became."""
     digest = hashlib.sha256(json.dumps(

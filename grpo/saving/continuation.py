@@ -39,6 +39,7 @@ def sources(
     return {
         "data": {"num_examples": len(train), "sha256": content.fingerprint(one.prompt_text for one in train)},
         "adapter": content.of_adapter(config.adapter_name_or_path),
+        "reward_files": content.of_reward_files(config.reward_funcs),
         "content": {
             "model_name_or_path": model, "tokenizer_name_or_path": content.of_tokenizer(tokenizer, prompts),
             "train_dataset_id_or_path": content.of_examples(train),
@@ -97,3 +98,10 @@ def check(folder: Path, then: dict[str, Any], config: Config, read: dict[str, An
             raise ValueError(
                 f"resume=True with another {WHAT[name]} than {folder}: what {given}={now[given]!r} holds is not what "
                 f"the run read from {was[before]!r}; nearest valid value: the {WHAT[name]} of then")
+
+
+def edited(then: dict[str, Any], read: dict[str, Any]) -> list[str]:
+    """A line for each reward file that is another one than then; not refused, since mending one is why runs go on."""
+    was = then.get("reward_files", {})  # a checkpoint of before has none
+    return [f"{place} is not the file it was: from here on rewards are those of the new one"
+            for place, found in read["reward_files"].items() if was.get(place, found) != found]

@@ -1,17 +1,20 @@
 """What the page of the published experiment says of a run and its evaluations, worked out by hand. A second."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from tiny_models import tiny_qwen2
+from transformers import AutoTokenizer
 
 from benchmarks.gsm8k import experiment
-from benchmarks.gsm8k.cost import operations, phases
+from benchmarks.gsm8k.cost import operations, phases, prompt_tokens
 from benchmarks.gsm8k.page import draw, markdown
 from grpo.evaluation.answers import Answer, save_answers
 from grpo.options.evaluation import parse
 from grpo.run.command import load
+from grpo.run.examples import load_problems
 
 MODEL = str(Path(__file__).parents[2] / "data" / "tiny_qwen2")
 
@@ -24,12 +27,15 @@ def plan(tmp_path: Path) -> experiment.Plan:
     plan, name = experiment.read_command_line(argv)
     assert name == "gsm8k"
     plan.run.mkdir()
-    load(plan.train_options).save(plan.run / "config.yaml")
+    config = load(plan.train_options)
+    config.save(plan.run / "config.yaml")
+    problems, _ = load_problems(config)
     steps, completions = [], []
     for step in range(20):
         for prompt in range(2):
             right = [step >= 10, prompt == 0]  # two completions of each prompt
-            completions += [{"step": step, "question": f"{step} {prompt}", "completion": "", "reward": 0.5 + one,
+            question = problems[2 * step + prompt].title
+            completions += [{"step": step, "question": question, "completion": "", "reward": 0.5 + one,
                              "rewards": {"format": 0.5, "correctness": float(one)}, "length": 4, "truncated": False}
                             for one in right]
         steps.append({"step": step, "step_s": 3.0, "reward": 1.0, "accuracy": 0.5, "num_tokens": 100 + step % 2,
@@ -69,6 +75,8 @@ def test_the_evaluation_is_asked_as_the_training_was(plan: experiment.Plan) -> N
         (plan.run / "adapter" / "adapter_config.json").touch()
         (plan.work / f"{label}-2-shots" / "eval.json").unlink()
     base, trained = (parse(experiment.asked(plan, label, 2)) for label in experiment.LABELS)
+    longer = parse(experiment.asked(dataclasses.replace(plan, answer_length=99), "base", 2))
+    assert longer.max_completion_length == 99
     assert base.adapter is None and trained.adapter == str(plan.run / "adapter")
     assert (base.load_in_4bit, base.num_shots, base.limit, base.seed, base.max_completion_length) == (
         True, [2], 4, 42, experiment.recipe_of(plan)["max_completion_length"])
@@ -79,16 +87,33 @@ def test_the_floor_of_a_step_is_its_operations_over_a_product_s_speed() -> None:
     config = tiny_qwen2(num_hidden_layers=1, intermediate_size=96).config
     recipe = {"use_peft": True, "lora_modules_to_save": [], "beta": 0.0, "gradient_checkpointing": "auto",
               "num_iterations": 1}
-    forward = 2 * (30_720 + 320 * 64)
-    assert operations(config, recipe) == {"sampling": forward, "reference": 0, "update": 2 * forward}
-    head = recipe | {"lora_modules_to_save": ["lm_head"], "beta": 0.1, "gradient_checkpointing": "true"}
-    assert operations(config, head) == {"sampling": forward, "reference": forward,
-                                        "update": 2 * forward + 2 * 320 * 64 + 2 * 30_720}
-    assert operations(config, recipe | {"use_peft": False})["update"] == 3 * forward
+    layers, head = 2 * 30_720, 2 * 320 * 64
+    found = operations(config, recipe)
+    assert found == {"sampling": (layers + head, layers), "reference": (0, 0),
+                     "update": (2 * layers + 2 * head, 2 * layers)}
+    whole_head = recipe | {"lora_modules_to_save": ["lm_head"], "beta": 0.1, "gradient_checkpointing": "true"}
+    assert operations(config, whole_head) == {"sampling": (layers + head, layers), "reference": (layers + head, layers),
+                                              "update": (3 * layers + 3 * head, 3 * layers)}
+    assert operations(config, recipe | {"use_peft": False})["update"] == (3 * layers + 3 * head, 3 * layers)
+    assert operations(config, recipe | {"num_iterations": 2})["update"] == (4 * layers + 4 * head, 4 * layers)
     metrics = [{"num_tokens": number, "rollout_s": 1.0, "reference_s": 0.0, "update_s": number} for number in (1, 3)]
-    assert phases(metrics, config, recipe, flops=forward) == [
-        {"phase": "sampling", "seconds": 1.0, "floor": 2.0}, {"phase": "reference", "seconds": 0.0, "floor": 0.0},
-        {"phase": "update", "seconds": 2.0, "floor": 4.0}]
+    # Two tokens of completions and five of prompts a step.
+    assert phases(metrics, found, prompt_tokens=5, flops=2.0) == [
+        {"phase": "sampling", "seconds": 1.0, "floor": layers + head + 2.5 * layers},
+        {"phase": "reference", "seconds": 0.0, "floor": 0.0},
+        {"phase": "update", "seconds": 2.0, "floor": 2 * (layers + head) + 5 * layers}]
+
+
+def test_the_prompts_of_a_step_are_counted_with_what_they_share_once(plan: experiment.Plan) -> None:
+    config = load(plan.train_options)
+    first, second, third = load_problems(config)[0][:3]
+    steps = [[first, second], [third]]
+    rows = [{"step": step, "question": one.title} for step, asked in enumerate(steps) for one in asked * 2]
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    ids = [tokenizer.encode(one.prompt) for one in (first, second, third)]
+    shared = next(place for place, (a, b) in enumerate(zip(ids[0], ids[1])) if a != b)
+    assert shared > 0
+    assert prompt_tokens(config, rows) == (len(ids[0]) + len(ids[1]) - shared + len(ids[2])) / 2
 
 
 def test_what_is_done_is_not_done_again_and_the_page_has_it(plan: experiment.Plan) -> None:

@@ -36,10 +36,14 @@ class Answer(NamedTuple):
 
 NO_END = Answer("error", f"has not answered after {LIMIT_S} s: ranks wait for each other")
 ENDED = Answer("error", "its process ended")
+# A fork has no threads of gloo: to leave the group there can crash or wait for ever.
+JOINED = Answer("not offered", "the adapter has joined a process group of its own; without it two ranks can be asked")
 
 
 def in_processes(adapter: Adapter, cases: list[list[Case]], *, num_ranks: int) -> list[list[Answer]]:
     """For each case the answer of each rank; a case has one Case for each rank. After an error a rank ends."""
+    if dist.is_initialized():
+        return [[JOINED] * num_ranks for _ in cases]
     context = multiprocessing.get_context("fork")  # what the adapter has imported need not be imported again
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -86,8 +90,6 @@ def _rank(
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     try:
-        if dist.is_initialized():  # the adapter's module has joined a group
-            dist.destroy_process_group()
         store = dist.FileStore(f"{folder}/store", num_ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
         for case in cases:

@@ -112,6 +112,15 @@ def test_a_rank_that_raises_or_ends_fails_its_claims_and_says_why() -> None:
     assert of("a rank without tokens", adapter(rank_gradient=ends)) == (FAILED, "rank 0: its process ended")
 
 
+def test_an_adapter_in_a_group_of_its_own_is_not_asked_on_two_ranks_and_the_claim_says_why() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        status, found = of("a rank without tokens", adapter(rank_gradient=lambda weight, *_: weight))
+    finally:
+        dist.destroy_process_group()
+    assert status == NOT_OFFERED and found.startswith("the adapter has joined a process group of its own")
+
+
 def test_the_command_prints_a_line_for_each_claim_and_writes_pages(tmp_path: Path, capsys) -> None:
     html, tables = tmp_path / "page.html", tmp_path / "page.md"
     where = f"{ADAPTERS / 'bugs.py'}:NegativeKL"

@@ -35,6 +35,7 @@ ADAPTER = [
 PAIR = [
     ("why a rank ended is forgotten", 'return before if before.kind == "error" else ENDED', "return ENDED"),
     ("ranks are in groups of their own", "rank=rank, world_size=num_ranks)", "rank=0, world_size=1)"),
+    ("ranks are forked from a process in a group", "if dist.is_initialized():", "if False:"),
 ]
 
 PAGE = [

@@ -139,7 +139,16 @@ CONTINUATION = [
     ("a share of steps does not depend on the length", "(share == 0 or share >= 1)", "(share >= 0)"),
     ("steps of a warm-up depend on the length", "(share == 0 or share >= 1)", "(share == 0)"),
     ("an option that came later has no default", "{name: default_of(one) for", "{name: None for"),
+    ("an edited reward file is not named", "if was.get(place, found) != found]", "if False]"),
+    ("a checkpoint without reward files names all", "was.get(place, found) != found", "was.get(place) != found"),
 ]
+
+REWARD_FILES = [
+    ("reward files are not in a checkpoint", '"reward_files": content.of_reward_files(config.reward_funcs),',
+     '"reward_files": {},'),
+]
+
+RESUMED = [("nobody is told of an edited reward file", ", *continuation.edited(record, sources)]", "]")]
 
 TRACKERS = [
     ("trackers do not get the name", 'self.settings["run_name"] or os', "os"),
@@ -171,6 +180,8 @@ RECIPE_GROUPS = [
     ("grpo/schedule.py", ("test_schedule.py",), SCHEDULE),
     ("grpo/options/combinations.py", ("test_foreign_keys.py",), COMBINATIONS),
     ("grpo/saving/continuation.py", ("test_checkpoint.py",), CONTINUATION),
+    ("grpo/saving/continuation.py", ("test_moved.py",), REWARD_FILES),
+    ("grpo/run/build.py", ("test_moved.py",), RESUMED),
     ("grpo/report/trackers.py", ("test_trackers.py",), TRACKERS),
     ("grpo/report/log.py", ("test_trackers.py",), LOG),
     ("train.py", ("test_trackers.py",), TRAIN),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from grpo.config import Config
 from grpo.options.option import options
-from grpo.saving import checkpoint, continuation
+from grpo.saving import checkpoint, content, continuation
 
 # Where a run goes on, how fast, and what it tells; not what it computes.
 MAY_DIFFER = {
@@ -25,7 +25,7 @@ MAY_DIFFER = {
     "model_name_or_path", "tokenizer_name_or_path", "adapter_name_or_path", "train_dataset_id_or_path",
     "test_dataset_id_or_path", "model_revision", "dataset_config",
 }
-READ = {"data": {"num_examples": 1, "sha256": "of prompts"}, "adapter": None, "content": {}}
+READ = {"data": {"num_examples": 1, "sha256": "of prompts"}, "adapter": None, "content": {}, "reward_files": {}}
 
 
 def test_step_10_is_newer_than_step_9(tmp_path: Path) -> None:
@@ -85,3 +85,20 @@ def test_a_run_that_is_older_than_an_option_had_its_default() -> None:
     continuation.check(Path("step-3"), then, Config(), READ)
     with pytest.raises(ValueError, match=r"warmup_steps \(0.0 then, 2.0 now\)"):
         continuation.check(Path("step-3"), then, Config(warmup_steps=2.0), READ)
+
+
+def test_a_reward_file_that_was_edited_is_named_on_resume_and_not_refused(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    for file in (one, other):
+        file.write_text("def reward(**_): ...")
+    funcs = ["format", f"{one}:reward", f"{other}:reward", "rewards.math:correctness_reward"]
+    read = READ | {"reward_files": content.of_reward_files(funcs)}
+    then = continuation.facts(Config(), read, 3)
+    assert list(read["reward_files"]) == [str(one), str(other)] and continuation.edited(then, read) == []
+    other.write_text("def reward(**_): return 1")
+    now = READ | {"reward_files": content.of_reward_files(funcs)}
+    continuation.check(Path("step-3"), then, Config(), now)
+    assert continuation.edited(then, now) == [
+        f"{other} is not the file it was: from here on rewards are those of the new one"]
+    del then["reward_files"]  # written before checkpoints had them
+    assert continuation.edited(then, now) == []

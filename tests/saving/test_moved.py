@@ -186,7 +186,9 @@ def test_a_run_copied_to_another_machine_with_its_model_and_data_is_the_run_that
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     save_small_run(here)
-    assert train.main(run(here)) == 0
+    reward = tmp_path / "reward.py"
+    reward.write_text("def nothing(completions, **_): return [0.0] * len(completions)\n")
+    assert train.main(run(here, reward_funcs=["format", "correctness", f"{reward}:nothing"])) == 0
     shutil.copytree(here / "out", there / "run")
     shutil.copytree(here / "model", there / "weights")
     shutil.copy(here / "data.json", there / "rows.json")
@@ -206,8 +208,11 @@ def test_a_run_copied_to_another_machine_with_its_model_and_data_is_the_run_that
     assert "another model than" in refused(train.main, command, there / "weights", capsys)
     shutil.copy(tmp_path / "gone" / "model" / "model.safetensors", there / "weights")
 
+    with reward.open("a") as file:
+        file.write("# another file\n")
     assert train.main(command) == 0
     said = capsys.readouterr().out
+    assert f"{reward} is not the file it was: from here on rewards are those of the new one" in said
     assert f"output_dir={there / 'run'}: the run's {there / 'run' / 'config.yaml'} lies there, and says {here}" in said
     whole, moved_on = tmp_path / "gone" / "out", there / "run"
     assert numbers(whole) == numbers(moved_on) and texts(whole) == texts(moved_on)
