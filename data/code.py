@@ -4,8 +4,8 @@
     MBPP        text or prompt, code, test_list; test_setup_code or test_imports
     APPS        question, input_output; starter_code, solutions
 
-A row keeps its columns and gets those that rewards/code.py reads: `prompt`, `tests`, `context`, `entry_point`; and a
-`solution`.
+A row keeps its columns and gets those that rewards/code.py reads, where it has none of the name: `tests`, `context`,
+`entry_point`; and a `solution`. Its `prompt` is made of the form's texts, unless the row has one of its own.
 """
 
 import ast
@@ -45,16 +45,23 @@ def with_tests(rows: list[Row]) -> list[Row]:
         ValueError: a row has the columns of a form, and something else in them.
     """
     form = next((form for columns, form in FORMS if columns <= rows[0].keys()), None)
-    if form is None:
+    if form is None or form is _human_eval and not isinstance(rows[0]["prompt"], str):  # messages, without the code
         return rows
     found = []
     for number, row in enumerate(rows, start=1):
         try:
-            found.append({**row, **form(row)})
-        except (KeyError, TypeError, ValueError, IndexError, SyntaxError, StopIteration) as error:
+            made = form(row)
+            found.append({**made, **row} if _own_prompt(row, form) else {**made, **row, "prompt": made["prompt"]})
+        except (KeyError, TypeError, ValueError, IndexError, SyntaxError, StopIteration, AttributeError) as error:
             words = " ".join(str(error).split())[:100]
             raise ValueError(f"row {number} is no problem of its form: {type(error).__name__}: {words}") from None
     return found
+
+
+def _own_prompt(row: Row, form: Callable[[Row], Row]) -> bool:
+    """Whether `prompt` is a column that somebody has added, and none of the form."""
+    return "prompt" in row and (form is _apps or form is _mbpp and (
+        "text" in row or not isinstance(row["prompt"], str)))
 
 
 def _human_eval(row: Row) -> Row:
@@ -71,7 +78,8 @@ def _mbpp(row: Row) -> Row:
     defined = [node.name for node in ast.parse(row["code"]).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     called = {node.id for node in ast.walk(ast.parse(row["test_list"][0])) if isinstance(node, ast.Name)}
     context = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-    return {"prompt": WRITE.format(task=(row.get("text") or row["prompt"]).strip(), test=row["test_list"][0]),
+    task = row.get("text") or row["prompt"]
+    return {"prompt": WRITE.format(task=str(task).strip(), test=row["test_list"][0]),
             "tests": list(row["test_list"]), "context": context,
             "entry_point": next(name for name in defined if name in called), "solution": _fenced(row["code"])}
 

@@ -54,7 +54,7 @@ def hub_splits(name: str, config: str | None) -> dict[str, Callable[[], Table]]:
 
     try:
         loaded = datasets.load_dataset(name, config or HUB_CONFIG.get(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also RuntimeError of one with a script, and the library's own
         raise ValueError(f"dataset={name!r}: no file or folder of this name, and not to be had from the Hub either "
                          f"(dataset_config={config}): {_words(error)}") from None
     return {split: part.to_list for split, part in loaded.items()}

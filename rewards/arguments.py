@@ -135,6 +135,24 @@ def with_options(name: str, function: Call, options: dict[str, Any]) -> Call:
         raise ValueError(f"reward_options of {name}: {error}") from None
 
 
+def check_json(options: dict[str, Any]) -> None:
+    """Refuse with ValueError what is another thing behind JSON, in which options go to the process of the functions."""
+    for name, arguments in options.items():
+        if (strange := _not_json(arguments)) is not None:
+            raise ValueError(f"reward_options of {name}: {shown(strange)} is no number, text, list, or mapping whose "
+                             f"keys are texts; nearest valid value: {str(strange)!r}")
+
+
+def _not_json(value: Any) -> Any:
+    """The first thing in a value that JSON has not; None if there is none."""
+    if isinstance(value, dict):
+        keys = (key for key in value if not isinstance(key, str))
+        return next((one for one in (*keys, *map(_not_json, value.values())) if one is not None), None)
+    if isinstance(value, list | tuple):
+        return next((one for one in map(_not_json, value) if one is not None), None)
+    return None if value is None or isinstance(value, str | int | float) else value
+
+
 def chosen(function: Call, offered: dict[str, Any]) -> dict[str, Any]:
     """Those of the arguments that a function takes; what a partial has set stays."""
     offered = {**offered, "prompt": offered["prompts"]}

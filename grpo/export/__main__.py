@@ -50,7 +50,7 @@ def export(folder: Path, settings: Settings) -> Path:
     if written.exists():
         raise ValueError(f"output={str(written)!r} exists and is not written over; nearest valid value: {written}-2")
     tokenizer = merge.tokenizer_of(source)
-    examples = problems(source, tokenizer, settings.limit)
+    examples, why_none = problems(source, tokenizer, settings.limit)
     model = merge.merged(source, getattr(torch, settings.torch_dtype))
     generation, left_out = merge.generation_config(model, tokenizer, examples[0], source)
     merge.write(written, model, tokenizer, generation)
@@ -58,21 +58,32 @@ def export(folder: Path, settings: Settings) -> Path:
     print("\n".join(left_out), f"wrote {written}", sep="\n" if left_out else "", flush=True)
     del model
     gc.collect()
-    if settings.limit:
+    if why_none:
+        print(f"not compared on problems: {why_none}")
+    elif settings.limit:
         print_table(comparison.table(comparison.compare(source, written, tokenizer, examples)))
     if settings.push_to_hub:
         print(f"pushed to {hub.push(written, settings.push_to_hub, private=settings.hub_private_repo)}")
     return written
 
 
-def problems(source: Source, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Example]:
-    """Held-out problems of the run, or generated ones; one at least, which tells how prompts look."""
-    limit = max(limit, 1)
+def problems(source: Source, tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[list[Example], str]:
+    """Held-out problems of the run, or generated ones, one at least, which tells how prompts look.
+
+    A run without an evaluation may have none: then it is one of training, and the reason why there are no others.
+    """
     if source.run is None:
-        return load_examples("wordproblems", "test", num_shots=source.config.num_shots, seed=42)[:limit]
-    config = replace(source.config, eval_examples=limit)
-    model_config = AutoConfig.from_pretrained(source.model or source.base)
-    return fit_context(load_problems(config)[1], tokenizer, model_config.max_position_embeddings, config)[0][:limit]
+        return load_examples("wordproblems", "test", num_shots=source.config.num_shots, seed=42)[:max(limit, 1)], ""
+    context = AutoConfig.from_pretrained(source.model or source.base).max_position_embeddings
+    try:
+        config, why_none = replace(source.config, eval_examples=limit), ""
+        found = load_problems(config)[limit > 0]
+    except ValueError as error:
+        if source.config.eval_examples:
+            raise
+        config, why_none = replace(source.config, eval_examples=0), str(error)
+        found = load_problems(config)[0]
+    return fit_context(found, tokenizer, context, config)[0][:max(limit, 1)], why_none
 
 
 def run(folder: Path, settings: Settings) -> int:

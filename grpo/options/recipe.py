@@ -239,4 +239,9 @@ def _left_out(recipe: dict[str, Any], values: dict[str, Any], in_force: Callable
         notes.append("reward_funcs: format is this project's answer line; open-r1's is think_answer_format_reward")
     if recipe.get("lr_scheduler_type") == "constant" and (in_force("warmup_ratio") or in_force("warmup_steps")):
         notes.append("lr_scheduler_type='constant' warms up here; that of transformers does not")
+    counted = [name for name in ("max_steps", "warmup_steps", "save_steps", "eval_steps", "logging_steps")
+               if name in values and (values[name] or 0) > 1]
+    if counted and (updates := in_force("num_iterations")) > 1:
+        notes.append(f"num_iterations={updates}: {', '.join(counted)} count rollouts, of {updates} updates each; TRL "
+                     "counts updates")
     return notes

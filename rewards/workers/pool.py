@@ -16,7 +16,7 @@ from contextlib import suppress
 from math import isnan, nan
 from typing import Any, NamedTuple
 
-from rewards.arguments import check_notes
+from rewards.arguments import check_json, check_notes
 from rewards.loading import metric_name
 from rewards.values import check_values
 from rewards.workers.keeper import ANSWER_BYTES, LOADS, MISLED
@@ -100,6 +100,7 @@ class RewardPool:
     def __init__(self, reward_funcs: list[str], reward_weights: list[float] | None, *, timeout_s: float,
                  memory_bytes: int, reward_options: dict[str, dict[str, Any]] | None = None, failure: str = "zero",
                  taken: Iterable[str] = ()) -> None:
+        check_json(reward_options or {})
         self.names = [metric_name(name) for name in reward_funcs]
         self.weights = [1.0] * len(reward_funcs) if reward_weights is None else reward_weights
         self.timeout_s, self.failure = timeout_s, failure

@@ -51,7 +51,30 @@ def test_a_row_of_apps_reads_and_writes_or_has_a_function() -> None:
     assert "class Solution:" in second["prompt"]
 
 
+CHAT = [{"role": "system", "content": "Think."}, {"role": "user", "content": "Do it."}]
+
+
+@pytest.mark.parametrize("row", [
+    {**MBPP, "prompt": CHAT}, {**MBPP, "prompt": "MINE"}, {**APPS, "prompt": CHAT}, {**NAMED, "prompt": "MINE"},
+    {name: value for name, value in (MBPP | {"prompt": CHAT}).items() if name != "text"},
+])
+def test_a_prompt_and_columns_of_one_s_own_stay_and_the_form_adds_what_is_missing(row: dict) -> None:
+    own = {**row, "solution": "mine", "tests": ["assert mine"]}
+    (made,) = with_tests([own])
+    assert {name: made[name] for name in own} == own
+    assert made["entry_point"] == with_tests([{**row, "text": "t"}])[0]["entry_point"] and "context" in made
+
+
+def test_a_text_as_prompt_of_the_clean_mbpp_is_the_form_s_own_and_messages_of_human_eval_are_left() -> None:
+    clean = {name: value for name, value in MBPP.items() if name != "text"}
+    (made,) = with_tests([{**clean, "prompt": "Write add.", "tests": ["mine"]}])
+    assert made["prompt"].startswith("Write add.\n\nThe function has to pass") and made["tests"] == ["mine"]
+    rows = [{**HUMAN_EVAL, "prompt": CHAT}]
+    assert with_tests(rows) is rows
+
+
 @pytest.mark.parametrize(("row", "words"), [
+    ({**APPS, "question": None}, "row 1 is no problem of its form: AttributeError"),
     ({**HUMAN_EVAL, "entry_point": "volume"}, "row 1 is no problem of its form: StopIteration"),
     ({**MBPP, "test_list": []}, "row 1 is no problem of its form: IndexError"),
     ({**MBPP, "code": "def"}, "row 1 is no problem of its form: SyntaxError: invalid syntax"),

@@ -137,6 +137,15 @@ def test_a_configuration_is_chosen_by_its_name(tmp_path):
         hub_splits(str(tmp_path), "socrates")
 
 
+def test_a_dataset_that_the_library_cannot_read_is_one_line(tmp_path):
+    """Splits of different columns, for which the library has an error of its own."""
+    (tmp_path / "one.json").write_text(json.dumps([{"a": 1}]))
+    (tmp_path / "two.json").write_text(json.dumps([{"b": "x"}]))
+    with pytest.raises(ValueError, match="not to be had from the Hub either .*Error: ") as caught:
+        hub_splits(str(tmp_path), None)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_configuration_of_a_local_file_is_refused(tmp_path):
     (tmp_path / "d.csv").write_text("prompt\nq\n")
     assert message(tmp_path / "d.csv", dataset_config="main").endswith("d.csv is here; nearest valid value: none")

@@ -124,6 +124,20 @@ def test_the_end_of_a_run_is_exported_with_what_is_needed_to_serve_it(
                                    "--max_completion_length", "4"]) == 0
 
 
+def test_a_run_without_held_out_problems_is_exported_and_the_reason_for_no_table_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert train.main(small_run(folder, output_dir=tmp_path / "out")) == 0
+    assert export(tmp_path / "out", "--limit", "2") == 0
+    said = capsys.readouterr().out
+    assert "not compared on problems: dataset=" in said and "has no split 'validation'" in said
+    assert "strict accuracy" not in said
+    assert export(tmp_path / "out", "--limit", "0", "--output", tmp_path / "again") == 0
+    assert "not compared" not in capsys.readouterr().out
+    for written in (tmp_path / "out" / "export", tmp_path / "again"):
+        assert AutoModelForCausalLM.from_pretrained(written) and (written / "generation_config.json").exists()
+
+
 def test_what_cannot_be_exported_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def line(*argv: object) -> str:
         with pytest.raises(ValueError) as error:

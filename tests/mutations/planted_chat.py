@@ -47,6 +47,8 @@ PROMPT_IDS = [
 ]
 
 TABLES = [
+    ("only some errors of the library are one line", "except Exception as error:  # also RuntimeError",
+     "except (OSError, ValueError) as error:  #"),
     ('"NA" is missing', '"keep_default_na": False', '"keep_default_na": True'),
     ("an empty cell is a text", '"na_values": [""]', '"na_values": []'),
     ("commas in a .tsv", '_CSV | {"sep": "\\t"}', "_CSV"),

@@ -1,6 +1,9 @@
 """Mistakes planted in rewards beyond arithmetic, and in what they are told."""
 
 ARGUMENTS = [
+    ("keys that are no text", "(key for key in value if not isinstance(key, str))", "()"),
+    ("values that JSON has not", "isinstance(value, str | int | float) else value", "True else value"),
+    ("keys inside a list", "if isinstance(value, list | tuple):", "if isinstance(value, tuple):"),
     ("a column changes an option", "        named -= function.keywords.keys()\n", "        pass\n"),
     ("options are not set", "return functools.partial(function, **(reader(**options) if reader else options))",
      "return function"),

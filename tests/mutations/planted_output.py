@@ -31,6 +31,11 @@ PREFLIGHT = [
 CONTINUATION = [
     ("another adapter goes on", 'if then["adapter"] != read["adapter"]:', "if False:"),
 ]
+EXPORT = [
+    ("without held-out problems nothing is exported", "if source.config.eval_examples:", "if True:"),
+    ("nobody is told why nothing is compared", "    if why_none:\n        print(", "    if why_none:\n        str("),
+]
+
 CONTENT = [
     ("the adapter's description alone", '("adapter_config.json", "adapter_model.safetensors")',
      '("adapter_config.json",)'),
@@ -288,6 +293,7 @@ OUTPUT_GROUPS = [
     ("grpo/health/stop_request.py", ("test_stop_request.py",), PREEMPTION),
     ("grpo/run/heldout.py", ("test_heldout.py",), HELDOUT),
     ("grpo/export/merge.py", ("test_export.py",), MERGE),
+    ("grpo/export/__main__.py", ("test_export.py",), EXPORT),
     ("grpo/export/comparison.py", ("test_export.py",), COMPARISON),
     ("grpo/saving/checkpoint.py", ("test_export.py",), EXPORTED),
     ("eval.py", ("test_eval.py",), COMMAND),

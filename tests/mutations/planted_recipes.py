@@ -24,6 +24,8 @@ TABLE = [
 ]
 
 RECIPE = [
+    ("steps of several updates without a word", 'in_force("num_iterations")) > 1:', 'in_force("num_iterations")) > 9:'),
+    ("a share of steps counts rollouts", "(values[name] or 0) > 1", "name"),
     ("only the first mistake is told", "        raise Mistakes(*mistakes)", "        raise ValueError(mistakes[0])"),
     ("what several keys say together is told later", "    ranks = values.get(",
      "    if mistakes:\n        raise Mistakes(*mistakes)\n    ranks = values.get("),

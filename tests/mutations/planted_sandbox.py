@@ -92,6 +92,11 @@ LAYERS = [
 ]
 
 FORMS = [
+    ("a prompt of one's own is replaced", "if _own_prompt(row, form) else", "if False else"),
+    ("columns of one's own are replaced", '{**made, **row, "prompt"', '{**row, **made, "prompt"'),
+    ("clean MBPP's own text is somebody's", '"text" in row or not', "True or not"),
+    ("messages of MBPP are its text", '"text" in row or not isinstance(row["prompt"], str)', '"text" in row'),
+    ("messages of HumanEval are read as code", "or form is _human_eval and not", "or False and not"),
     ("no context from the prompt", "splitlines()[:start - 1]", "splitlines()[:0]"),
     ("HumanEval's test is not called", '{row[\'test\']}\\ncheck({name})"', '{row[\'test\']}"'),
     ("the last function of MBPP", "next(name for name in defined if name in called)", "defined[-1] + '2'"),

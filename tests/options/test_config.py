@@ -143,6 +143,17 @@ def test_every_key_of_a_trl_recipe_is_honoured_or_named(place):
     assert "gradient_accumulation_steps=8 / 8 generations = prompts_per_step=4" in named
 
 
+@pytest.mark.parametrize(("text", "counted"), [
+    ("num_iterations: 4\nmax_steps: 450\nwarmup_steps: 2e1\nsave_steps: 100", "max_steps, warmup_steps, save_steps"),
+    ("num_iterations: 4\nmax_steps: 450\nwarmup_steps: 0.1\neval_steps: null", "max_steps"),
+    ("num_iterations: 4\nnum_train_epochs: 2\nlogging_steps: 1", None), ("num_iterations: 1\nmax_steps: 450", None),
+])
+def test_a_recipe_of_trl_with_several_updates_is_told_what_its_steps_count(place, text, counted):
+    config = load(["--config", write(place / "trl.yaml", f"per_device_train_batch_size: 8\n{text}\n")])
+    said = f"num_iterations=4: {counted} count rollouts, of 4 updates each; TRL counts updates"
+    assert [note for note in config.notes if note.startswith("num_iterations")] == ([said] if counted else [])
+
+
 def test_the_batch_grows_with_the_ranks(place, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,5 +1,6 @@
 """reward_options: what a reward function is told besides completions and columns."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from reward_pools import score, starting
 
 from grpo.run.command import load
 from rewards import loading
+from rewards.arguments import check_json
 
 SOURCE = '''
 def longer(completions, limit=3, bonus=1.0, **columns):
@@ -35,6 +37,16 @@ def test_an_option_may_take_the_place_of_a_column(file: str) -> None:
         pool = start(f"{file}:by_row", reward_options={"by_row": {"terms": ["x", "y"]}})
         pool.check_columns(["prompt"])
         assert score(pool, "x", "x").total == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("value", "strange"), [
+    ({1: 0.1}, "1"), ({"a": [{True: 2}]}, "True"), (date(2024, 1, 1), r"datetime.date\(2024, 1, 1\)"),
+])
+def test_what_would_change_on_the_way_to_the_functions_is_refused(file: str, value: object, strange: str) -> None:
+    with pytest.raises(ValueError, match=f"^reward_options of longer: {strange} is no number, text, list, or mapping"):
+        with starting() as start:
+            start(f"{file}:longer", reward_options={"longer": {"limit": value}})
+    check_json({"longer": {"limit": {"1": [0.1, (2, None)]}, "bonus": "b"}})
 
 
 @pytest.mark.parametrize(("options", "line"), [

@@ -45,6 +45,8 @@ Not all of these are the same to the letter:
 - `max_prompt_length` leaves longer prompts out. TRL has no such key any more; it used to cut them at the left.
 - `weight_decay` is of every trained weight; transformers leaves out biases and norms.
 - `save_steps` and `logging_steps` are whole numbers, not shares of the run.
+- With `num_iterations` above 1, `max_steps`, `warmup_steps`, `save_steps`, `eval_steps` and `logging_steps` count
+  rollouts, each of so many updates; TRL counts updates. A line at the start says so.
 - `multi_objective_aggregation: normalize_then_sum`: a reward that is equal for a whole group adds exactly 0 here. In
   TRL it adds the rounding error of its mean, divided by 1e-4.
 - `deepspeed` is a mapping or a JSON file of which `auto` is left to the options here, and the rest checked.
