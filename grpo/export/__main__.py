@@ -58,7 +58,7 @@ def export(folder: Path, settings: Settings) -> Path:
     print("\n".join(left_out), f"wrote {written}", sep="\n" if left_out else "", flush=True)
     del model
     gc.collect()
-    if why_none:
+    if settings.limit and why_none:
         print(f"not compared on problems: {why_none}")
     elif settings.limit:
         print_table(comparison.table(comparison.compare(source, written, tokenizer, examples)))
@@ -76,12 +76,12 @@ def problems(source: Source, tokenizer: PreTrainedTokenizerBase, limit: int) -> 
         return load_examples("wordproblems", "test", num_shots=source.config.num_shots, seed=42)[:max(limit, 1)], ""
     context = AutoConfig.from_pretrained(source.model or source.base).max_position_embeddings
     try:
-        config, why_none = replace(source.config, eval_examples=limit), ""
-        found = load_problems(config)[limit > 0]
+        config, why_none = replace(source.config, eval_examples=max(limit, 1)), ""
+        found = load_problems(config)[1]
     except ValueError as error:
         if source.config.eval_examples:
             raise
-        config, why_none = replace(source.config, eval_examples=0), str(error)
+        config, why_none = source.config, str(error)
         found = load_problems(config)[0]
     return fit_context(found, tokenizer, context, config)[0][:max(limit, 1)], why_none
 

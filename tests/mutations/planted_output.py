@@ -33,7 +33,7 @@ CONTINUATION = [
 ]
 EXPORT = [
     ("without held-out problems nothing is exported", "if source.config.eval_examples:", "if True:"),
-    ("nobody is told why nothing is compared", "    if why_none:\n        print(", "    if why_none:\n        str("),
+    ("nobody is told why nothing is compared", "why_none:\n        print(", "why_none:\n        str("),
 ]
 
 CONTENT = [
