@@ -20,11 +20,13 @@ from grpo.options.evaluation import LONGEST, MOST_SLOTS, Settings, asked
 
 if __name__ == "__main__":
     settings = asked(sys.argv[1:])  # `--help` and a mistake end here: the imports below take eight seconds
-    # Nothing is compiled, and importing the compiler, as bitsandbytes does, takes two seconds more.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     gc.disable()  # as in train.py
 
 import torch
+
+if __name__ == "__main__" and not torch.cuda.is_available():
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as in train.py
+
 import torch.distributed as dist
 
 from data import load_examples

@@ -27,11 +27,14 @@ from grpo.run.command import asked, found
 
 if __name__ == "__main__":
     config = asked(sys.argv[1:])  # `--help`, `--plan` and a mistake end here: the imports below take eight seconds
-    # Nothing is compiled, and importing the compiler, as bitsandbytes does, takes two seconds more.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     gc.disable()  # imports leave no garbage; to look for it takes another second
 
 import torch
+
+if __name__ == "__main__" and not torch.cuda.is_available():
+    # On a CPU nothing is compiled, and importing the compiler, as bitsandbytes does, takes two seconds more.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
 import torch.distributed as dist
 
 from grpo import distributed

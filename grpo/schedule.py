@@ -66,13 +66,14 @@ def learning_rate(step: int, *, peak: float, scheduler: str, warmup_ratio: float
 def next_beta(beta: float, kl: float, *, target: float, horizon: float, num_completions: int) -> float:
     """The KL's coefficient after a step whose mean KL was `kl` nats a token: arXiv 1909.08593 section 2.2, as in verl.
 
-        beta' = beta (1 + clip(kl / target - 1, -0.2, 0.2) num_completions / horizon)
+        beta' = beta (1 + clip(kl / target - 1, -0.2, 0.2) min(num_completions / horizon, 1))
 
-    It stays where kl is not finite, as in a skipped step.
+    It stays where kl is not finite, as in a step without tokens. Without the bound by 1, which is not in the paper, a
+    short horizon would make beta negative.
     """
     if not math.isfinite(kl):
         return beta
-    return beta * (1 + min(max(kl / target - 1, -0.2), 0.2) * num_completions / horizon)
+    return beta * (1 + min(max(kl / target - 1, -0.2), 0.2) * min(num_completions / horizon, 1))
 
 
 def next_entropy_coef(coef: float, entropy: float, *, target: float, delta: float, low: float, high: float) -> float:

@@ -150,7 +150,8 @@ def move(engine: Engine, work: Update, config: Config, learning_rate: float) -> 
         # memory runs out.
         logprob_UT = retry(
             partial(gradient, engine, work, config, tally, old_logprob_UT),
-            shorten=partial(start_again, engine, work, config, tally, tally.copy()), batches=work.micro_batches)
+            shorten=partial(start_again, engine, work, config, tally, tally.copy()), batches=work.micro_batches,
+            can_undo=engine.can_discard)
         grad_norm += engine.step(learning_rate) / config.num_iterations
         if old_logprob_UT is None:
             # Ours, not the sampler's: from the same packed batches, so on policy every ratio is exactly 1.

@@ -21,8 +21,8 @@ gc.disable()  # imports leave no garbage; to look for it takes seconds
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["TORCHDYNAMO_DISABLE"] = "1"  # as train.py does
 if not torch.cuda.is_available():
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # as train.py does
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["TRITON_INTERPRET"] = "1"  # kernels are Python then; before anything imports Triton
 torch.set_num_threads(1)

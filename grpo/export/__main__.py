@@ -17,10 +17,13 @@ if __name__ == "__main__":
         folder, settings = parse(sys.argv[1:])  # `--help` and a mistake end here: the imports below take seconds
     except ValueError as error:
         sys.exit(f"error: {spelled_out(str(error))}")
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     gc.disable()  # as in train.py
 
 import torch
+
+if __name__ == "__main__" and not torch.cuda.is_available():
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as in train.py
+
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from data import load_examples

@@ -161,7 +161,7 @@ class Tally:
 
     def restore(self, copy: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]) -> None:
         """Forget what was added since that copy."""
-        self.sums, self.maxima = copy
+        self.sums, self.maxima = map(dict, copy)  # the copy may be wanted again
 
     def add(self, batch: Batch, loss: torch.Tensor, logprob_UT: torch.Tensor, old_logprob_UT: torch.Tensor | None, *,
             entropy_K: torch.Tensor | None, kl_UT: torch.Tensor | None, weight_UT: torch.Tensor | None,
@@ -213,6 +213,8 @@ class Tally:
         divisor |= {"surrogate": mass or 1.0, "loss": iterations}  # the loss is divided by its denominator already
         divisor |= {name: divisor[name] * iterations for name in ("clip_share_low", "clip_share_high")}
         means = {name: sums[name] / divisor[name] for name in sums}
+        if not num_tokens:  # a mean over nothing; what moves beta and entropy_coef takes 0 for a measurement
+            means |= {name: math.nan for name in ("kl", "entropy") if name in means}
         means |= {"kl_pull_share": pull / ((pull + mass) or 1.0)}
         return {"kl": math.nan} | means | global_max({name: float(value) for name, value in self.maxima.items()})
 

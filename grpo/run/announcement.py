@@ -48,6 +48,8 @@ def announce(
     ]
     if not config.rollout_keep and device.type == "cpu":
         lines.append("note       rollout_keep=False has no effect: the sampler is in CPU memory anyway")
+    if config.zero_stage == 0 and dtype == torch.bfloat16:
+        lines.append("note       zero_stage=0 adds up the gradients of micro-batches in bfloat16; 1 to 3 do in float32")
     if left_out:
         lines.append(f"data       {left_out} problems left out: their prompt is longer than max_prompt_length")
     return lines + [f"note       {note}" for note in config.notes]

@@ -56,8 +56,16 @@ class Engine:
         if not last:
             self.deepspeed.step()  # counts the micro-batch; the weights move only at the boundary
 
+    @property
+    def can_discard(self) -> bool:
+        """Whether `discard` leaves nothing: at stages 1 and 2 DeepSpeed adds micro-batches up in places of its own."""
+        return self.stage in (0, 3)
+
     def discard(self) -> None:
-        """Drop the gradient since the last step, also that of a backward that failed halfway; for one rank only."""
+        """Drop the gradient since the last step, also that of a backward that failed halfway.
+
+        For one rank only, where `can_discard`.
+        """
         for parameter in self.trainable.values():
             parameter.grad = None
         self.deepspeed.optimizer.zero_grad()

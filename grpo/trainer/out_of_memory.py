@@ -39,14 +39,16 @@ class TokenLimit:
 
 
 def retry(
-    attempt: Callable[[], torch.Tensor], *, shorten: Callable[[int], list[Batch]], batches: list[Batch]
+    attempt: Callable[[], torch.Tensor], *, shorten: Callable[[int], list[Batch]], batches: list[Batch],
+    can_undo: bool,
 ) -> torch.Tensor:
     """What `attempt`, a pass over `batches`, returns; after running out of memory it is tried again on shorter batches.
 
     `shorten` undoes what an attempt has done, and packs batches shorter than the number of tokens that it is given.
 
     Raises:
-        SystemExit: no shorter batch helps, or other ranks wait for this one in the middle of a layer.
+        SystemExit: no shorter batch helps, what an attempt has done cannot be undone (`can_undo`), or other ranks wait
+            for this one in the middle of a layer.
     """
     while True:
         try:
@@ -56,7 +58,7 @@ def retry(
             if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
                 raise
             longest = max(len(batch.token_L) for batch in batches)
-            if world_size() > 1 or all(len(batch.completion_K.unique()) == 1 for batch in batches):
+            if world_size() > 1 or not can_undo or all(len(batch.completion_K.unique()) == 1 for batch in batches):
                 raise SystemExit(
                     f"\nerror: [rank {rank()}] out of memory with a packed batch of {longest:,} tokens; nearest valid: "
                     f"micro_batch_tokens={longest // 2}, or gradient_checkpointing=true") from error

@@ -10,6 +10,7 @@ More axes than in `grpo/types.py`: J key/value heads, F query heads per key/valu
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -162,7 +163,14 @@ def padded_length(length: int) -> int:
 
 @functools.cache
 def _compiled(length: int) -> Callable[..., torch.Tensor]:
-    """FlexAttention for packed batches of one length."""
+    """FlexAttention for packed batches of one length.
+
+    Raises:
+        RuntimeError: the environment turns the compiler off: uncompiled it stores [L, L] scores of every head.
+    """
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        raise RuntimeError("TORCHDYNAMO_DISABLE=1 in the environment: attention has to be compiled on a GPU, or it "
+                           "stores the scores of all pairs of tokens; unset it")
     # By default torch compiles at most 8 versions of a function, and runs it uncompiled for the ninth length.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     if rank() == 0:

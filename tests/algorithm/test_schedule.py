@@ -76,6 +76,8 @@ def test_beta_moves_towards_the_target_by_a_fifth_at_most():
     # 100 completions of a horizon of 1,000: a tenth. KL 0.11 for 0.1: + 0.1 * 0.1; 0.5: + 0.2 * 0.1; 0.05: - 0.2 * 0.1.
     found = [next_beta(0.04, kl, target=0.1, horizon=1000.0, num_completions=100) for kl in (0.11, 0.5, 0.05, math.nan)]
     assert found == pytest.approx([0.04 * 1.01, 0.04 * 1.02, 0.04 * 0.98, 0.04])
+    # 8,192 of a horizon of 1,000 are no more than the whole horizon: not 1 - 0.2 * 8.192, which is below 0.
+    assert next_beta(0.04, 0.0, target=0.1, horizon=1000.0, num_completions=8192) == pytest.approx(0.04 * 0.8)
 
 
 def test_the_entropy_bonus_grows_at_or_below_its_target_and_stays_inside_its_bounds():

@@ -34,6 +34,8 @@ class TableEngine:
     The first step reports a gradient of norm 1, the second one of norm 2, and so on.
     """
 
+    can_discard = True
+
     def __init__(self, logprob_UT):
         self.logprob_UT = logprob_UT.requires_grad_()
         self.grads = []
@@ -319,3 +321,29 @@ def test_coefficients_of_a_step_take_the_place_of_the_options():
     move(engine, work, Config(beta=9.0, kl_estimator="k2"), 1.0)
     torch.testing.assert_close(engine.grads[0], torch.tensor([[0.05, 0.05], [0.05, 0.0]]) / 3)
     torch.testing.assert_close(engine.entropy_grads[0], -torch.tensor([[0.1, 0.1], [0.1, 0.0]]))
+
+
+def test_what_an_attempt_has_measured_is_forgotten_each_time_that_memory_ends() -> None:
+    tally = measures.Tally(torch.zeros(1), torch.zeros(1, 1), epsilon=0.2, epsilon_high=0.2, num_iterations=1)
+    tally._add("kl", torch.tensor(1.0))
+    before = tally.copy()
+    for _ in range(3):  # of one copy, as `retry` has it
+        tally.restore(before)
+        tally._add("kl", torch.tensor(2.0))
+        tally._raise("ratio_max", torch.tensor(5.0))
+    assert float(tally.sums["kl"]) == 3.0
+    tally.restore(before)
+    assert float(tally.sums["kl"]) == 1.0 and tally.maxima == {}
+
+
+def test_a_mean_over_no_token_is_not_a_number_and_moves_no_coefficient() -> None:
+    tally = measures.Tally(torch.zeros(1), torch.zeros(1, 1), epsilon=0.2, epsilon_high=0.2, num_iterations=1)
+    clips = ("clip_share_low", "clip_share_high")
+    for name in ("advantage_mass", "kl", "kl_distance", "entropy", "loss", "surrogate", *clips):
+        tally._add(name, torch.tensor(0.0))
+    found = tally.metrics(0, beta=0.1)
+    assert math.isnan(found["kl"]) and math.isnan(found["entropy"]) and found["loss"] == found["clip_share_low"] == 0
+    moving = Config(beta=0.1, target_kl=0.05, use_adaptive_entropy=True, entropy_coef=0.01)
+    after = state_after(moving, {"beta": 0.1, "entropy_coef": 0.01}, kl=found["kl"], entropy=found["entropy"])
+    assert (after["beta"], after["entropy_coef"]) == (0.1, 0.01)
+    assert coefficients_of(moving, after)["entropy_coef"] == 0.0  # the bonus acts after a step that was measured

@@ -113,6 +113,7 @@ PACKING = [
 ]
 
 TREE = [
+    ("uncompiled attention stores all scores", 'os.environ.get("TORCHDYNAMO_DISABLE") == "1"', "False"),
     ("a token does not see itself", "return (i >= j) & mine", "return (i > j) & mine"),
     ("a token sees what comes", "return (i >= j) & mine", "return mine"),
     ("nobody sees the prefix", " | (segment_L[j] == 0)\n", "\n"),

@@ -60,6 +60,8 @@ UPDATE = [
 ]
 
 TALLY = [
+    ("the copy is written into", "= map(dict, copy)", "= copy"),
+    ("a mean over no token is 0", "if not num_tokens:", "if False:"),
     ("a filler reaches the surrogate", "counted(self.advantage_U[:, None] * logprob_UT)",
      "(counted(self.advantage_U[:, None]) * logprob_UT)"),
     ("clip shares added up", "divisor[name] * iterations for", "divisor[name] for"),
@@ -72,6 +74,8 @@ ZERO = [
     ("betas swapped", "(config.adam_beta1, config.adam_beta2)", "(config.adam_beta2, config.adam_beta1)"),
     ("torch's epsilon", '        "eps": config.adam_epsilon,\n', ""),
 ]
+
+STAGES = [("at every stage a gradient can be dropped", "return self.stage in (0, 3)", "return True")]
 
 ENGINE = [
     ("the rate of the start", '            group["lr"] = learning_rate * rate', "            pass"),
@@ -116,9 +120,14 @@ LINEAR = [
     ("the bias added after rounding", "torch.addmm(bias_O, rows_XI, weight_IO)", "(rows_XI @ weight_IO).add_(bias_O)"),
 ]
 
+BFLOAT16 = [("nobody is told that bfloat16 adds up", "config.zero_stage == 0 and dtype == torch.bfloat16", "False")]
+
+COMPILER = [("on a GPU nothing is compiled", '"__main__" and not torch.cuda.is_available()', '"__main__"')]
+
 MEMORY = [
-    ("a rank among others packs again", "if world_size() > 1 or all(", "if all("),
-    ("no rank packs again", "if world_size() > 1 or all(", "if world_size() > 0 or all("),
+    ("a rank among others packs again", "if world_size() > 1 or not", "if not"),
+    ("no rank packs again", "if world_size() > 1 or not", "if world_size() > 0 or not"),
+    ("a gradient that stays is added to", "or not can_undo or all(", "or all("),
 ]
 
 RUN_GROUPS = [
@@ -132,6 +141,10 @@ RUN_GROUPS = [
     ("grpo/report/measures.py", ("test_update.py",), TALLY),
     ("grpo/trainer/zero.py", ("test_optimizer.py",), ZERO),
     ("grpo/trainer/engine.py", ("test_optimizer.py",), ENGINE),
+    ("grpo/trainer/engine.py", ("test_engine.py",), STAGES),
+    ("grpo/run/announcement.py", ("test_python.py",), BFLOAT16),
+    *((program, ("test_programs_compile.py",), COMPILER)
+      for program in ("train.py", "eval.py", "grpo/export/__main__.py")),
     ("grpo/memory/ledger.py", ("test_ledger.py",), LEDGER),
     ("grpo/options/combinations.py", ("test_bad_configs.py",), COMBINATIONS),
     ("grpo/run/examples.py", ("test_run.py",), RUN),

@@ -116,7 +116,8 @@ SCHEDULE = [
     ("beta moves away from the target", "min(max(kl / target - 1, -0.2), 0.2)",
      "-min(max(kl / target - 1, -0.2), 0.2)"),
     ("beta moves without a bound", "min(max(kl / target - 1, -0.2), 0.2)", "(kl / target - 1)"),
-    ("beta forgets the number of completions", "* num_completions / horizon", "/ horizon"),
+    ("beta forgets the number of completions", "0.2) * min(num_completions / horizon, 1))", "0.2) / horizon)"),
+    ("beta becomes negative", "0.2) * min(num_completions / horizon, 1))", "0.2) * num_completions / horizon)"),
     ("a bonus above the target", "if entropy <= target else", "if entropy >= target else"),
     ("a bonus without its bounds", "min(coef + delta, high)", "coef + delta"),
 ]

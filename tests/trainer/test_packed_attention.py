@@ -9,6 +9,7 @@ from grpo.trainer.packed_attention import (
     Part,
     Tree,
     _Attention,
+    _compiled,
     block_mask,
     padded_length,
     parts,
@@ -163,3 +164,9 @@ def test_lengths_are_rounded_up_to_few():
     lengths = {padded_length(length) for length in range(1, 32769)}
     assert len(lengths) <= 50
     assert all(padded_length(length) <= max(1.125 * length, length + BLOCK) for length in range(1, 32769, 7))
+
+
+def test_attention_of_a_gpu_is_not_run_where_the_compiler_is_turned_off(monkeypatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    with pytest.raises(RuntimeError, match="^TORCHDYNAMO_DISABLE=1 in the environment: attention has to be compiled"):
+        _compiled(128)

@@ -121,3 +121,9 @@ def test_a_run_that_is_interrupted_raises_keyboard_interrupt(folder: Path) -> No
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'grpo' has no attribute 'trian'"):
         grpo.trian
+
+
+def test_gradients_that_add_up_in_bfloat16_are_announced(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for dtype, stage, said in (("bfloat16", 0, True), ("float32", 0, False), ("bfloat16", 1, False)):
+        grpo.train(config(folder, f"{dtype}{stage}", max_steps=1, torch_dtype=dtype, zero_stage=stage))
+        assert ("zero_stage=0 adds up the gradients of micro-batches in bfloat16" in capsys.readouterr().out) == said

@@ -154,6 +154,10 @@ def alone_check_survives_the_end_of_memory() -> None:
             found = engine_gradient(run, whole, [(0, 4)], limit=limit, prepare=fails_once(kind, at))
             assert_equal_gradients(found, expected, (options, kind, at))
             assert limit.max_tokens <= 30, (options, kind, at)
+    for stage in (1, 2):  # where DeepSpeed would count the second micro-batch's predecessors twice
+        run = config(**checkpointed, zero_stage=stage)
+        with pytest.raises(SystemExit, match="out of memory with a packed batch of .* micro_batch_tokens="):
+            engine_gradient(run, rollout(), [(0, 4)], limit=limit_of(run), prepare=fails_once("forward", 2))
 
 
 def check_many_micro_batches_in_bfloat16_add_up_in_float32() -> None:

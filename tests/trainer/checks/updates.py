@@ -1,5 +1,6 @@
 """Checks of updates that are special: skipped, empty, without a reference, after an error; and of what is compared."""
 
+import math
 from types import SimpleNamespace
 
 import torch
@@ -78,6 +79,7 @@ def check_a_step_in_which_nothing_counts_has_loss_0() -> None:
     metrics = move(engine, run, work_of(run, whole), 1e-2)
     sync(engine, decoder)
     assert metrics["loss"] == metrics["grad_norm"] == metrics["num_tokens"] == 0.0, metrics
+    assert math.isnan(metrics["kl"]) and math.isnan(metrics["entropy"]), metrics  # else beta would move by them
     assert all(torch.equal(tensor, start[name]) for name, tensor in decoder.tensors().items())
 
 
