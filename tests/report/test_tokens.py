@@ -47,6 +47,8 @@ def group_of_one():
 class Plain:
     """An engine without DeepSpeed: the real policy, and plain gradient descent; keeps the weights of each update."""
 
+    can_discard = True
+
     def __init__(self, model):
         torch.manual_seed(0)  # of LoRA's A
         self.model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
